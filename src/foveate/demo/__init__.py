@@ -1,0 +1,1 @@
+"""The bundled model ``scenes``: its world, its recipe, and how to load it."""

@@ -1,0 +1,129 @@
+"""Stage 2 of the recipe: conversations, many to a picture, so that one image prefix pays for many answers.
+
+A row is ``system <user> image`` followed by segments ``question <assistant> answer </s>``. In most rows the
+segments cannot see each other and all start at the same position, so each is exactly a single-turn
+conversation; in the others they follow one another as turns of one chat.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from . import language
+from .draw import draw
+from .model import SPECIAL, SYSTEM, VISUAL, vocabulary
+from .world import MAX_OBJECTS, sample
+
+TEXT = 288  # text tokens of a row, after the prefix
+CHATS = 0.15  # share of rows whose segments are turns of one chat
+_WEIGHTS = {"description": 1.0, "caption": 0.5}  # loss per answer token; short answers weigh `_SHORT`
+_SHORT = 3.0
+_IDS = {word: i for i, word in enumerate(vocabulary())}
+_PAD, _BOS, _EOS, _UNK, _IMAGE, _USER, _ASSISTANT = (_IDS[t] for t in SPECIAL)
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of plain text, as the processor's tokenizer gives them."""
+    return [_IDS.get(word, _UNK) for word in re.findall(r"[\w-]+|[^\w\s]", text.lower())]
+
+
+PREFIX = [_BOS, *encode(SYSTEM), _USER, *([_IMAGE] * VISUAL)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row as numpy arrays of length `len(PREFIX) + TEXT`."""
+
+    pixels: np.ndarray
+    ids: np.ndarray
+    positions: np.ndarray
+    segment: np.ndarray  # 0 prefix, 1.. segments, -1 padding
+    target: np.ndarray  # id of the next token where it belongs to an answer, else -100
+    weight: np.ndarray
+
+
+def scene_turns(split: str, index: int, most: int = MAX_OBJECTS) -> tuple[np.ndarray, list[language.Turn]]:
+    """Pixels of a scene and a shuffled list of turns: a description, a caption, and questions of every kind."""
+    scene = sample(split, index, most=most)
+    rng = np.random.default_rng((*scene.seed, 11))
+    turns = [
+        language.Turn("description", str(rng.choice(language.DESCRIPTION_PROMPTS)), language.describe(scene)),
+        language.Turn("caption", str(rng.choice(language.CAPTION_PROMPTS)), str(rng.choice(language.captions(scene)))),
+    ]
+    for _ in range(4):
+        for kind in rng.permutation(language.KINDS):
+            turn = language.ask(scene, str(kind), rng)
+            if turn is not None and turn not in turns:
+                turns.append(turn)
+    return draw(scene).pixels, turns
+
+
+def pack(pixels: np.ndarray, turns: list[language.Turn], rng: np.random.Generator) -> Row:
+    """As many turns as fit into a row."""
+    chat = bool(rng.random() < CHATS)
+    if chat:
+        turns = [turns[int(i)] for i in rng.permutation(len(turns))]
+    size = len(PREFIX) + TEXT
+    ids, positions = np.full(size, _PAD), np.zeros(size, dtype=np.int64)
+    segment, target = np.full(size, -1), np.full(size, -100)
+    weight = np.zeros(size, dtype=np.float32)
+    start = len(PREFIX)
+    ids[:start], positions[:start], segment[:start] = PREFIX, np.arange(start), 0
+    for number, turn in enumerate(turns, 1):
+        opening = [_USER] if chat and number > 1 else []
+        question = [*opening, *encode(turn.question), _ASSISTANT]
+        answer = [*encode(turn.answer), _EOS]
+        end = start + len(question) + len(answer)
+        if end > size:
+            continue
+        first = start if chat else len(PREFIX)
+        ids[start:end] = question + answer
+        positions[start:end] = np.arange(first, first + end - start)
+        segment[start:end] = 0 if chat else number
+        asked = start + len(question) - 1
+        target[asked : end - 1] = answer
+        weight[asked : end - 1] = _WEIGHTS.get(turn.kind, _SHORT)
+        start = end
+    return Row(pixels, ids, positions, segment, target, weight)
+
+
+def visible(segment: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
+    """Who sees whom: causal, within the own segment and the prefix; padding sees itself."""
+    size = segment.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool).tril()
+    same = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
+    return (causal & same)[:, None]
+
+
+def answer_loss(
+    model: LlavaForConditionalGeneration,
+    pixels: Float[Tensor, "B 3 H W"],
+    ids: Int[Tensor, "B T"],
+    positions: Int[Tensor, "B T"],
+    segment: Int[Tensor, "B T"],
+    target: Int[Tensor, "B T"],
+    weight: Float[Tensor, "B T"],
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """Weighted cross-entropy of the answers; also the plain accuracy on long and on short answers' tokens."""
+    hidden = model.model(
+        input_ids=ids,
+        pixel_values=pixels,
+        attention_mask=visible(segment).to(ids.device),
+        position_ids=positions,
+        use_cache=False,
+    ).last_hidden_state
+    asked = target >= 0
+    logits, wanted, share = model.lm_head(hidden[asked]).float(), target[asked], weight[asked]
+    loss = (F.cross_entropy(logits, wanted, reduction="none") * share).sum() / share.sum()
+    right = (logits.argmax(-1) == wanted).float()
+    short = share == _SHORT
+    content = short & (wanted != _EOS)
+    return loss, {"long": right[~short].mean().item(), "short": right[content].mean().item()}

@@ -1,0 +1,104 @@
+"""Stage 1 of the recipe: the tower learns dense labels, in the decoder's own words.
+
+Every visual token is asked which shape, colour, texture, size and place the object in its patch has, and the
+classifier's weights *are* the decoder's word embeddings. So the tower learns to see and the projector learns
+the decoder's language at once: after this stage a visual token already reads like a bag of the right words,
+and the decoder has only to learn where to look.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from .draw import draw
+from .model import vocabulary
+from .world import BACKGROUNDS, COLORS, GRID, MAX_OBJECTS, PATCH, PLACES, SHAPES, SIZES, TEXTURES, sample
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "color": tuple(COLORS),
+    "texture": TEXTURES,
+    "size": tuple(SIZES),
+    "place": PLACES,
+}
+_SEEN = 0.08  # share of a patch's pixels that an object must own for the patch to be labelled with it
+
+
+@dataclass(frozen=True)
+class DenseLabels:
+    """What stage 1 teaches about a batch; -100 where there is nothing to say."""
+
+    groups: Int[Tensor, "B G T"]  # index within each of `GROUPS`, per visual token
+    part: Int[Tensor, "B T"]  # 0 background, 1 part of an object, 2 holds an object's centre
+    count: Int[Tensor, "B"]
+    background: Int[Tensor, "B"]
+
+
+def dense_example(split: str, index: int, most: int = MAX_OBJECTS) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Pixels (H W 3) of a scene and its labels: groups (G T), part (T), count, background."""
+    scene = sample(split, index, most=most)
+    drawing = draw(scene)
+    owned = _owned_pixels(drawing.owner, len(scene.things))
+    best = owned.argmax(0)
+    labelled = owned.max(0) >= _SEEN * PATCH * PATCH
+    words = [[getattr(t, key) for t in scene.things] for key in GROUPS]
+    groups = np.full((len(GROUPS), GRID * GRID), -100)
+    for row, (options, values) in enumerate(zip(GROUPS.values(), words, strict=True)):
+        index_of = np.array([options.index(value) for value in values])
+        groups[row] = np.where(labelled, index_of[best], -100)
+    part = labelled.astype(np.int64)
+    for thing in scene.things:
+        part[int(thing.y) // PATCH * GRID + int(thing.x) // PATCH] = 2
+    totals = np.array(len(scene.things)), np.array(BACKGROUNDS.index(scene.background))
+    return drawing.pixels, (groups, part, *totals)
+
+
+def _owned_pixels(owner: np.ndarray, things: int) -> np.ndarray:
+    """How many pixels (things T) of each patch each object owns."""
+    patches = owner.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(GRID * GRID, -1)
+    return np.stack([(patches == k).sum(1) for k in range(things)])
+
+
+class TowerTeacher(nn.Module):
+    """The throw-away part of stage 1: scales of the word classifiers, and heads for part, count, background."""
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        text, vision = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
+        self.log_scale = nn.Parameter(torch.full((len(GROUPS),), 2.0))
+        self.part = nn.Linear(text, 3)
+        self.count = nn.Linear(vision, MAX_OBJECTS + 1)
+        self.background = nn.Linear(vision, len(BACKGROUNDS))
+        index = {word: i for i, word in enumerate(vocabulary())}
+        sums = torch.zeros(sum(map(len, GROUPS.values())), len(index))
+        for row, phrase in enumerate(phrase for group in GROUPS.values() for phrase in group):
+            for word in phrase.split():
+                sums[row, index[word]] = len(phrase.split()) ** -0.5
+        self.register_buffer("phrases", sums, persistent=False)
+
+    def forward(
+        self, model: LlavaForConditionalGeneration, pixels: Float[Tensor, "B 3 H W"], labels: DenseLabels
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Sum of the cross-entropies, and the accuracy on each group of words (for the progress line)."""
+        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+        tokens = model.model.multi_modal_projector(states[:, 1:])
+        words = F.normalize(self.phrases @ model.get_input_embeddings().weight, dim=-1)  # type: ignore[operator]
+        logits = tokens @ words.T
+        loss = 0.5 * F.cross_entropy(self.part(tokens).flatten(0, 1), labels.part.flatten())
+        loss = loss + 0.1 * F.cross_entropy(self.count(states[:, 0]), labels.count)
+        loss = loss + 0.05 * F.cross_entropy(self.background(states[:, 0]), labels.background)
+        seen: dict[str, float] = {}
+        for row, (key, part) in enumerate(zip(GROUPS, logits.split([len(g) for g in GROUPS.values()], -1), strict=True)):
+            target = labels.groups[:, row].flatten()
+            part = (part * self.log_scale[row].exp()).flatten(0, 1)
+            loss = loss + F.cross_entropy(part, target)
+            valid = target >= 0
+            seen[key] = (part.argmax(-1)[valid] == target[valid]).float().mean().item()
+        return loss, seen

@@ -1,0 +1,217 @@
+"""The recipe of ``scenes``: two stages, seeded, resumable, on a CPU or a GPU.
+
+Every batch is a pure function of its number, so a run that is stopped and resumed sees what an uninterrupted
+run sees and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from . import conversations, tower
+from .easyvqa import EasyVQA
+from .model import build_model
+from .muon import Muon
+from .world import MAX_OBJECTS
+
+Loss = tuple[Tensor, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All numbers of a run. `tower_steps` and `steps` are optimiser steps of the two stages."""
+
+    seed: int = 0
+    tower_steps: int = 900
+    tower_batch: int = 32
+    tower_lr: float = 3e-3
+    steps: int = 3000
+    batch: int = 12
+    lr: float = 2e-3
+    easy_vqa: float = 0.1
+    warmup: int = 50
+    decay: float = 0.5
+
+
+class Rows(Dataset[Any]):
+    """Rows number `first` to `last` of a stage, as a map-style dataset."""
+
+    def __init__(self, make: Callable[[int], Any], first: int, last: int) -> None:
+        self.make, self.first, self.last = make, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make(self.first + index)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 (B H W 3) to what the image processor gives: float (B 3 H W) in [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def curriculum(index: int, total: int) -> int:
+    """Most objects in a scene: from 3 to all of them over the first quarter of a stage."""
+    return min(MAX_OBJECTS, 3 + int(index / max(1, total // 4) * (MAX_OBJECTS - 2)))
+
+
+def tower_row(index: int, total: int) -> Any:
+    """Training row `index` of stage 1."""
+    return tower.dense_example("train", index, curriculum(index, total))
+
+
+def chat_row(index: int, total: int, offset: int, share: float, extra: EasyVQA | None) -> Any:
+    """Training row `index` of stage 2: a scene, or with probability `share` an easy-vqa picture."""
+    rng = np.random.default_rng((3, index))
+    if extra is not None and rng.random() < share:
+        row = conversations.pack(*extra.turns("train", int(rng.integers(extra.images("train"))), rng), rng)
+    else:
+        row = conversations.pack(*conversations.scene_turns("train", offset + index, curriculum(index, total)), rng)
+    return tuple(getattr(row, key) for key in row.__dataclass_fields__)
+
+
+def rate(step: int, recipe: Recipe, steps: int) -> float:
+    """Learning-rate factor: linear warm-up, flat, then linear decay to zero over the last part."""
+    left = (steps - step) / max(1.0, recipe.decay * steps)
+    return min(1.0, (step + 1) / recipe.warmup, left)
+
+
+def optimizers(modules: list[nn.Module], lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the networks, AdamW for embeddings, norms, biases and heads."""
+    named = {id(p): (name, p) for module in modules for name, p in module.named_parameters()}
+    matrices, others = [], []
+    for name, p in named.values():
+        inner = p.ndim >= 2 and not any(part in name for part in ("embed", "lm_head", "part", "count", "background"))
+        (matrices if inner else others).append(p)
+    return [Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+class Run:
+    """One stage: model, optimisers, data and checkpoint; `advance` yields progress after each step."""
+
+    def __init__(self, name: str, folder: Path, modules: dict[str, nn.Module], lr: float, steps: int) -> None:
+        self.name, self.folder, self.modules, self.lr, self.steps = name, folder, modules, lr, steps
+        self.optimizers = optimizers(list(modules.values()), lr)
+        self.step = 0
+
+    def save(self) -> None:
+        """Writes the checkpoint; the old one stays whole until the new one is."""
+        tensors = {f"{m}/{k}": v for m, module in self.modules.items() for k, v in module.state_dict().items()}
+        tensors.pop("model/lm_head.weight", None)
+        for o, optimizer in enumerate(self.optimizers):
+            for p, state in optimizer.state_dict()["state"].items():
+                tensors.update({f"optimizer{o}/{p}/{k}": torch.as_tensor(v) for k, v in state.items()})
+        new = self.folder / f"{self.name}.new.safetensors"
+        packed = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        save_file(packed, new, {"step": str(self.step), "steps": str(self.steps)})
+        os.replace(new, self.folder / f"{self.name}.safetensors")
+
+    def load(self) -> None:
+        """Takes up the checkpoint if there is one.
+
+        Raises:
+            ValueError: the checkpoint is of a run with another number of steps (its curriculum differs).
+        """
+        path = self.folder / f"{self.name}.safetensors"
+        if not path.exists():
+            return
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+        if int(facts["steps"]) != self.steps:
+            raise ValueError(f"{path} is of a run of {facts['steps']} steps, not {self.steps}; use another folder")
+        tensors = load_file(path)
+        for name, module in self.modules.items():
+            mine = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}
+            module.load_state_dict(mine, strict=False)
+        for o, optimizer in enumerate(self.optimizers):
+            whole = optimizer.state_dict()
+            for key, value in tensors.items():
+                if key.startswith(f"optimizer{o}/"):
+                    _, p, k = key.split("/")
+                    whole["state"].setdefault(int(p), {})[k] = value
+            optimizer.load_state_dict(whole)
+        self.step = int(facts["step"])
+
+    def advance(self, rows: Dataset[Any], batch: int, loss: Callable[..., Loss], recipe: Recipe) -> Iterator[dict[str, float]]:
+        """Trains from the current step to the last; yields the loss and the accuracies of every step."""
+        loader = DataLoader(rows, batch_size=batch, num_workers=1, prefetch_factor=4)
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        for fields in loader:
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * rate(self.step, recipe, self.steps)
+            value, seen = loss(*fields)
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            if not math.isfinite(value.item()):
+                raise FloatingPointError(f"the loss of step {self.step} of stage {self.name} is {value.item()}")
+            yield {"step": self.step, "loss": value.item(), **seen}
+            if self.step % 100 == 0 or self.step == self.steps:
+                self.save()
+
+
+def train(folder: Path, recipe: Recipe, device: str = "cpu", report: Callable[[str, dict[str, float]], None] | None = None) -> nn.Module:
+    """Runs what is left of both stages in `folder`, and returns the trained model.
+
+    Args:
+        folder: checkpoints, `recipe.json` and the log go here.
+        recipe: the numbers of the run; a folder belongs to one recipe.
+        device: where to train.
+        report: called after each step with the stage's name and its figures.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "recipe.json"
+    if note.exists() and json.loads(note.read_text()) != asdict(recipe):
+        raise ValueError(f"{note} holds another recipe; give another folder, or the same numbers to resume")
+    note.write_text(json.dumps(asdict(recipe), indent=1))
+    torch.manual_seed(recipe.seed)
+    model = build_model().to(device)
+    teacher = tower.TowerTeacher(model).to(device)
+    first = Run("tower", folder, {"model": model, "teacher": teacher}, recipe.tower_lr, recipe.tower_steps)
+    second = Run("chat", folder, {"model": model}, recipe.lr, recipe.steps)
+
+    def dense(pixels: Tensor, labels: list[Tensor]) -> Loss:
+        return teacher(model, normalise(pixels.to(device)), tower.DenseLabels(*(v.to(device) for v in labels)))
+
+    def chat(pixels: Tensor, *rest: Tensor) -> Loss:
+        return conversations.answer_loss(model, normalise(pixels.to(device)), *(v.to(device) for v in rest))
+
+    total = recipe.tower_steps * recipe.tower_batch
+    plan: list[tuple[Run, Any, int, int, Callable[..., Loss]]] = [
+        (first, partial(tower_row, total=total), recipe.tower_batch, total, dense)
+    ]
+    extra = EasyVQA.find()
+    rows = recipe.steps * recipe.batch
+    row = partial(chat_row, total=rows, offset=total, share=recipe.easy_vqa, extra=extra)
+    plan.append((second, row, recipe.batch, rows, chat))
+    if (folder / "chat.safetensors").exists():
+        plan.pop(0)
+    for run, make, batch, last, loss in plan:
+        run.load()
+        for seen in run.advance(Rows(make, run.step * batch, last), batch, loss, recipe):
+            if report is not None:
+                report(run.name, seen)
+    return model
