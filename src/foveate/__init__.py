@@ -1,0 +1,12 @@
+"""Foveate: keep only the visual tokens that matter, on stock transformers models."""
+
+from . import methods
+from .core.method import Method
+from .core.tokens import Kind, TokenMap
+from .core.view import View
+from .engine.apply import apply
+from .engine.cache import KeptCache
+from .engine.trace import Trace
+
+__version__ = "0.1.0"
+__all__ = ["KeptCache", "Kind", "Method", "TokenMap", "Trace", "View", "apply", "methods"]

@@ -28,6 +28,7 @@ from .muon import Muon
 from .world import MAX_OBJECTS
 
 Loss = tuple[Tensor, dict[str, float]]
+Report = Callable[[str, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def optimizers(modules: list[nn.Module], lr: float) -> list[torch.optim.Optimize
     named = {id(p): (name, p) for module in modules for name, p in module.named_parameters()}
     matrices, others = [], []
     for name, p in named.values():
+        if not p.requires_grad:
+            continue
         inner = p.ndim >= 2 and not any(part in name for part in ("embed", "lm_head", "part", "count", "background"))
         (matrices if inner else others).append(p)
     return [Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
@@ -148,10 +151,18 @@ class Run:
             optimizer.load_state_dict(whole)
         self.step = int(facts["step"])
 
+    def finish(self, make: Callable[[int], Any], batch: int, loss: Callable[..., Loss], recipe: Recipe, report: Report | None) -> None:
+        """Takes up the checkpoint and runs to the last step."""
+        self.load()
+        rows = Rows(make, self.step * batch, self.steps * batch)
+        for seen in self.advance(rows, batch, loss, recipe):
+            if report is not None:
+                report(self.name, seen)
+
     def advance(self, rows: Dataset[Any], batch: int, loss: Callable[..., Loss], recipe: Recipe) -> Iterator[dict[str, float]]:
         """Trains from the current step to the last; yields the loss and the accuracies of every step."""
         loader = DataLoader(rows, batch_size=batch, num_workers=1, prefetch_factor=4)
-        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         for fields in loader:
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -170,7 +181,7 @@ class Run:
                 self.save()
 
 
-def train(folder: Path, recipe: Recipe, device: str = "cpu", report: Callable[[str, dict[str, float]], None] | None = None) -> nn.Module:
+def train(folder: Path, recipe: Recipe, device: str = "cpu", report: Report | None = None) -> nn.Module:
     """Runs what is left of both stages in `folder`, and returns the trained model.
 
     Args:
@@ -189,29 +200,32 @@ def train(folder: Path, recipe: Recipe, device: str = "cpu", report: Callable[[s
     note.write_text(json.dumps(asdict(recipe), indent=1))
     torch.manual_seed(recipe.seed)
     model = build_model().to(device)
-    teacher = tower.TowerTeacher(model).to(device)
-    first = Run("tower", folder, {"model": model, "teacher": teacher}, recipe.tower_lr, recipe.tower_steps)
-    second = Run("chat", folder, {"model": model}, recipe.lr, recipe.steps)
+    if not (folder / "chat.safetensors").exists():
+        _tower_stage(model, folder, recipe, device, report)
+    _chat_stage(model, folder, recipe, device, report)
+    return model
 
-    def dense(pixels: Tensor, labels: list[Tensor]) -> Loss:
+
+def _tower_stage(model: Any, folder: Path, recipe: Recipe, device: str, report: Report | None) -> None:
+    teacher = tower.TowerTeacher(model).to(device)
+    run = Run("tower", folder, {"model": model, "teacher": teacher}, recipe.tower_lr, recipe.tower_steps)
+    make = partial(tower_row, total=recipe.tower_steps * recipe.tower_batch)
+
+    def loss(pixels: Tensor, labels: list[Tensor]) -> Loss:
         return teacher(model, normalise(pixels.to(device)), tower.DenseLabels(*(v.to(device) for v in labels)))
 
-    def chat(pixels: Tensor, *rest: Tensor) -> Loss:
+    run.finish(make, recipe.tower_batch, loss, recipe, report)
+
+
+def _chat_stage(model: Any, folder: Path, recipe: Recipe, device: str, report: Report | None) -> None:
+    """The tower has learned to see and rests; projector and decoder learn."""
+    model.model.vision_tower.requires_grad_(False)
+    run = Run("chat", folder, {"model": model}, recipe.lr, recipe.steps)
+    offset = recipe.tower_steps * recipe.tower_batch
+    total = recipe.steps * recipe.batch
+    make = partial(chat_row, total=total, offset=offset, share=recipe.easy_vqa, extra=EasyVQA.find())
+
+    def loss(pixels: Tensor, *rest: Tensor) -> Loss:
         return conversations.answer_loss(model, normalise(pixels.to(device)), *(v.to(device) for v in rest))
 
-    total = recipe.tower_steps * recipe.tower_batch
-    plan: list[tuple[Run, Any, int, int, Callable[..., Loss]]] = [
-        (first, partial(tower_row, total=total), recipe.tower_batch, total, dense)
-    ]
-    extra = EasyVQA.find()
-    rows = recipe.steps * recipe.batch
-    row = partial(chat_row, total=rows, offset=total, share=recipe.easy_vqa, extra=extra)
-    plan.append((second, row, recipe.batch, rows, chat))
-    if (folder / "chat.safetensors").exists():
-        plan.pop(0)
-    for run, make, batch, last, loss in plan:
-        run.load()
-        for seen in run.advance(Rows(make, run.step * batch, last), batch, loss, recipe):
-            if report is not None:
-                report(run.name, seen)
-    return model
+    run.finish(make, recipe.batch, loss, recipe, report)

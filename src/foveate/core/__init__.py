@@ -1,0 +1,1 @@
+"""Pure tensors: what a decision sees, and how decisions are composed. Imports torch alone."""

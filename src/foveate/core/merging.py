@@ -1,0 +1,40 @@
+"""What becomes of the dropped: callables from a `View` and the kept set to new hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .view import View
+
+Merge = Callable[[View, Tensor], Tensor]
+
+
+def into_nearest(view: View, keep: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
+    """Each dropped token is averaged into the kept token of its sample that lies nearest in its image.
+
+    Nearness is distance on the image's grid, or of columns where there is none. Entries that are not kept are zeros.
+    """
+    states = view.states()
+    kept = keep & view.mask
+    row, column = _coordinates(view)
+    far = (row[:, :, None] - row[:, None]) ** 2 + (column[:, :, None] - column[:, None]) ** 2
+    target = far.masked_fill(~kept[:, None], 2**40).argmin(2)
+    target = torch.where(kept, torch.arange(target.shape[1], device=target.device), target)
+    weight = torch.nn.functional.one_hot(target, target.shape[1]).to(states.dtype) * view.mask[..., None]
+    sums = weight.transpose(1, 2) @ states
+    return sums / weight.sum(1)[..., None].clamp(min=1)
+
+
+def _coordinates(view: View) -> tuple[Tensor, Tensor]:
+    """Place of each alive visual token on its image's grid; images are far apart from one another."""
+    image = view.tokens.image.gather(1, view.visual.clamp(min=0))
+    number = view.tokens.image.ge(0).long().cumsum(1).gather(1, view.visual.clamp(min=0)) - 1
+    if view.tokens.grid is None:
+        return image * 2**16, number
+    height, width = view.tokens.grid
+    inside = number % (height * width)
+    return image * 2**16 + inside // width, inside % width

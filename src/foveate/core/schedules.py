@@ -1,0 +1,72 @@
+"""How many tokens stay: callables from a `View` to (B,), the visual tokens to keep of each sample.
+
+A schedule may also say, without tensors, when it acts at all (`acts`), and refuse a decoder it does not fit
+(`check`); the engine then spends nothing where it does not act. A plain function is a schedule that may act anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .view import View
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """What `Method` needs of a schedule."""
+
+    def __call__(self, view: View) -> Int[Tensor, "B"]:
+        """Visual tokens to keep of each sample; more than are alive means all."""
+        ...
+
+
+def tokens_kept(total: Int[Tensor, "B"], keep: float | int) -> Int[Tensor, "B"]:
+    """`keep` as a count of `total`: an int is a number of tokens, a float a fraction, rounded half up."""
+    if isinstance(keep, int):
+        return torch.full_like(total, keep).minimum(total)
+    return (total.double() * keep + 0.5).floor().long()
+
+
+def check_keep(keep: float | int) -> None:
+    """Raises ValueError unless `keep` is a fraction in [0, 1] (float) or a count >= 0 (int)."""
+    if isinstance(keep, bool) or keep < 0 or (isinstance(keep, float) and not keep <= 1):
+        raise ValueError(f"keep={keep!r}; expected a fraction in [0, 1], like 0.5, or a whole number of tokens, like 64")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One cut in the prefill: before layer `layer`, keep `keep` of the visual tokens that each sample started with.
+
+    Args:
+        layer: the first layer that runs without the dropped tokens.
+        keep: a fraction of the tokens (float) or their number (int).
+
+    Raises:
+        ValueError: a negative layer, or `keep` out of range.
+    """
+
+    layer: int
+    keep: float | int
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        if self.layer < 0:
+            raise ValueError(f"layer={self.layer}; expected 0 or more")
+
+    def acts(self, layer: int, step: int) -> bool:
+        """Only before its layer, in a prefill."""
+        return step == 0 and layer == self.layer
+
+    def check(self, layers: int) -> None:
+        """Raises ValueError if the decoder is too shallow for the cut."""
+        if self.layer >= layers:
+            raise ValueError(f"the schedule cuts before layer {self.layer}, but the model has layers 0 to {layers - 1}")
+
+    def __call__(self, view: View) -> Int[Tensor, "B"]:
+        """Counts to keep."""
+        return tokens_kept(view.total, self.keep)

@@ -1,0 +1,40 @@
+"""From scores and counts to the set that stays."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def top(
+    scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, "B"]
+) -> Bool[Tensor, "B N"]:
+    """The `counts` highest-scored entries of each row within `mask`; of equal scores the earlier wins."""
+    ranked = scores.float().masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(ranked)
+    rank.scatter_(1, ranked, torch.arange(ranked.shape[1], device=ranked.device).expand_as(ranked))
+    return (rank < counts[:, None]) & mask
+
+
+def quotas(counts: Int[Tensor, "B"], sizes: Int[Tensor, "B I"]) -> Int[Tensor, "B I"]:
+    """Splits each row's count over its images in proportion to their sizes, by largest remainder."""
+    total = sizes.sum(1, keepdim=True).clamp(min=1)
+    exact = counts[:, None] * sizes
+    base = exact // total
+    missing = counts - base.sum(1)
+    remainder = torch.where(sizes > 0, exact % total, -1)
+    return base + top(remainder.double(), remainder >= 0, missing).long()
+
+
+def top_per_image(
+    scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, "B"], image: Int[Tensor, "B N"]
+) -> Bool[Tensor, "B N"]:
+    """As `top`, with each image keeping its share: `quotas` of the entries alive in it."""
+    images = int(torch.where(mask, image, -1).max()) + 1
+    member = torch.stack([mask & (image == i) for i in range(images)], 1)
+    share = quotas(counts, member.sum(2))
+    keep = torch.zeros_like(mask)
+    for i in range(images):
+        keep |= top(scores, member[:, i], share[:, i])
+    return keep

@@ -1,0 +1,86 @@
+"""What each column of the input is: system prompt, image, instruction, response or padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class Kind(IntEnum):
+    """The four token types of DyRate (2501.14204, §III-A), and padding."""
+
+    SYSTEM = 0
+    IMAGE = 1
+    INSTRUCTION = 2
+    RESPONSE = 3
+    PADDING = 4
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """Columns are places in the input as the user gave it, counted from 0 and padding included.
+
+    A token keeps its column for its whole life, in every layer and step, dropped or not.
+
+    Attributes:
+        kind: a `Kind` per column.
+        image: which of the sample's images a column belongs to, counted from 0; -1 for text and padding.
+        grid: (rows, columns) of every image's tokens in raster order, or None where they form no such grid.
+    """
+
+    kind: Int[Tensor, "B C"]
+    image: Int[Tensor, "B C"]
+    grid: tuple[int, int] | None = None
+
+    def are(self, kind: Kind) -> Bool[Tensor, "B C"]:
+        """Which columns are of `kind`."""
+        return self.kind == int(kind)
+
+    def extended(self, other: TokenMap) -> TokenMap:
+        """This map followed by the columns of `other`, whose images are counted on from ours."""
+        shift = self.image.amax(1, keepdim=True) + 1 if self.image.shape[1] else 0
+        image = torch.where(other.image >= 0, other.image + shift, other.image)
+        grid = self.grid if self.grid == other.grid or not bool(other.are(Kind.IMAGE).any()) else None
+        return TokenMap(torch.cat([self.kind, other.kind], 1), torch.cat([self.image, image], 1), grid)
+
+    def with_responses(self, columns: int) -> TokenMap:
+        """This map grown to `columns` columns by response tokens."""
+        batch, have = self.kind.shape
+        kind = self.kind.new_full((batch, columns - have), int(Kind.RESPONSE))
+        return TokenMap(torch.cat([self.kind, kind], 1), torch.cat([self.image, kind * 0 - 1], 1), self.grid)
+
+
+def classify(
+    visual: Bool[Tensor, "B T"],
+    real: Bool[Tensor, "B T"],
+    *,
+    per_image: int | None = None,
+    grid: tuple[int, int] | None = None,
+    opening: bool = True,
+) -> TokenMap:
+    """The token map of a prompt: what precedes the first image is system, later text instruction.
+
+    Args:
+        visual: which columns hold visual tokens.
+        real: which columns are not padding.
+        per_image: visual tokens of one image, if all have the same; images that touch are told apart by it.
+        grid: passed on to the map.
+        opening: whether this is the start of a conversation; in a later turn no text is system.
+    """
+    before = visual.long().cumsum(1) == 0
+    kind = torch.full_like(visual, int(Kind.INSTRUCTION), dtype=torch.long)
+    if opening:
+        has_image = visual.any(1, keepdim=True)
+        kind[before & has_image] = int(Kind.SYSTEM)
+    kind[visual] = int(Kind.IMAGE)
+    kind[~real] = int(Kind.PADDING)
+    if per_image:
+        number = (visual.long().cumsum(1) - 1) // per_image
+    else:
+        starts = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
+        number = starts.long().cumsum(1) - 1
+    return TokenMap(kind, torch.where(visual, number, -1), grid)

@@ -1,0 +1,95 @@
+"""All that a decision may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .tokens import TokenMap
+
+
+@dataclass(frozen=True)
+class View:
+    """The state just before layer `layer` runs at step `step`; step 0 is the prefill.
+
+    Attributes:
+        layer: the layer about to run, counted from 0.
+        step: 0 in a prefill (each forward of several tokens is one), t >= 1 before decode step t.
+        layers: depth of the decoder.
+        total: visual tokens that each sample started with.
+        visual: columns (see `TokenMap`) of the visual tokens still alive here, ascending; filled with -1.
+        mask: which entries of `visual` are real.
+        hidden: hidden states entering the layer.
+        rows: columns of those hidden states; -1 where a row is only a fill.
+        tokens: what every column is.
+        attend: computes `attention`; given by the engine, absent where a schedule is costed without a model.
+    """
+
+    layer: int
+    step: int
+    layers: int
+    total: Int[Tensor, "B"]
+    visual: Int[Tensor, "B N"]
+    mask: Bool[Tensor, "B N"]
+    hidden: Float[Tensor, "B T D"]
+    rows: Int[Tensor, "B T"]
+    tokens: TokenMap
+    attend: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def alive(self) -> Int[Tensor, "B"]:
+        """Visual tokens of each sample still alive before this layer."""
+        return self.mask.sum(1)
+
+    @property
+    def newest(self) -> Int[Tensor, "B 1"]:
+        """Column of each sample's last real token: the last of the prompt, or the one being decoded."""
+        return self.rows.amax(1, keepdim=True)
+
+    def attention(self, queries: Int[Tensor, "B Q"]) -> Float[Tensor, "B H Q C"]:
+        """Attention that the layer before paid, in float32, from the rows of `queries` to every column.
+
+        Only these rows are computed, from the layer's input and its cached keys: the same numbers under
+        eager, sdpa and flash attention. A column that layer no longer held has 0; a query of -1 gives zeros.
+
+        Args:
+            queries: columns among the rows that the layer before has just run.
+
+        Raises:
+            ValueError: at layer 0, which has no layer before; or outside a model.
+        """
+        if self.layer == 0:
+            raise ValueError("layer 0 has no layer before it whose attention could rank tokens; use layer >= 1")
+        if self.attend is None:
+            raise ValueError("this view has no model behind it, so it has no attention; give the counts directly")
+        return self.attend(queries)
+
+    def of_visual(self, values: Float[Tensor, "B *K C"]) -> Float[Tensor, "B *K N"]:
+        """Picks the alive visual tokens' entries from values over all columns; 0 at fills."""
+        shape = (values.shape[0], *([1] * (values.ndim - 2)), self.visual.shape[1])
+        index = self.visual.clamp(min=0).view(shape).expand(*values.shape[:-1], -1)
+        return values.gather(-1, index) * self.mask.view(shape)
+
+    def states(self) -> Float[Tensor, "B N D"]:
+        """Hidden states of the alive visual tokens (zeros at fills).
+
+        Raises:
+            ValueError: some of them are not among the rows that run now, as in a decode step.
+        """
+        place = self.place()
+        if bool(((place < 0) & self.mask).any()):
+            raise ValueError("visual tokens of earlier steps have no hidden state now; ask in the prefill (step 0)")
+        index = place.clamp(min=0)[..., None].expand(-1, -1, self.hidden.shape[-1])
+        return self.hidden.gather(1, index) * self.mask[..., None]
+
+    def place(self) -> Int[Tensor, "B N"]:
+        """Index into `hidden`'s rows of each alive visual token; -1 where it is not among them."""
+        batch, columns = self.tokens.kind.shape
+        where = torch.full((batch, columns + 1), -1, dtype=torch.long, device=self.rows.device)
+        numbers = torch.arange(self.rows.shape[1], device=self.rows.device).expand_as(self.rows)
+        where.scatter_(1, torch.where(self.rows < 0, columns, self.rows), numbers)
+        return torch.where(self.mask, where.gather(1, self.visual.clamp(min=0)), -1)

@@ -1,0 +1,30 @@
+"""LLaVA 1.5 and its kin: every image has the same number of tokens, in raster order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .adapter import Adapter
+
+
+def patch_grid(config: Any) -> tuple[int, int] | None:
+    """Rows and columns of one image's tokens, from the tower's configuration."""
+    vision = config.vision_config
+    if getattr(config, "vision_feature_select_strategy", "default") != "default":
+        return None
+    side = vision.image_size // vision.patch_size
+    return side, side
+
+
+def patches(config: Any) -> int | None:
+    """Visual tokens of one image."""
+    grid = patch_grid(config)
+    return None if grid is None else grid[0] * grid[1]
+
+
+ADAPTER = Adapter(
+    model_types=("llava", "vipllava"),
+    image_token=lambda config: config.image_token_id,
+    per_image=patches,
+    grid=patch_grid,
+)

@@ -1,0 +1,255 @@
+"""`apply`: run a stock transformers model with fewer visual tokens."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+
+from ..core.method import Method
+from ..core.tokens import classify
+from .adapters import Adapter, adapter_for
+from .cache import KeptLayer, adopt
+from .forward import Forward
+from .ledger import Ledger
+from .masks import SUPPORTED
+from .trace import Pass, Trace
+
+_ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def apply(model: PreTrainedModel, *methods: Method) -> AbstractContextManager[Trace]:
+    """Applies methods to a model for the length of a ``with`` block.
+
+    Inside, `model.generate(...)` and plain `model(...)` drop visual tokens as the methods decide; outputs keep
+    their shapes (the logits of dropped positions are those of a zero state). Methods are consulted in order, and
+    each sees what the one before left. Afterwards the model is as it was: hooks are removed, weights are never touched.
+
+    Args:
+        model: a vision-language model of a supported family, on any device, in any dtype.
+        methods: what to apply; none at all only records a trace and uses the faster cache.
+
+    Returns:
+        A context manager; entering it gives the `Trace`.
+
+    Raises:
+        ValueError: unknown family, no visual tokens, an unsupported attention backend or cache, a compiled model,
+            gradient checkpointing, a schedule that does not fit the depth.
+        RuntimeError: `apply` is already active on this model.
+        TypeError: something among `methods` is not a `Method`.
+
+    While it is active, a forward raises ValueError if its cache was filled outside `apply`, and RuntimeError if
+    another thread is in the middle of a forward of the same model.
+    """
+    adapter = adapter_for(model)
+    body = adapter.body(model)
+    depth = len(body.language_model.layers)
+    for method in methods:
+        if not isinstance(method, Method):
+            raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
+        method.check(depth)
+    _check_model(model, body)
+    return _applied(adapter, body, methods)
+
+
+@contextmanager
+def _applied(adapter: Adapter, body: Any, methods: tuple[Method, ...]) -> Iterator[Trace]:
+    if body in _ACTIVE:
+        raise RuntimeError(
+            "foveate.apply is already active on this model; pass several methods to one apply: apply(model, first, second)"
+        )
+    engine = Engine(adapter, body, methods)
+    _ACTIVE.add(body)
+    try:
+        engine.attach()
+        yield engine.trace
+    finally:
+        engine.detach()
+        _ACTIVE.discard(body)
+
+
+def _check_model(model: Any, body: Any) -> None:
+    """Raises ValueError where the engine could not be right."""
+    decoder = body.language_model
+    backend = decoder.config._attn_implementation
+    if backend not in SUPPORTED:
+        raise ValueError(
+            f"the language model's attn_implementation is {backend!r}; supported are {', '.join(SUPPORTED)}. "
+            "Load the model with one of these, or call model.set_attn_implementation('sdpa')."
+        )
+    parts = (model, body, decoder, *decoder.layers)
+    if any(hasattr(p, "_orig_mod") or getattr(p, "_compiled_call_impl", None) is not None for p in parts):
+        raise ValueError("the model is compiled with torch.compile, which skips the engine's hooks; pass the plain model")
+    if getattr(decoder, "gradient_checkpointing", False):
+        raise ValueError(
+            "gradient checkpointing runs every layer twice, which would drop tokens twice; "
+            "call model.gradient_checkpointing_disable() first"
+        )
+    settings = getattr(model, "generation_config", None)
+    kind = getattr(settings, "cache_implementation", None)
+    if kind not in (None, "dynamic"):
+        raise ValueError(
+            f"generation_config.cache_implementation is {kind!r}, whose size is fixed; set it to None (dynamic)"
+        )
+
+
+class Engine:
+    """Hooks on one model, and what they share. Made by `apply`."""
+
+    def __init__(self, adapter: Adapter, body: Any, methods: tuple[Method, ...]) -> None:
+        self.adapter, self.body, self.methods = adapter, body, methods
+        self.decoder = body.language_model
+        self.depth = len(self.decoder.layers)
+        self.trace = Trace(self.depth, tuple(m.name for m in methods))
+        self.seen = threading.local()  # the visual columns of the call under way, from the body to the decoder
+        self.busy = threading.Lock()
+        self.current: Forward | None = None
+        self.handles: list[Any] = []
+
+    def attach(self) -> None:
+        """Puts the hooks on."""
+        self.handles = [
+            self.body.register_forward_pre_hook(self._read_input, with_kwargs=True),
+            self.decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self.decoder.register_forward_hook(self._end, always_call=True),
+        ]
+        for index, layer in enumerate(self.decoder.layers):
+            self.handles.append(layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True))
+
+    def detach(self) -> None:
+        """Takes the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes which columns of the call are visual."""
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        image = self.adapter.image_token(self.body.config)
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if ids is not None:
+            self.seen.visual = ids == image
+        elif embeds is not None:
+            token = torch.tensor(image, device=embeds.device)
+            self.seen.visual = (embeds == self.body.get_input_embeddings()(token)).all(-1)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        visual = getattr(self.seen, "visual", None)
+        self.seen.visual = None
+        if visual is None:
+            raise ValueError(
+                "the language model was called directly, so nobody can tell which tokens are visual; call the whole model"
+            )
+        if not self.busy.acquire(blocking=False):
+            raise RuntimeError(
+                "two threads run the model at once under one foveate.apply; let them take turns, or give each its own model"
+            )
+        try:
+            kwargs = {**kwargs, "past_key_values": self._cache(kwargs)}
+            self.current = self._forward(visual, kwargs)
+        except BaseException:
+            self.busy.release()
+            raise
+        return args, kwargs
+
+    def _cache(self, kwargs: dict[str, Any]) -> Cache | None:
+        cache = kwargs.get("past_key_values")
+        wanted = kwargs.get("use_cache")
+        wanted = self.decoder.config.use_cache if wanted is None else wanted
+        if cache is None and not wanted:
+            return None
+        if cache is None:
+            cache = DynamicCache(config=self.decoder.config)
+        adopt(cache, self.depth)
+        return cache  # type: ignore[no-any-return]
+
+    def _forward(self, visual: Tensor, kwargs: dict[str, Any]) -> Forward:
+        cache: Cache | None = kwargs["past_key_values"]
+        mask = kwargs.get("attention_mask")
+        count = visual.shape[1]
+        old, first = _known(cache)
+        if mask is not None and mask.ndim != 2:
+            raise ValueError(
+                f"attention_mask has {mask.ndim} dimensions; under foveate.apply give the 2-D mask of padding (B, tokens so far)"
+            )
+        if mask is not None and mask.shape[1] != first + count:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} columns; expected {first + count}: {first} seen and {count} new"
+            )
+        real = None if mask is None else mask.bool()
+        ledger = self._ledger(old, visual, None if real is None else real[:, first:])
+        fresh = ledger.total if old is None else ledger.total - old.total
+        past = torch.zeros_like(fresh) if old is None else old.text
+        cuts = [(layer, fresh, alive) for layer, alive in old.alive] if old is not None else [(0, fresh, fresh * 0)]
+        record = Pass(ledger.step, ledger.text - past, past, ledger.total, cuts)
+        backend = self.decoder.config._attn_implementation
+        return Forward(self.adapter, self.methods, self.depth, backend, ledger, first, count, real, cache, record)
+
+    def _ledger(self, old: Ledger | None, visual: Tensor, real: Tensor | None) -> Ledger:
+        """The conversation with the columns of this forward added."""
+        count = visual.shape[1]
+        if old is not None and count == 1:
+            text = old.text + (1 if real is None else real[:, 0])
+            return replace(old, columns=old.columns + 1, step=old.step + 1, text=text)
+        here = torch.ones_like(visual) if real is None else real
+        tokens = classify(
+            visual,
+            here,
+            per_image=self.adapter.per_image(self.body.config),
+            grid=self.adapter.grid(self.body.config),
+            opening=old is None,
+        )
+        total, text = visual.sum(1), (here & ~visual).sum(1)
+        if old is None:
+            return Ledger(tokens, count, 0, total, text)
+        known = old.tokens.with_responses(old.columns).extended(tokens)
+        return Ledger(known, old.columns + count, 0, old.total + total, old.text + text, old.alive)
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        forward, self.current = self.current, None
+        if forward is None:
+            return output
+        try:
+            if output is None:  # the forward raised
+                return output
+            last = forward.finish(output[0])
+            self.trace.passes.append(forward.record)
+            if isinstance(output, tuple):
+                return (last, *output[1:])
+            output["last_hidden_state"] = last
+            return output
+        finally:
+            self.busy.release()
+
+
+class _LayerHook:
+    """Pre-hook of decoder layer `index`."""
+
+    def __init__(self, engine: Engine, index: int) -> None:
+        self.engine, self.index = engine, index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward = self.engine.current
+        return None if forward is None else forward.before_layer(self.index, module, args, kwargs)
+
+
+def _known(cache: Cache | None) -> tuple[Ledger | None, int]:
+    """The ledger that travels with a cache, and the columns it covers."""
+    if cache is None or cache.get_seq_length() == 0:
+        return None, 0
+    first = cache.layers[0]
+    if not isinstance(first, KeptLayer) or first.ledger is None:
+        raise ValueError(
+            f"past_key_values already holds {cache.get_seq_length()} tokens that were not run under foveate.apply, "
+            "so their kinds are unknown. Start the conversation inside apply, or from an empty cache."
+        )
+    return first.ledger, cache.get_seq_length()

@@ -1,0 +1,255 @@
+"""One forward of the decoder under `apply`: consult the methods, drop, and keep masks and positions right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from ..core.method import Method
+from ..core.tokens import Kind
+from ..core.view import View
+from .adapters import Adapter
+from .cache import KeptLayer
+from .ledger import Ledger
+from .masks import for_backend, may_see, needless
+from .rows import attention_rows
+from .slots import Slots
+from .trace import Pass
+
+Positions = tuple[Tensor, Tensor]
+
+
+class Forward:
+    """State of one forward; the layers' pre-hooks drive it.
+
+    Args:
+        adapter: the family.
+        methods: consulted in order before each layer.
+        layers: depth of the decoder.
+        backend: transformers' name of the attention implementation.
+        ledger: the conversation with this forward's columns already in it.
+        first: first column of this forward.
+        count: columns of this forward (T).
+        real: which columns so far are not padding (B C), or None if all are.
+        cache: the cache, of `KeptLayer`s, or None.
+        record: what the trace will keep of this forward.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        methods: Sequence[Method],
+        layers: int,
+        backend: str,
+        ledger: Ledger,
+        first: int,
+        count: int,
+        real: Tensor | None,
+        cache: Cache | None,
+        record: Pass,
+    ) -> None:
+        self.adapter, self.methods, self.layers, self.backend = adapter, methods, layers, backend
+        self.ledger, self.first, self.count, self.real = ledger, first, count, real
+        self.cache, self.record = cache, record
+        self.rows = Slots(None, False, first, count)
+        kept: list[Any] = [] if cache is None else cache.layers
+        self.past = [layer.slots or Slots() for layer in kept] or [Slots()] * layers
+        self.padded = real is not None and not bool(real[:, first:].all())
+        self.ran: list[Slots] = []
+        self.moved: dict[str, Any] = {}  # position arguments after a drop, in place of the caller's
+        self.masks: dict[tuple[int, int], Tensor | None] = {}
+        self.before: tuple[nn.Module, Tensor, Positions, Slots] | None = None
+
+    def before_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What layer `index` shall be called with."""
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        for method in self.methods:
+            if method.acts(index, self.ledger.step):
+                hidden = self._consult(method, index, hidden, kwargs)
+        kwargs = {**kwargs, **self.moved}
+        if not (self.rows.untouched and self.past[index].untouched):
+            kwargs["attention_mask"] = self._mask(index, hidden)
+        self.before = (module, hidden, kwargs["position_embeddings"], self.rows)
+        self.ran.append(self.rows)
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _consult(self, method: Method, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        view = self._view(index, hidden)
+        if view.visual.shape[1] == 0:
+            return hidden
+        keep = method.select(view)
+        if keep is None:
+            return hidden
+        if method.merge is not None:
+            hidden = _replace_rows(hidden, view.place(), keep, method.merge(view, keep))
+        alive = torch.ones((*view.tokens.kind.shape,), dtype=torch.bool, device=keep.device)
+        gone = torch.where(view.mask & ~keep, view.visual, -1)
+        alive = torch.nn.functional.pad(alive, (0, 1)).scatter(1, torch.where(gone < 0, alive.shape[1], gone), False)
+        alive = alive[:, :-1]
+        hidden = self._drop_rows(alive, hidden, kwargs)
+        self._evict(index, alive)
+        self.record.cuts = [cut for cut in self.record.cuts if cut[0] < index] + self._counts(index, hidden.shape[0])
+        return hidden
+
+    def _counts(self, index: int, batch: int) -> list[tuple[int, Tensor, Tensor]]:
+        """(layer, visual rows, visual tokens cached) from `index` on, an entry where the cached ones change."""
+        kind = self.ledger.tokens.with_responses(self.ledger.columns).kind
+
+        def visual(slots: Slots) -> Tensor:
+            columns = slots.columns(batch, kind.device)
+            return ((kind.gather(1, columns.clamp(min=0)) == int(Kind.IMAGE)) & (columns >= 0)).sum(1)
+
+        fresh, found, last = visual(self.rows), [], None
+        for layer in range(index, self.layers):
+            if self.past[layer] is not last:
+                last = self.past[layer]
+                found.append((layer, fresh, visual(last)))
+        return found
+
+    def _drop_rows(self, alive: Tensor, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Gathers the rows that stay, right-aligned; padding leaves with the first drop, for nobody reads it."""
+        columns = self.rows.columns(hidden.shape[0], alive.device)
+        real = columns >= 0
+        kept = alive.gather(1, columns.clamp(min=0))
+        if bool((kept | ~real).all()):
+            return hidden
+        stay = kept & real & (self.ledger.tokens.kind.gather(1, columns.clamp(min=0)) != int(Kind.PADDING))
+        length = max(1, int(stay.sum(1).max()))
+        order = stay.long().argsort(dim=1, stable=True)[:, -length:]
+        valid = stay.gather(1, order)
+        table = torch.where(valid, columns.gather(1, order), -1)
+        self.rows = Slots(table, not bool(valid.all()), self.first + self.count, 0)
+        source = (table - self.first).clamp(min=0)
+        cos, sin = kwargs["position_embeddings"]
+        self.moved["position_embeddings"] = (_take(cos, source), _take(sin, source))
+        if kwargs.get("position_ids") is not None:
+            self.moved["position_ids"] = _take(kwargs["position_ids"], source)
+        return _take(hidden, order.to(hidden.device))
+
+    def _evict(self, index: int, alive: Tensor) -> None:
+        """Takes dropped columns out of the caches of this layer and all deeper ones."""
+        if self.real is not None:
+            alive = alive & self.real.to(alive.device)
+        plans: dict[int, Any] = {}
+        for layer in range(index, self.layers):
+            old = self.past[layer]
+            if old.length == 0:
+                continue
+            if id(old) not in plans:
+                plans[id(old)] = (old, *old.kept(alive))
+            _, slots, move = plans[id(old)]
+            if move is not None and self.cache is not None:
+                kept: KeptLayer = self.cache.layers[layer]  # type: ignore[assignment]
+                kept.evict(slots, move)
+            self.past[layer] = slots
+
+    def _view(self, index: int, hidden: Tensor) -> View:
+        batch, device = hidden.shape[0], self.ledger.tokens.kind.device
+        rows = self.rows.columns(batch, device)
+        tokens = self.ledger.tokens.with_responses(self.ledger.columns)
+        present = torch.zeros((batch, self.ledger.columns + 1), dtype=torch.bool, device=device)
+        for columns in (self.past[index].columns(batch, device), rows):
+            present.scatter_(1, torch.where(columns < 0, self.ledger.columns, columns), True)
+        visual = present[:, :-1] & tokens.are(Kind.IMAGE)
+        count = visual.sum(1, keepdim=True)
+        most = int(count.max()) if batch else 0
+        order = (~visual).long().argsort(dim=1, stable=True)[:, :most]
+        mask = torch.arange(most, device=device) < count
+        return View(
+            layer=index,
+            step=self.ledger.step,
+            layers=self.layers,
+            total=self.ledger.total,
+            visual=torch.where(mask, order, -1),
+            mask=mask,
+            hidden=hidden,
+            rows=torch.where(tokens.kind.gather(1, rows.clamp(min=0)) == int(Kind.PADDING), -1, rows),
+            tokens=tokens,
+            attend=lambda queries: self._attend(index - 1, queries),
+        )
+
+    def _attend(self, index: int, queries: Tensor) -> Tensor:
+        """Attention of layer `index`, which has just run, from the rows of `queries` to all columns."""
+        if self.before is None:
+            raise RuntimeError("attention was asked before any layer ran; this is a bug in foveate")
+        module, hidden, positions, ran = self.before
+        batch, columns, device = hidden.shape[0], self.ledger.columns, queries.device
+        rows = ran.columns(batch, device)
+        where = torch.zeros((batch, columns + 1), dtype=torch.long, device=device)
+        numbers = torch.arange(rows.shape[1], device=device).expand_as(rows)
+        where.scatter_(1, torch.where(rows < 0, columns, rows), numbers)
+        source = where.gather(1, queries.clamp(min=0)).to(hidden.device)
+        at: Positions = (_take(positions[0], source), _take(positions[1], source))
+        asked = self.adapter.queries(module, _take(hidden, source), at)
+        if self.cache is None:
+            keys, held = self.adapter.keys(module, hidden, positions), rows
+        else:
+            keys = self.cache.layers[index].keys
+            held = torch.cat([self.past[index].columns(batch, device), rows], 1)
+        allowed = may_see(queries, held, self.real) & (queries >= 0)[:, :, None]
+        scaling: float = module.self_attn.scaling  # type: ignore[union-attr, assignment]
+        shares = attention_rows(asked, keys, scaling, allowed.to(asked.device)).to(device)
+        out = shares.new_zeros((*shares.shape[:-1], columns + 1))
+        slot = torch.where(held < 0, columns, held)[:, None, None].expand(shares.shape)
+        return out.scatter_add(-1, slot, shares)[..., :columns]
+
+    def _mask(self, index: int, hidden: Tensor) -> Tensor | None:
+        past = self.past[index]
+        key = (id(past), id(self.rows))
+        if key not in self.masks:
+            rows = hidden.shape[1]
+            dead = past.masked or self.rows.masked or (self.padded and self.rows.untouched)
+            if not dead and needless(self.backend, rows, past.length):
+                self.masks[key] = None
+            else:
+                asked = self.rows.columns(hidden.shape[0], hidden.device)
+                held = torch.cat([past.columns(hidden.shape[0], hidden.device), asked], 1)
+                self.masks[key] = for_backend(self.backend, asked, held, self.real, hidden.dtype)
+        return self.masks[key]
+
+    def finish(self, last: Tensor) -> Tensor:
+        """Notes what each cache now holds, and gives dropped rows their place back in the output, as zeros."""
+        if self.cache is not None:
+            for layer, past, ran in zip(self.cache.layers, self.past, self.ran, strict=True):
+                layer.slots = self._joined(past, ran, last)  # type: ignore[union-attr]
+                layer.seen = self.ledger.columns  # type: ignore[union-attr]
+            alive = tuple((layer, fresh + cached) for layer, fresh, cached in self.record.cuts)
+            self.cache.layers[0].ledger = replace(self.ledger, alive=alive)  # type: ignore[union-attr]
+        if self.rows.untouched:
+            return last
+        columns = self.rows.columns(last.shape[0], last.device)
+        source = torch.where(columns < 0, self.count, columns - self.first)
+        whole = last.new_zeros((last.shape[0], self.count + 1, last.shape[2]))
+        return whole.scatter(1, source[..., None].expand_as(last), last)[:, :-1]
+
+    def _joined(self, past: Slots, ran: Slots, last: Tensor) -> Slots:
+        if not ran.untouched and ran.table is not None:
+            return past.with_rows(ran.table, ran.masked, self.ledger.columns)
+        if self.padded and not past.untouched:
+            return past.with_rows(ran.columns(last.shape[0], last.device), True, self.ledger.columns)
+        return past.with_run(self.count)
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (B R) of `values` (b T ...), b = 1 or B."""
+    index = index.to(values.device)
+    if values.shape[0] != index.shape[0]:
+        values = values.expand(index.shape[0], *values.shape[1:])
+    if values.ndim == 2:
+        return values.gather(1, index)
+    return values.gather(1, index[..., None].expand(*index.shape, values.shape[-1]))
+
+
+def _replace_rows(hidden: Tensor, place: Tensor, keep: Tensor, merged: Tensor) -> Tensor:
+    """`hidden` with the kept visual tokens' rows replaced by their merged states."""
+    batch, rows, size = hidden.shape
+    index = torch.where(keep & (place >= 0), place, rows)[..., None].expand(-1, -1, size)
+    padded = torch.cat([hidden, hidden.new_zeros((batch, 1, size))], 1)
+    return padded.scatter(1, index, merged.to(hidden.dtype))[:, :-1]

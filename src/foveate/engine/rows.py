@@ -1,0 +1,54 @@
+"""Attention without eager mode: a few query rows, recomputed against cached keys, in O(Q T)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+def project_queries(
+    layer: nn.Module, hidden: Float[Tensor, "B Q D"], positions: tuple[Tensor, Tensor]
+) -> Float[Tensor, "B H Q E"]:
+    """Post-RoPE queries of the layer's attention for some rows of the layer's input.
+
+    Args:
+        layer: a decoder layer of the common form: `input_layernorm`, then `self_attn` with `q_proj`.
+        hidden: the layer's input at the rows.
+        positions: cosines and sines (b Q E) of the rows, b = 1 or B.
+    """
+    return _project(layer, "q", hidden, positions)
+
+
+def project_keys(
+    layer: nn.Module, hidden: Float[Tensor, "B T D"], positions: tuple[Tensor, Tensor]
+) -> Float[Tensor, "B H T E"]:
+    """Post-RoPE keys of the layer's attention; as `project_queries`."""
+    return _project(layer, "k", hidden, positions)
+
+
+def _project(layer: Any, which: str, hidden: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+    attention = layer.self_attn
+    states = getattr(attention, f"{which}_proj")(layer.input_layernorm(hidden))
+    states = states.view(*hidden.shape[:-1], -1, attention.head_dim)
+    norm = getattr(attention, f"{which}_norm", None)
+    states = (states if norm is None else norm(states)).transpose(1, 2)
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    return rotate(states, states, *positions)[0]
+
+
+def attention_rows(
+    queries: Float[Tensor, "B H Q E"],
+    keys: Float[Tensor, "B K S E"],
+    scaling: float,
+    allowed: Bool[Tensor, "B Q S"],
+) -> Float[Tensor, "B H Q S"]:
+    """Softmax of the scaled products in float32; rows that may look at nothing are zeros."""
+    batch, heads, rows, _ = queries.shape
+    grouped = queries.view(batch, keys.shape[1], -1, rows, queries.shape[-1]).float()
+    products = torch.einsum("bkgqe,bkse->bkgqs", grouped, keys.float()) * scaling
+    products = products.flatten(1, 2).masked_fill(~allowed[:, None], -torch.inf)
+    return products.softmax(-1).nan_to_num(0.0)

@@ -1,0 +1,109 @@
+"""Which token lies in which slot of one layer's cache, and how to close the holes that eviction leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Gather = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A compaction: per sample, the token in slot `source` moves to slot `target`; then `length` slots remain."""
+
+    source: Int[Tensor, "B M"]
+    target: Int[Tensor, "B M"]
+    length: int
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Columns of the tokens in a layer's cache: a table for the first slots, then a run of `tail` columns.
+
+    While nothing was dropped the table is absent and the run is everything, so an untouched layer costs nothing
+    per step. A column of -1 is a fill: a slot that only a longer sample of the batch needs.
+
+    Attributes:
+        table: columns of the first slots, or None.
+        masked: whether the table holds fills or padding, so that attention needs a mask.
+        start: first column of the run.
+        tail: length of the run.
+    """
+
+    table: Int[Tensor, "B P"] | None = None
+    masked: bool = False
+    start: int = 0
+    tail: int = 0
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the slots are simply all columns in order."""
+        return self.table is None
+
+    @property
+    def length(self) -> int:
+        """Slots in use."""
+        return self.tail + (0 if self.table is None else self.table.shape[1])
+
+    def columns(self, batch: int, device: torch.device) -> Int[Tensor, "B S"]:
+        """The column in every slot."""
+        run = torch.arange(self.start, self.start + self.tail, device=device).expand(batch, -1)
+        return run if self.table is None else torch.cat([self.table, run], 1)
+
+    def with_run(self, count: int) -> Slots:
+        """These slots followed by the next `count` columns."""
+        return replace(self, tail=self.tail + count)
+
+    def with_rows(self, rows: Int[Tensor, "B R"], masked: bool, following: int) -> Slots:
+        """These slots followed by `rows`; the run that comes after starts at column `following`."""
+        table = torch.cat([self.columns(rows.shape[0], rows.device), rows], 1)
+        return Slots(table, self.masked or masked, following, 0)
+
+    def kept(self, alive: Bool[Tensor, "B C"]) -> tuple[Slots, Move | None]:
+        """The slots after eviction of all columns that are not `alive`, and the move that achieves it.
+
+        Tokens from the end fill the holes, so min(dropped, kept) tokens move and no slot stays dead but the fills
+        of ragged batches. The order of slots is free: keys carry their positions, and every cached key
+        precedes every query to come.
+        """
+        batch, device = alive.shape[0], alive.device
+        columns = self.columns(batch, device)
+        stay = alive.gather(1, columns.clamp(min=0)) & (columns >= 0)
+        if bool((stay | (columns < 0)).all()):
+            return self, None
+        count = stay.sum(1)
+        length = int(count.max())
+        index = torch.arange(columns.shape[1], device=device)
+        mover, hole = stay & (index >= length), ~stay & (index < length)
+        moves = int(mover.sum(1).max())
+        source = (~mover).long().argsort(dim=1, stable=True)[:, :moves]
+        target = (~hole).long().argsort(dim=1, stable=True)[:, :moves]
+        valid = torch.arange(moves, device=device) < mover.sum(1, keepdim=True)
+        scratch = columns.shape[1] - 1 if length < columns.shape[1] else 0
+        source, target = torch.where(valid, source, scratch), torch.where(valid, target, scratch)
+        table = torch.where(stay, columns, -1)
+        table = table.scatter(1, target, table.gather(1, source))[:, :length]
+        start = self.start + self.tail
+        return Slots(table, self.masked or bool((table < 0).any()), start, 0), Move(source, target, length)
+
+    def reindexed(self, rows: Gather) -> Slots:
+        """The slots of other samples of the batch, as `rows` picks them."""
+        return self if self.table is None else replace(self, table=rows(self.table))
+
+    def cropped(self, count: int) -> Slots:
+        """These slots without the last `count` columns.
+
+        Raises:
+            NotImplementedError: the crop reaches into tokens before the current run.
+        """
+        if count > self.tail:
+            raise NotImplementedError(
+                f"cannot take back {count} tokens: only the last {self.tail} came after the last drop; "
+                "take back fewer, or start from a new cache"
+            )
+        return replace(self, tail=self.tail - count)

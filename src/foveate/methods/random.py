@@ -1,0 +1,26 @@
+"""Random dropping: the control that every ranking must beat."""
+
+from __future__ import annotations
+
+from ..core.method import Method
+from ..core.schedules import Cut
+from ..core.scores import Random
+
+
+def random(layer: int = 0, keep: float | int = 0.5, seed: int = 0) -> Method:
+    """Before layer `layer`, keep a pseudo-random subset of the visual tokens.
+
+    Paper: none; a mandatory control, since it beats several published rankings (see DART, arXiv 2502.11494).
+
+    Deviations: the subset depends on the seed and on a token's number alone, so that a sample is treated alike
+    alone and in a batch; vary the seed from sample to sample, or average over seeds.
+
+    Args:
+        layer: the first layer that runs with fewer tokens.
+        keep: visual tokens kept, a fraction (float) or a number (int).
+        seed: of the order.
+
+    Raises:
+        ValueError: a negative layer, or `keep` out of range.
+    """
+    return Method(Random(seed), Cut(layer, keep), name=f"random:layer={layer},keep={keep:g},seed={seed}")

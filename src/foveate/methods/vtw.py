@@ -1,0 +1,24 @@
+"""VTW: all visual tokens leave at one layer."""
+
+from __future__ import annotations
+
+from ..core.method import Method
+from ..core.schedules import Cut
+from ..core.scores import Even
+
+
+def vtw(layer: int = 16) -> Method:
+    """Before layer `layer`, drop every visual token.
+
+    Paper: "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal", Lin et al., arXiv 2405.05803,
+    Section 3.2; `foveate.tune.find_vtw_layer` is its search of K (Section 3.3).
+
+    Deviations: none known; no score is involved, since none is kept.
+
+    Args:
+        layer: the paper's K, the first layer that runs without visual tokens.
+
+    Raises:
+        ValueError: a negative layer.
+    """
+    return Method(Even(), Cut(layer, 0.0), name=f"vtw:layer={layer}")

@@ -1,0 +1,161 @@
+"""ONE LINE PER METHOD: the library's method beside its definition, written naively for one sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from foveate import Kind, View, methods
+from foveate.core.method import Method
+from foveate.core.scores import Even, LastQuery
+from oracle import Chooser, Situation
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method and its naive twin. `content_free`: the choice does not hang on rounding."""
+
+    method: Method
+    chooser: Chooser
+    content_free: bool = False
+
+
+def half_up(total: int, keep: float) -> int:
+    return math.floor(total * keep + 0.5)
+
+
+def fastv(layer: int, keep: float) -> Chooser:
+    def choose(s: Situation) -> list[int]:
+        if s.layer != layer or s.step:
+            return s.alive
+        share = s.attention(s.newest).mean(0)
+        ranked = sorted(s.alive, key=lambda c: (-share[c].item(), c))
+        return ranked[: half_up(s.total, keep)]
+
+    return choose
+
+
+def vtw(layer: int) -> Chooser:
+    return lambda s: [] if s.layer == layer and not s.step else s.alive
+
+
+def random(layer: int, keep: float, seed: int) -> Chooser:
+    def value(number: int) -> int:
+        x = number * 2654435761 + (seed + 1) * 40503 * 65537
+        for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 1)):
+            x &= 2**32 - 1
+            x = (x ^ (x >> shift)) * factor
+        return x & 0xFFFFFF
+
+    def choose(s: Situation) -> list[int]:
+        if s.layer != layer or s.step:
+            return s.alive
+        visual = [c for c, image in enumerate(s.image_of) if image >= 0]
+        return sorted(s.alive, key=lambda c: (-value(visual.index(c)), c))[: half_up(s.total, keep)]
+
+    return choose
+
+
+def bayer(side: int) -> list[list[int]]:
+    """Bayer's matrix by its recursion; side a power of two."""
+    if side == 1:
+        return [[0]]
+    small = bayer(side // 2)
+    out = [[0] * side for _ in range(side)]
+    for r in range(side):
+        for c in range(side):
+            out[r][c] = 4 * small[r % (side // 2)][c % (side // 2)] + [[0, 2], [3, 1]][r // (side // 2)][c // (side // 2)]
+    return out
+
+
+def downsample(layer: int, keep: float) -> Chooser:
+    table = bayer(16)
+
+    def choose(s: Situation) -> list[int]:
+        if s.layer != layer or s.step:
+            return s.alive
+        images = sorted({s.image_of[c] for c in s.alive})
+        sizes = [sum(s.image_of[c] == i for c in s.alive) for i in images]
+        count, total = half_up(s.total, keep), sum(sizes)
+        share = [count * size // total for size in sizes]
+        by_rest = sorted(range(len(sizes)), key=lambda i: (-(count * sizes[i] % total), i))
+        for i in by_rest[: count - sum(share)]:
+            share[i] += 1
+        kept: list[int] = []
+        for image, n in zip(images, share, strict=True):
+            own = [c for c in range(len(s.image_of)) if s.image_of[c] == image]
+
+            def rank(c: int, own: list[int] = own) -> float:
+                number = own.index(c)
+                if s.side is None:
+                    return int(f"{number:024b}"[::-1], 2)
+                return table[number // s.side][number % s.side]
+
+            kept += sorted((c for c in s.alive if s.image_of[c] == image), key=lambda c: (rank(c), c))[:n]
+        return kept
+
+    return choose
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Test schedule: at every step t the layer keeps total / (t + 2); a stand-in for decode-time methods."""
+
+    layer: int
+
+    def acts(self, layer: int, step: int) -> bool:
+        return layer == self.layer
+
+    def __call__(self, view: View) -> Tensor:
+        return view.total // (view.step + 2)
+
+
+def decay(layer: int) -> Chooser:
+    def choose(s: Situation) -> list[int]:
+        if s.layer != layer:
+            return s.alive
+        share = s.attention(s.newest).mean(0)
+        return sorted(s.alive, key=lambda c: (-share[c].item(), c))[: s.total // (s.step + 2)]
+
+    return choose
+
+
+def ragged(view: View) -> Tensor:
+    """Test schedule, a plain function: each layer keeps two fewer than there are, samples differ by content."""
+    more = (view.total * 7 + view.tokens.are(Kind.SYSTEM).sum(1) * 3) % 4
+    return (view.alive - 2 - more).clamp(min=1) if view.step == 0 else view.alive
+
+
+def ragged_chooser(s: Situation) -> list[int]:
+    if s.step:
+        return s.alive
+    before = s.image_of.index(0) if 0 in s.image_of else 0
+    count = max(1, len(s.alive) - 2 - (s.total * 7 + before * 3) % 4)
+    visual = [c for c, image in enumerate(s.image_of) if image >= 0]
+    table = bayer(16)
+
+    def rank(c: int) -> float:
+        own = [v for v in visual if s.image_of[v] == s.image_of[c]]
+        n = own.index(c)
+        return int(f"{n:024b}"[::-1], 2) / 2**24 if s.side is None else table[n // s.side][n % s.side]
+
+    return sorted(s.alive, key=lambda c: (rank(c), c))[:count]
+
+
+LISTED: dict[str, Case] = {
+    "fastv": Case(methods.fastv(layer=1, keep=0.5), fastv(1, 0.5)),
+    "vtw": Case(methods.vtw(layer=2), vtw(2), content_free=True),
+    "random": Case(methods.random(layer=0, keep=0.4, seed=3), random(0, 0.4, 3), content_free=True),
+    "downsample": Case(methods.downsample(layer=0, keep=0.25), downsample(0, 0.25), content_free=True),
+}
+EXTRA: dict[str, Case] = {
+    "decay": Case(Method(LastQuery(), Decay(2), name="decay"), decay(2)),
+    "ragged": Case(Method(Even(), ragged, name="ragged"), ragged_chooser, content_free=True),
+}
+CASES = LISTED | EXTRA
+STACKS: dict[str, tuple[Case, ...]] = {
+    "random+fastv": (LISTED["random"], LISTED["fastv"]),
+    "downsample+decay": (LISTED["downsample"], EXTRA["decay"]),
+}

@@ -1,0 +1,122 @@
+"""What dropping must equal: full length, nothing ever removed, dropped keys masked. One sample at a time, slow.
+
+Written from the methods' definitions and the layers' weights alone; shares no code with the engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Situation:
+    """What a chooser may look at before `layer` at `step`; columns are places in the unpadded sample."""
+
+    layer: int
+    step: int
+    layers: int
+    alive: list[int]
+    total: int
+    newest: int
+    attention: Callable[[int], Tensor]  # query column -> (H C), of the layer before
+    image_of: list[int]  # per column, -1 for text
+    side: int | None  # of the square grid of an image's tokens
+
+
+Chooser = Callable[[Situation], list[int]]
+
+
+def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotary embedding of (H T E), halves convention."""
+    half = x.shape[-1] // 2
+    turn = positions[:, None].double() * theta ** (-torch.arange(half).double() / half)
+    cos, sin = turn.cos().to(x.dtype), turn.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+@dataclass
+class Oracle:
+    """A conversation with one sample. `feed` runs more tokens and returns their logits (T V)."""
+
+    model: Any
+    choosers: list[Chooser]
+    side: int | None = None
+    columns: int = 0
+    step: int = 0
+    images: int = 0
+    image_of: list[int] = field(default_factory=list)
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    dropped: dict[int, set[int]] = field(default_factory=dict)
+    kept: dict[tuple[int, int, int], int] = field(default_factory=dict)  # (call, step, layer) -> visual tokens
+    calls: int = 0
+
+    def feed(self, embeds: Tensor, image_of: list[int]) -> Tensor:
+        """Runs tokens `embeds` (T D); `image_of` numbers the images among them from 0, -1 for text."""
+        decoder = self.model.model.language_model
+        count, first = embeds.shape[0], self.columns
+        self.step = self.step + 1 if first and count == 1 and image_of[0] < 0 else 0
+        self.image_of += [i + self.images if i >= 0 else -1 for i in image_of]
+        self.images = max(self.image_of) + 1
+        self.columns += count
+        hidden, shares = embeds, None
+        for index, layer in enumerate(decoder.layers):
+            self._choose(index, len(decoder.layers), first, shares)
+            hidden, shares = self._run(index, layer, hidden, first)
+        self.calls += 1
+        return self.model.lm_head(decoder.norm(hidden))
+
+    def _alive(self, layer: int) -> list[int]:
+        gone = self.dropped.setdefault(layer, set())
+        return [c for c in range(self.columns) if self.image_of[c] >= 0 and c not in gone]
+
+    def _choose(self, index: int, layers: int, first: int, shares: Tensor | None) -> None:
+        for chooser in self.choosers:
+            alive = self._alive(index)
+
+            def attention(query: int) -> Tensor:
+                assert shares is not None
+                return shares[:, query - first]
+
+            seen = Situation(
+                index, self.step, layers, alive, sum(i >= 0 for i in self.image_of), self.columns - 1,
+                attention, self.image_of, self.side,
+            )
+            keep = set(chooser(seen))
+            for layer in range(index, layers):
+                self.dropped.setdefault(layer, set()).update(c for c in alive if c not in keep)
+        self.kept[self.calls, self.step, index] = len(self._alive(index))
+
+    def _run(self, index: int, layer: Any, hidden: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        attn, config = layer.self_attn, self.model.config.text_config
+        count, size = hidden.shape[0], attn.head_dim
+        normed = layer.input_layernorm(hidden)
+        positions = torch.arange(first, first + count)
+        theta = config.rope_parameters["rope_theta"]
+
+        def heads(projection: Any) -> Tensor:
+            return projection(normed).view(count, -1, size).transpose(0, 1)
+
+        queries = rotate(heads(attn.q_proj), positions, theta)
+        keys, values = rotate(heads(attn.k_proj), positions, theta), heads(attn.v_proj)
+        if first:
+            keys, values = torch.cat([self.keys[index], keys], 1), torch.cat([self.values[index], values], 1)
+        self.keys[index], self.values[index] = keys, values
+        group = queries.shape[0] // keys.shape[0]
+        products = queries @ keys.repeat_interleave(group, 0).transpose(1, 2) / math.sqrt(size)
+        allowed = torch.arange(self.columns)[None] <= positions[:, None]
+        for column in self.dropped[index]:
+            allowed[:, column] = False
+            if column >= first:
+                allowed[column - first, column] = True  # its own row is read by nobody; keep it finite
+        shares = products.masked_fill(~allowed, -math.inf).softmax(-1)
+        mixed = (shares @ values.repeat_interleave(group, 0)).transpose(0, 1).reshape(count, -1)
+        hidden = hidden + attn.o_proj(mixed)
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), shares
