@@ -6,7 +6,7 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("foveate", "beartype.beartype")
+install_import_hook("foveate", "checker.typechecked")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 settings.register_profile("default", max_examples=15, deadline=None, derandomize=True)
 settings.register_profile("fuzz", max_examples=2000, deadline=None)

@@ -126,7 +126,7 @@ def batch(family: str, layout: Layout, backend: str = "sdpa", dtype: torch.dtype
     rows, embeds, image_of = [], [], []
     for sample in layout.samples:
         ids: list[int] = []
-        parts, owners, number = [], [], 0
+        parts, owners, number = [], [], -1
         for segment in sample:
             if segment:
                 words = torch.randint(3, IMAGE, (segment,), generator=generator)
@@ -137,8 +137,9 @@ def batch(family: str, layout: Layout, backend: str = "sdpa", dtype: torch.dtype
                 image = next(found)
                 ids += [IMAGE] * len(image)
                 parts.append(image)
+                touching = family == "llava_next" and bool(owners) and owners[-1] >= 0  # one image, see the adapter
+                number += not touching
                 owners += [number] * len(image)
-                number += 1
         rows.append(ids)
         embeds.append(torch.cat(parts))
         image_of.append(owners)

@@ -193,6 +193,7 @@ class Forward:
         else:
             keys = self.cache.layers[index].keys
             held = torch.cat([self.past[index].columns(batch, device), rows], 1)
+        self.record.asked.append((index, queries.shape[1], held.shape[1]))
         allowed = may_see(queries, held, self.real) & (queries >= 0)[:, :, None]
         scaling: float = module.self_attn.scaling  # type: ignore[union-attr, assignment]
         shares = attention_rows(asked, keys, scaling, allowed.to(asked.device)).to(device)

@@ -32,6 +32,7 @@ class Pass:
         past: such tokens in the cache before it.
         total: visual tokens given so far, this forward's included.
         cuts: (layer, visual rows that run from it on, visual tokens in its cache), by ascending layer.
+        asked: (layer, query rows, keys) of every recomputation of attention.
     """
 
     step: int
@@ -39,6 +40,7 @@ class Pass:
     past: Tensor
     total: Tensor
     cuts: list[tuple[int, Tensor, Tensor]]
+    asked: list[tuple[int, int, int]] = field(default_factory=list)
 
     def visual(self, layers: int) -> tuple[Tensor, Tensor]:
         """Visual rows run, and visual tokens cached before, per layer: two (L B)."""

@@ -1,0 +1,77 @@
+"""Closed forms against torch's own counter, to the last FLOP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import foveate
+import pytest
+import torch
+from cases import LISTED
+from foveate.measure.cost import cost_of_counts, cost_of_trace, fastv_ratio, kept_by, shapes
+from tiny import LAYERS, Layout, batch, model
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+CPU_SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def attention_flops(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(q, k, v))
+
+
+def counted(run: Any) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={CPU_SDPA: attention_flops}) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llava", "vipllava"])
+@pytest.mark.parametrize("name", [None, *LISTED])
+def test_a_trace_costs_what_torch_counts(name: str | None, family: str, backend: str) -> None:
+    made, data = model(family, backend), batch(family, Layout(((3, 0, 5), (3, 0, 5))), backend)
+    methods = [] if name is None else [LISTED[name].method]
+    new = 4
+    with foveate.apply(made, *methods) as trace:
+        ran = counted(lambda: made.generate(**data.inputs, max_new_tokens=new, do_sample=False))
+    cost = cost_of_trace(shapes(made), trace, pictures=2)
+    assert cost.flops == ran
+    if family == "vipllava":
+        return
+    kept = kept_by(methods, LAYERS, 16)
+    asked = [0] if name == "fastv" else []
+    planned = cost_of_counts(shapes(made), kept, text=8, new_tokens=new, asked=asked)
+    assert 2 * planned.flops == ran
+    assert 2 * planned.kv_bytes == cost.kv_bytes
+    cache = made(**data.inputs, use_cache=True).past_key_values
+    if name is None:
+        held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) * 4
+        added = 2 * 2 * 2 * 8 * LAYERS * 4 * (new - 1)
+        assert cost.kv_bytes == held + added
+
+
+def test_a_bare_forward_costs_what_torch_counts() -> None:
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
+    with foveate.apply(made) as trace:
+        ran = counted(lambda: made(**data.inputs))
+    cost = cost_of_trace(shapes(made), trace, pictures=1, all_logits=True)
+    assert cost.flops == ran
+    assert cost.ratio(cost)["flops"] == 1.0
+
+
+def test_the_fastv_convention_gives_the_papers_figure() -> None:
+    """LLaVA-1.5-7B, K=2, R=0.5: the paper's 55 % (its Table 1 counts n = 64 + 576)."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    config = LlavaConfig(text_config=LlamaConfig(), vision_config=CLIPVisionConfig(image_size=336, patch_size=14))
+    with torch.device("meta"):
+        big = LlavaForConditionalGeneration(config)
+    shape = shapes(big)
+    assert len(shape.layers) == 32 and shape.layers[0].hidden == 4096
+    ratio = fastv_ratio(shape, tokens=640, visual=576, layer=2, keep=0.5, width=11008)
+    assert ratio == pytest.approx(0.57, abs=0.02)
+
+
+def test_a_wrong_number_of_counts_is_refused() -> None:
+    with pytest.raises(ValueError, match="one per layer"):
+        cost_of_counts(shapes(model("llava")), [1, 2], text=3)
