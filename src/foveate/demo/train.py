@@ -36,12 +36,12 @@ class Recipe:
     """All numbers of a run. `tower_steps` and `steps` are optimiser steps of the two stages."""
 
     seed: int = 0
-    tower_steps: int = 900
+    tower_steps: int = 1500
     tower_batch: int = 32
     tower_lr: float = 3e-3
-    steps: int = 3000
+    steps: int = 1600
     batch: int = 12
-    lr: float = 2e-3
+    lr: float = 3e-3
     easy_vqa: float = 0.1
     warmup: int = 50
     decay: float = 0.5

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..core.method import Method
 
@@ -30,6 +33,54 @@ def __getattr__(name: str) -> Factory:
     raise AttributeError(f"no method {name!r}; there are {', '.join(_FACTORIES)}")
 
 
-def knobs(name: str) -> dict[str, inspect.Parameter]:
-    """The parameters of a method's factory, by name."""
-    return dict(inspect.signature(_FACTORIES[name]).parameters)
+def knobs(name: str) -> dict[str, tuple[Any, Any]]:
+    """The knobs of a method's factory: (type, default) by name."""
+    factory = _FACTORIES[name]
+    hints = get_type_hints(factory)
+    return {k: (hints[k], p.default) for k, p in inspect.signature(factory).parameters.items()}
+
+
+def parse(spec: str) -> list[Method]:
+    """Methods from text, as the command line takes them: ``fastv:layer=2,keep=0.5``, joined by ``+``.
+
+    Raises:
+        ValueError: unknown method or knob, or a value of the wrong type; says what was meant, if that can be told.
+    """
+    return [_parse_one(part.strip()) for part in spec.split("+")]
+
+
+def _parse_one(spec: str) -> Method:
+    name, _, rest = spec.partition(":")
+    if name not in _FACTORIES:
+        raise ValueError(f"unknown method {name!r}{_meant(name, _FACTORIES)}; there are {', '.join(_FACTORIES)}")
+    known, given = knobs(name), {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, text = (part.strip() for part in pair.partition("="))
+        if key not in known:
+            raise ValueError(f"{name} has no knob {key!r}{_meant(key, known)}; it has {', '.join(known)}")
+        if not equals or not text:
+            raise ValueError(f"{pair!r} in {spec!r} has no value; expected {key}=value")
+        given[key] = _value(name, key, text, known[key][0])
+    return _FACTORIES[name](**given)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _value(name: str, key: str, text: str, hint: Any) -> Any:
+    """`text` as the type of the knob; of "float | int", a number without a point is an int."""
+    if get_origin(hint) is Literal:
+        if text in get_args(hint):
+            return text
+        raise ValueError(f"{name}: {key}={text!r}; expected one of {', '.join(get_args(hint))}")
+    options = [t for t in get_args(hint) or (hint,) if t is not type(None)]
+    if options == [bool]:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise ValueError(f"{name}: {key}={text!r}; expected true or false")
+    for kind in sorted(options, key=lambda t: t is not int):
+        with suppress(ValueError):
+            return kind(text)
+    raise ValueError(f"{name}: {key}={text!r}; expected {' or '.join(t.__name__ for t in options)}")

@@ -1,0 +1,5 @@
+"""The command `foveate`."""
+
+from .app import main
+
+__all__ = ["main"]

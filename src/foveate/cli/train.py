@@ -1,0 +1,39 @@
+"""`foveate demo train`: the whole recipe of the bundled model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..demo.export import export
+from ..demo.train import Recipe, train
+from .output import console, errors
+
+
+def train_model(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model; give it again to resume.")] = Path("runs/scenes"),
+    seed: Annotated[int, typer.Option(help="Of weights; data are numbered and need none.")] = Recipe.seed,
+    tower_steps: Annotated[int, typer.Option(min=1, help="Steps of stage 1, dense labels.")] = Recipe.tower_steps,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of stage 2, conversations.")] = Recipe.steps,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per step of stage 2.")] = Recipe.batch,
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda:0.")] = "cpu",
+) -> None:
+    """Train the bundled model from nothing; interrupt and resume at will, to the same result."""
+    recipe = Recipe(seed=seed, tower_steps=tower_steps, steps=steps, batch=batch)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors) as progress:
+        tasks = {
+            "tower": progress.add_task("tower", total=tower_steps),
+            "chat": progress.add_task("chat", total=steps),
+        }
+
+        def report(stage: str, seen: dict[str, float]) -> None:
+            line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k != "step")
+            progress.update(tasks[stage], completed=seen["step"], description=f"{stage} {line}")
+
+        model = train(out, recipe, device, report)
+    export(model, out / "final", recipe)
+    console.print(f"the finished model is in {out / 'final'}; score it with: foveate demo evaluate --model {out / 'final'}")

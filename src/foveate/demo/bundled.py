@@ -1,0 +1,55 @@
+"""Loading models: the bundled one by its name, any other by its path or hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+BUNDLED = {"scenes": Path(__file__).parent / "scenes"}
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode, and its processor."""
+
+    model: Any
+    processor: Any
+
+
+def load(
+    name: str = "scenes", *, device: str = "cpu", dtype: str = "auto", attention: str = "sdpa", revision: str | None = None
+) -> Loaded:
+    """Loads a vision-language model with transformers' own classes.
+
+    Args:
+        name: "scenes", the model that comes with the package and needs no network; or a folder, or a hub id.
+        device: such as "cpu" or "cuda:0".
+        dtype: "auto" (what the weights are in), "float32", "bfloat16" or "float16".
+        attention: transformers' `attn_implementation`.
+        revision: of a hub id.
+
+    Raises:
+        ValueError: there is no such model, it is no vision-language model, or the type is unknown.
+        FileNotFoundError: the bundled weights are missing from the installation.
+    """
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
+    source = str(BUNDLED.get(name, name))
+    if name in BUNDLED and not (BUNDLED[name] / "model.safetensors").exists():
+        raise FileNotFoundError(f"the bundled model {name!r} is not in {source}; reinstall foveate, or run foveate demo train")
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot load a model from {name!r}: it is neither bundled ({', '.join(BUNDLED)}), nor a folder with a "
+            f"config.json, nor a hub id within reach. transformers says: {first}"
+        ) from error
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(f"{name!r} is a {config.model_type} model, not a vision-language model")
+    model = AutoModelForImageTextToText.from_pretrained(
+        source, revision=revision, dtype=dtype, attn_implementation=attention
+    )
+    return Loaded(model.to(device).eval(), AutoProcessor.from_pretrained(source, revision=revision))

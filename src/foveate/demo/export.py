@@ -1,0 +1,32 @@
+"""Writing a trained model the way transformers loads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from .model import build_processor
+from .train import Recipe
+
+
+def export(model: Any, folder: Path, recipe: Recipe) -> None:
+    """Writes weights (float16 in safetensors), configuration, processor and the recipe to `folder`.
+
+    The configuration says float32, so that transformers' `from_pretrained` computes in float32: half precision is
+    slow on most CPUs, and the file is small enough.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tensors = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    build_processor().save_pretrained(folder)
+    facts = {"recipe": asdict(recipe), "torch": torch.__version__, "transformers": transformers.__version__}
+    (folder / "training.json").write_text(json.dumps(facts, indent=1))

@@ -1,0 +1,65 @@
+"""Wall-clock time of a generation: to the first token, and per token after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from ..core.method import Method
+from ..engine.apply import apply
+from ..engine.trace import Trace
+
+
+class Stopwatch(BaseStreamer):
+    """Notes when tokens arrive; pass it as `streamer`. On a GPU it waits for the device at each token."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.times: list[float] = []
+        self.begin = self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def put(self, value: Tensor) -> None:
+        """Called with the prompt, then with every token."""
+        self.times.append(self._now())
+
+    def end(self) -> None:
+        """Called when generation stops."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One generation: its new token ids, seconds to the first, mean seconds per further token, and the trace."""
+
+    ids: list[int]
+    first: float
+    further: float
+    trace: Trace | None
+
+
+@torch.inference_mode()
+def generate_timed(
+    model: Any, inputs: dict[str, Tensor], methods: Sequence[Method] | None, max_new_tokens: int
+) -> Timed:
+    """Greedy generation for one sample. `methods` None runs the plain model, untouched and with its own cache."""
+    watch = Stopwatch(model.device)
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": watch}
+    trace = None
+    if methods is None:
+        out = model.generate(**inputs, **options)
+    else:
+        with apply(model, *methods) as trace:
+            out = model.generate(**inputs, **options)
+    arrivals = watch.times[1:]
+    further = (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) if len(arrivals) > 1 else float("nan")
+    return Timed(out[0, inputs["input_ids"].shape[1] :].tolist(), arrivals[0] - watch.begin, further, trace)
