@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..core.method import Method
@@ -27,7 +27,7 @@ from .trace import Pass, Trace
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def apply(model: PreTrainedModel, *methods: Method) -> AbstractContextManager[Trace]:
+def apply(model: nn.Module, *methods: Method) -> AbstractContextManager[Trace]:
     """Applies methods to a model for the length of a ``with`` block.
 
     Inside, `model.generate(...)` and plain `model(...)` drop visual tokens as the methods decide; outputs keep
@@ -110,9 +110,8 @@ class Engine:
         self.decoder = body.language_model
         self.depth = len(self.decoder.layers)
         self.trace = Trace(self.depth, tuple(m.name for m in methods))
-        self.seen = threading.local()  # the visual columns of the call under way, from the body to the decoder
+        self.call = _Call()
         self.busy = threading.Lock()
-        self.current: Forward | None = None
         self.handles: list[Any] = []
 
     def attach(self) -> None:
@@ -137,14 +136,14 @@ class Engine:
         image = self.adapter.image_token(self.body.config)
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if ids is not None:
-            self.seen.visual = ids == image
+            self.call.visual = ids == image
         elif embeds is not None:
             token = torch.tensor(image, device=embeds.device)
-            self.seen.visual = (embeds == self.body.get_input_embeddings()(token)).all(-1)
+            self.call.visual = (embeds == self.body.get_input_embeddings()(token)).all(-1)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        visual = getattr(self.seen, "visual", None)
-        self.seen.visual = None
+        visual, self.call.visual = self.call.visual, None
+        self.call.refused = True
         if visual is None:
             raise ValueError(
                 "the language model was called directly, so nobody can tell which tokens are visual; call the whole model"
@@ -155,10 +154,11 @@ class Engine:
             )
         try:
             kwargs = {**kwargs, "past_key_values": self._cache(kwargs)}
-            self.current = self._forward(visual, kwargs)
+            self.call.forward = self._forward(visual, kwargs)
         except BaseException:
             self.busy.release()
             raise
+        self.call.refused = False
         return args, kwargs
 
     def _cache(self, kwargs: dict[str, Any]) -> Cache | None:
@@ -215,7 +215,10 @@ class Engine:
         return Ledger(known, old.columns + count, 0, old.total + total, old.text + text, old.alive)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        forward, self.current = self.current, None
+        if self.call.refused:  # `_begin` raised: the forward under way, if any, is another one
+            self.call.refused = False
+            return output
+        forward, self.call.forward = self.call.forward, None
         if forward is None:
             return output
         try:
@@ -231,6 +234,20 @@ class Engine:
             self.busy.release()
 
 
+class _Call(threading.local):
+    """What one thread's call of the model hands from hook to hook.
+
+    Attributes:
+        visual: which columns of the call are visual, from the multimodal body to the decoder.
+        forward: the decoder's forward under way.
+        refused: whether `Engine._begin` has just raised.
+    """
+
+    visual: Tensor | None = None
+    forward: Forward | None = None
+    refused: bool = False
+
+
 class _LayerHook:
     """Pre-hook of decoder layer `index`."""
 
@@ -238,7 +255,7 @@ class _LayerHook:
         self.engine, self.index = engine, index
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        forward = self.engine.current
+        forward = self.engine.call.forward
         return None if forward is None else forward.before_layer(self.index, module, args, kwargs)
 
 

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from functools import cache
 
-from transformers import PreTrainedModel
+from typing import Any
 
 from .adapter import Adapter
 
@@ -22,7 +22,7 @@ def adapters() -> dict[str, Adapter]:
     return found
 
 
-def adapter_for(model: PreTrainedModel) -> Adapter:
+def adapter_for(model: Any) -> Adapter:
     """The adapter of the model's family.
 
     Raises:

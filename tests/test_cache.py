@@ -1,0 +1,92 @@
+"""The cache alone: right in every use of transformers, and never copied per token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import foveate
+import pytest
+import torch
+from foveate.engine.cache import KeptLayer
+from foveate.engine.slots import Slots
+from hypothesis import given
+from hypothesis import strategies as st
+from test_engine import DECODING
+from test_oracles import LAYOUTS
+from tiny import batch, model
+from transformers import MistralConfig
+
+
+@pytest.mark.parametrize("options", DECODING)
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_without_any_method_it_decodes_like_dynamic_cache(options: str, backend: str) -> None:
+    made, data = model("llava", backend), batch("llava", LAYOUTS["left"])
+    torch.manual_seed(1)
+    want = made.generate(**data.inputs, max_new_tokens=80, **DECODING[options])
+    torch.manual_seed(1)
+    extra: dict[str, Any] = {} if options == "no cache" else {"past_key_values": foveate.KeptCache(made.config)}
+    got = made.generate(**data.inputs, max_new_tokens=80, **DECODING[options], **extra)
+    assert torch.equal(got, want)
+
+
+def test_it_grows_geometrically_and_never_moves_in_between() -> None:
+    layer, moves, last = KeptLayer(), 0, None
+    whole = torch.randn(2, 3, 4000, 4)
+    for t in range(4000):
+        keys, values = layer.update(whole[:, :, t : t + 1], -whole[:, :, t : t + 1])
+        moves += keys.data_ptr() != last
+        last = keys.data_ptr()
+    assert torch.equal(keys, whole) and torch.equal(values, -whole)
+    assert moves <= 14, "log(4000 / 64) / log(1.5) buffers and no more"
+    layer.crop(-1000)
+    assert layer.get_seq_length() == 3000 and torch.equal(layer.keys, whole[:, :, :3000])
+    with pytest.raises(ValueError, match="negative"):
+        layer.crop(5)
+    layer.batch_select_indices(torch.tensor([1]))
+    assert torch.equal(layer.keys, whole[1:, :, :3000])
+    layer.batch_repeat_interleave(3)
+    assert layer.keys.shape[0] == 3
+    layer.reset()
+    assert layer.get_seq_length() == 0
+
+
+def test_sliding_windows_are_refused() -> None:
+    with pytest.raises(TypeError, match="full attention"):
+        foveate.KeptCache(MistralConfig(num_hidden_layers=1, sliding_window=8))
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 24))
+def test_eviction_keeps_exactly_what_lives(data: st.DataObject, samples: int, columns: int) -> None:
+    """Random columns die, twice, with tokens appended in between; every kept key stays with its column."""
+    layer, slots, width = KeptLayer(), Slots(), columns + 3
+    marks = torch.arange(width).float().expand(samples, width)[:, None, :, None] + torch.arange(samples)[:, None, None, None] * 100
+    layer.update(marks[:, :, :columns], marks[:, :, :columns])
+    slots = slots.with_run(columns)
+    dead = torch.zeros(samples, width, dtype=torch.bool)
+    for end in (columns, width):
+        draw = data.draw(st.lists(st.lists(st.booleans(), min_size=end, max_size=end), min_size=samples, max_size=samples))
+        dead[:, :end] |= torch.tensor(draw)
+        slots, move = slots.kept(~dead[:, :end])
+        if move is not None:
+            layer.evict(slots, move)
+        held = slots.columns(samples, torch.device("cpu"))
+        assert held.shape[1] == layer.keys.shape[2] == slots.length
+        for i in range(samples):
+            want = {c for c in range(end) if not dead[i, c]}
+            assert sorted(c for c in held[i].tolist() if c >= 0) == sorted(want)
+            for column, key in zip(held[i].tolist(), layer.keys[i, 0, :, 0].tolist(), strict=True):
+                assert column < 0 or key == column + 100 * i
+        if end == columns:
+            layer.update(marks[:, :, columns:], marks[:, :, columns:])
+            slots = slots.with_run(3)
+    assert slots.masked or not (slots.columns(samples, torch.device("cpu")) < 0).any()
+
+
+def test_assisted_decoding_takes_tokens_back() -> None:
+    """Prompt lookup crops the cache; under a method it still gives the greedy answer."""
+    made, data = model("llava"), batch("llava", LAYOUTS["one"])
+    method = foveate.methods.random(layer=0, keep=0.5)
+    with foveate.apply(made, method):
+        want = made.generate(**data.inputs, max_new_tokens=8, do_sample=False)
+        got = made.generate(**data.inputs, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=2)
+    assert torch.equal(got, want)
