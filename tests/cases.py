@@ -66,7 +66,9 @@ def bayer(side: int) -> list[list[int]]:
     out = [[0] * side for _ in range(side)]
     for r in range(side):
         for c in range(side):
-            out[r][c] = 4 * small[r % (side // 2)][c % (side // 2)] + [[0, 2], [3, 1]][r // (side // 2)][c // (side // 2)]
+            out[r][c] = (
+                4 * small[r % (side // 2)][c % (side // 2)] + [[0, 2], [3, 1]][r // (side // 2)][c // (side // 2)]
+            )
     return out
 
 

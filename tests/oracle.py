@@ -86,8 +86,15 @@ class Oracle:
                 return shares[:, query - first]
 
             seen = Situation(
-                index, self.step, layers, alive, sum(i >= 0 for i in self.image_of), self.columns - 1,
-                attention, self.image_of, self.side,
+                index,
+                self.step,
+                layers,
+                alive,
+                sum(i >= 0 for i in self.image_of),
+                self.columns - 1,
+                attention,
+                self.image_of,
+                self.side,
             )
             keep = set(chooser(seen))
             for layer in range(index, layers):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import foveate
 import pytest
 import torch
-from foveate.engine.cache import KeptLayer
-from foveate.engine.slots import Slots
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import MistralConfig
+
+import foveate
+from foveate.engine.cache import KeptLayer
+from foveate.engine.slots import Slots
 from test_engine import DECODING
 from test_oracles import LAYOUTS
 from tiny import batch, model
-from transformers import MistralConfig
 
 
 @pytest.mark.parametrize("options", DECODING)
@@ -59,12 +60,17 @@ def test_sliding_windows_are_refused() -> None:
 def test_eviction_keeps_exactly_what_lives(data: st.DataObject, samples: int, columns: int) -> None:
     """Random columns die, twice, with tokens appended in between; every kept key stays with its column."""
     layer, slots, width = KeptLayer(), Slots(), columns + 3
-    marks = torch.arange(width).float().expand(samples, width)[:, None, :, None] + torch.arange(samples)[:, None, None, None] * 100
+    marks = (
+        torch.arange(width).float().expand(samples, width)[:, None, :, None]
+        + torch.arange(samples)[:, None, None, None] * 100
+    )
     layer.update(marks[:, :, :columns], marks[:, :, :columns])
     slots = slots.with_run(columns)
     dead = torch.zeros(samples, width, dtype=torch.bool)
     for end in (columns, width):
-        draw = data.draw(st.lists(st.lists(st.booleans(), min_size=end, max_size=end), min_size=samples, max_size=samples))
+        draw = data.draw(
+            st.lists(st.lists(st.booleans(), min_size=end, max_size=end), min_size=samples, max_size=samples)
+        )
         dead[:, :end] |= torch.tensor(draw)
         slots, move = slots.kept(~dead[:, :end])
         if move is not None:

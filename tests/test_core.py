@@ -6,16 +6,17 @@ import ast
 import re
 from pathlib import Path
 
-import foveate
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate
 from foveate.core.schedules import Cut, tokens_kept
 from foveate.core.selection import quotas, top
 from foveate.core.tokens import Kind, classify
 from foveate.measure.cost import kept_by
 from foveate.methods import downsample, factories, fastv, parse, random, vtw
-from hypothesis import given
-from hypothesis import strategies as st
 
 SOURCE = Path(foveate.__file__).parent
 STOREYS = [{"core"}, {"methods"}, {"engine"}, {"measure", "tune", "plots", "serve", "demo"}, {"cli"}]

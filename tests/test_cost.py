@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import foveate
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+import foveate
 from cases import LISTED
 from foveate.measure.cost import cost_of_counts, cost_of_trace, fastv_ratio, kept_by, shapes
 from tiny import LAYERS, Layout, batch, model
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 CPU_SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 

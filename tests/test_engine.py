@@ -6,19 +6,27 @@ import inspect
 import threading
 from typing import Any
 
-import foveate
 import pytest
 import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    QuantizedCache,
+    StaticCache,
+)
+
+import foveate
 from cases import CASES, LISTED
 from foveate.core.method import Method
-from foveate.core.scores import Even
 from foveate.core.schedules import Cut
+from foveate.core.scores import Even
 from foveate.engine.adapters import adapters
 from foveate.methods import downsample, factories, fastv, random, vtw
 from oracle import Oracle
 from test_oracles import LAYOUTS, METHODS, TOLERANCE, hooks, oracles
 from tiny import FAMILIES, IMAGE, LAYERS, Layout, batch, features, llava, model
-from transformers import AutoModelForImageTextToText, DynamicCache, LlamaConfig, LlamaForCausalLM, QuantizedCache, StaticCache
 
 CLOSE = {"atol": TOLERANCE[torch.float32], "rtol": 1e-3}
 
@@ -76,7 +84,10 @@ def test_whatever_is_decoded_scores_as_the_oracle_scores_it(method: str, options
 @pytest.mark.parametrize("method", CASES)
 def test_a_second_turn_with_a_second_image(method: str, backend: str) -> None:
     made, case = model("llava", backend), CASES[method]
-    first, second = batch("llava", Layout(((3, 0, 4), (2, 0, 6)), seed=1)), batch("llava", Layout(((2, 0, 3),) * 2, seed=2))
+    first, second = (
+        batch("llava", Layout(((3, 0, 4), (2, 0, 6)), seed=1)),
+        batch("llava", Layout(((2, 0, 3),) * 2, seed=2)),
+    )
     first_ids, mask = first.inputs["input_ids"], first.inputs["attention_mask"]
     with torch.no_grad(), foveate.apply(made, case.method):
         cache = DynamicCache(config=made.config)
@@ -137,7 +148,12 @@ def test_gradients_are_the_oracles(method: str) -> None:
         logits = made(**data.inputs, use_cache=False).logits
     for i, judge in enumerate(oracles("llava", data, (case,), made)):
         text = torch.tensor(data.image_of[i]) < 0
-        losses.append((logits[i, data.columns[i]][text].logsumexp(-1).sum(), judge.feed(data.embeds[i], data.image_of[i])[text].logsumexp(-1).sum()))
+        losses.append(
+            (
+                logits[i, data.columns[i]][text].logsumexp(-1).sum(),
+                judge.feed(data.embeds[i], data.image_of[i])[text].logsumexp(-1).sum(),
+            )
+        )
     got, want = (gradient(sum(pair[k] for pair in losses)) for k in (0, 1))
     assert want.abs().max() > 1e-3
     torch.testing.assert_close(got, want, atol=2e-3, rtol=1e-2)
@@ -173,7 +189,7 @@ def test_several_images_share_a_quota() -> None:
 
     with torch.no_grad(), foveate.apply(made, Method(spy, Cut(1, 0.5), within="image"), Method(spy, Cut(2, 0.25))):
         made(**data.inputs)
-    assert seen[1].bincount() .tolist() == [8, 8] if seen[1].ndim == 1 else seen[1][0].bincount().tolist() == [8, 8]
+    assert seen[1].bincount().tolist() == [8, 8] if seen[1].ndim == 1 else seen[1][0].bincount().tolist() == [8, 8]
 
 
 def test_merging_replaces_the_kept() -> None:
@@ -257,7 +273,9 @@ def test_two_threads_at_once_are_refused_and_in_turn_are_fine() -> None:
 
 
 def llama() -> Any:
-    return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2))
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
 
 
 def test_what_cannot_be_right_is_refused_at_apply() -> None:
@@ -298,7 +316,11 @@ def test_what_cannot_be_right_is_refused_in_a_forward() -> None:
             with pytest.raises(TypeError, match="StaticCache"):
                 made(**data.inputs, past_key_values=StaticCache(config=made.config, max_cache_len=64))
             with pytest.raises(ValueError, match="4 dimensions"):
-                made(input_ids=ids, pixel_values=data.inputs["pixel_values"], attention_mask=mask[:, None, None].bool().expand(1, 1, 24, 24))
+                made(
+                    input_ids=ids,
+                    pixel_values=data.inputs["pixel_values"],
+                    attention_mask=mask[:, None, None].bool().expand(1, 1, 24, 24),
+                )
             with pytest.raises(ValueError, match="columns; expected 24"):
                 made(input_ids=ids, pixel_values=data.inputs["pixel_values"], attention_mask=mask[:, 1:])
             with pytest.raises(ValueError, match="called directly"):
@@ -310,9 +332,15 @@ def test_what_cannot_be_right_is_refused_in_a_forward() -> None:
 def test_schedules_and_scores_of_a_wrong_shape_are_refused() -> None:
     made, data = model("llava"), batch("llava", LAYOUTS["left"])
     with torch.no_grad():
-        with foveate.apply(made, Method(Even(), lambda view: view.total[:1])), pytest.raises(ValueError, match="schedule of"):
+        with (
+            foveate.apply(made, Method(Even(), lambda view: view.total[:1])),
+            pytest.raises(ValueError, match="schedule of"),
+        ):
             made(**data.inputs)
-        with foveate.apply(made, Method(lambda view: view.total, Cut(1, 0.5))), pytest.raises(ValueError, match="score of"):
+        with (
+            foveate.apply(made, Method(lambda view: view.total, Cut(1, 0.5))),
+            pytest.raises(ValueError, match="score of"),
+        ):
             made(**data.inputs)
         with foveate.apply(made, Method(random().score, Cut(1, 0.5))):
             made(**data.inputs)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import foveate
 import pytest
 import torch
-from cases import CASES, STACKS, Case
 from hypothesis import given
 from hypothesis import strategies as st
+
+import foveate
+from cases import CASES, STACKS, Case
 from oracle import Oracle
 from tiny import FAMILIES, LAYERS, PATCH, SIDE, Batch, Layout, batch, model
 
@@ -50,7 +51,11 @@ def check_bare(family: str, backend: str, cases: tuple[Case, ...], layout: Layou
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             places = mask.cumsum(1)[:, -1:] - 1
             out = made(
-                input_ids=words, attention_mask=mask, position_ids=places, past_key_values=out.past_key_values, use_cache=True
+                input_ids=words,
+                attention_mask=mask,
+                position_ids=places,
+                past_key_values=out.past_key_values,
+                use_cache=True,
             )
             for judge, got in zip(judges, out.logits, strict=True):
                 want = judge.feed(made.get_input_embeddings()(words[0]), [-1])
@@ -94,7 +99,7 @@ def layouts(draw: st.DrawFn) -> Layout:
         parts = [draw(st.integers(1, 6))]
         for _ in range(draw(st.integers(0, 3))):
             parts += [0] + ([draw(st.integers(1, 5))] if draw(st.booleans()) else [])
-        samples.append(tuple([*parts, draw(st.integers(1, 4))]))
+        samples.append((*parts, draw(st.integers(1, 4))))
     return Layout(tuple(samples), draw(st.booleans()), draw(st.integers(0, 1000)))
 
 

@@ -111,7 +111,7 @@ def features(made: Any, pixels: Tensor, sizes: Tensor | None) -> list[Tensor]:
     extra = {} if sizes is None else {"image_sizes": sizes}
     found = made.model.get_image_features(pixel_values=pixels, **extra)
     found = getattr(found, "pooler_output", found)
-    return [f for f in found]
+    return list(found)
 
 
 @torch.no_grad()
@@ -143,7 +143,9 @@ def batch(family: str, layout: Layout, backend: str = "sdpa", dtype: torch.dtype
         rows.append(ids)
         embeds.append(torch.cat(parts))
         image_of.append(owners)
-    return Batch(_padded(rows, layout.left, pixels if images else None, sizes), embeds, image_of, _where(rows, layout.left))
+    return Batch(
+        _padded(rows, layout.left, pixels if images else None, sizes), embeds, image_of, _where(rows, layout.left)
+    )
 
 
 def _where(rows: list[list[int]], left: bool) -> list[slice]:

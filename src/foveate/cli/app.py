@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import click
 import torch
 import typer
+from rich.markup import escape
 
 from .. import __version__
 from . import demo, evaluate, generate, methods, train
 from .output import errors
+
+# typer's releases carry click inside or depend on it; its errors are the bases of typer's own
+_CommandError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="foveate",
@@ -27,7 +30,7 @@ demo.app.command("train")(train.train_model)
 demo.app.command("evaluate")(evaluate.evaluate_model)
 
 
-def _version(value: bool) -> None:
+def _version(value: bool | None) -> None:
     if value:
         print(f"foveate {__version__}")
         raise typer.Exit()
@@ -35,7 +38,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+    version: bool | None = typer.Option(None, "--version", help="Print the version.", callback=_version, is_eager=True),
 ) -> None:
     """Faster vision-language models: keep only the visual tokens that matter."""
 
@@ -50,28 +53,25 @@ def run(argv: list[str]) -> int:
     try:
         result: Any = app(argv, standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.Abort:
+    except typer.Abort:
         return 130
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.ClickException as error:
-        errors.print(f"[red]error:[/red] {error.format_message()}", highlight=False)
-        return 2
+    except _CommandError as error:
+        message = error.format_message()
+        return _refuse(message) if message else 2
     except KeyboardInterrupt:
         errors.print("interrupted")
         return 130
     except (MemoryError, torch.OutOfMemoryError) as error:
         return _refuse(f"out of memory: {error}. Use a smaller model, fewer images, or --dtype bfloat16")
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         return _refuse(str(error))
     except RuntimeError as error:
-        if "memory" not in str(error) and "CUDA" not in str(error) and "device" not in str(error):
+        if "memory" not in str(error):
             raise
         return _refuse(str(error))
 
 
 def _refuse(message: str) -> int:
     line = " ".join(message.split())
-    errors.print(f"[red]error:[/red] {line}", highlight=False, markup=True, soft_wrap=True)
+    errors.print("[red]error:[/red]", escape(line), highlight=False, soft_wrap=True)
     return 2

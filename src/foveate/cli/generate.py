@@ -10,49 +10,40 @@ from PIL import Image, UnidentifiedImageError
 from rich.progress import Progress
 
 from ..demo.bundled import load
-from ..methods import parse
-from . import rows
+from . import options, rows
 from .output import console, errors, print_json
-
-ModelOption = Annotated[str, typer.Option("--model", help="scenes (bundled), a folder, or a hub id.")]
-DeviceOption = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 
 
 def generate(
     inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... PROMPT", help="One image or more, then the prompt.")],
-    method: Annotated[
-        list[str] | None, typer.Option(help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens). May be repeated.")
-    ] = None,
-    model: ModelOption = "scenes",
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "auto",
+    method: options.Methods = None,
+    model: Annotated[str, typer.Option(help="scenes (bundled), a folder, or a hub id.")] = "scenes",
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each method; the median is shown.")] = 3,
-    trace: Annotated[Path | None, typer.Option(help="Write what each method kept, per step and layer, as JSON.")] = None,
-    as_json: JsonOption = False,
+    repeats: options.Repeats = 3,
+    trace: Annotated[Path | None, typer.Option(help="Write what each method kept, layer by layer, as JSON.")] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Answer a prompt about images; the unpruned model is always the first row."""
     *paths, prompt = inputs
     if not paths:
         raise ValueError(f"got {prompt!r} alone; expected at least one image, then the prompt")
-    table = [rows.Row("unpruned", None), *(rows.Row(spec, parse(spec)) for spec in dict.fromkeys(method or []))]
+    table = rows.rows_of(method or [])
     pictures = [open_image(path) for path in paths]
     if trace is not None and not trace.parent.is_dir():
         raise ValueError(f"cannot write {trace}: there is no folder {trace.parent}")
     loaded = load(model, device=device, dtype=dtype)
-    encoded = encode(loaded.processor, pictures, prompt).to(loaded.model.device, loaded.model.dtype)
+    encoded = dict(encode(loaded.processor, pictures, prompt).to(loaded.model.device, loaded.model.dtype))
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("generating", total=(repeats + 1) * len(table))
-        rows.run(
-            loaded.model, loaded.processor, [dict(encoded)], table, max_new_tokens, repeats, lambda: progress.advance(task)
-        )
+        rows.run(*loaded, [encoded], table, max_new_tokens, repeats, lambda: progress.advance(task))
     if trace is not None:
-        for number, row in enumerate(table[1:]):
-            row.trace.save(trace if number == 0 else trace.with_stem(f"{trace.stem}-{number}"))
+        for number, row in enumerate(table[1:] or table):
+            row.traces[0].save(trace if number == 0 else trace.with_stem(f"{trace.stem}-{number + 1}"))
     if as_json:
-        print_json({"model": model, "prompt": prompt, "images": paths, "rows": [rows.as_dict(r, table[0]) for r in table]})
+        done = [rows.as_dict(row, table[0]) for row in table]
+        print_json({"model": model, "prompt": prompt, "images": paths, "rows": done})
         return
     for row in table:
         console.print(f"[bold]{row.spec}[/bold]: {row.answers[0]}", highlight=False)
@@ -75,7 +66,7 @@ def open_image(path: str) -> Image.Image:
 
 
 def encode(processor: Any, pictures: list[Image.Image], prompt: str) -> Any:
-    """The processor's inputs for one user turn with these pictures; the chat template where there is one."""
+    """The processor's inputs for one user turn with these pictures, by its chat template where it has one."""
     if getattr(processor, "chat_template", None):
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

@@ -23,7 +23,13 @@ def describe(name: str) -> dict[str, Any]:
 
     told = dict(re.findall(r"(\w+): (.*?)(?=\s\w+: |$)", part("Args")))
     listed = {k: {"default": default, "meaning": told.get(k, "")} for k, (_, default) in knobs(name).items()}
-    return {"name": name, "summary": parts[0], "paper": part("Paper"), "deviations": part("Deviations"), "knobs": listed}
+    return {
+        "name": name,
+        "summary": parts[0],
+        "paper": part("Paper"),
+        "deviations": part("Deviations"),
+        "knobs": listed,
+    }
 
 
 def list_methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

@@ -10,16 +10,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..demo.export import export
 from ..demo.train import Recipe, train
+from . import options
 from .output import console, errors
 
 
 def train_model(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model; give it again to resume.")] = Path("runs/scenes"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for checkpoints and the finished model; give it again to resume.")
+    ] = Path("runs/scenes"),
     seed: Annotated[int, typer.Option(help="Of weights; data are numbered and need none.")] = Recipe.seed,
     tower_steps: Annotated[int, typer.Option(min=1, help="Steps of stage 1, dense labels.")] = Recipe.tower_steps,
     steps: Annotated[int, typer.Option(min=1, help="Steps of stage 2, conversations.")] = Recipe.steps,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per step of stage 2.")] = Recipe.batch,
-    device: Annotated[str, typer.Option(help="Such as cpu or cuda:0.")] = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
     """Train the bundled model from nothing; interrupt and resume at will, to the same result."""
     recipe = Recipe(seed=seed, tower_steps=tower_steps, steps=steps, batch=batch)
@@ -36,4 +39,6 @@ def train_model(
 
         model = train(out, recipe, device, report)
     export(model, out / "final", recipe)
-    console.print(f"the finished model is in {out / 'final'}; score it with: foveate demo evaluate --model {out / 'final'}")
+    console.print(
+        f"the finished model is in {out / 'final'}; score it with: foveate demo evaluate --model {out / 'final'}"
+    )

@@ -56,7 +56,9 @@ class Method:
         alive = view.alive
         counts = self.schedule(view)
         if counts.shape != alive.shape:
-            raise ValueError(f"the schedule of {self.name} gave shape {tuple(counts.shape)}, expected {tuple(alive.shape)}")
+            raise ValueError(
+                f"the schedule of {self.name} gave shape {tuple(counts.shape)}, expected {tuple(alive.shape)}"
+            )
         counts = counts.to(alive).clamp(min=0).minimum(alive)
         if bool((counts == alive).all()):
             return None

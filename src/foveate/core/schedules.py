@@ -20,12 +20,12 @@ from .view import View
 class Schedule(Protocol):
     """What `Method` needs of a schedule."""
 
-    def __call__(self, view: View) -> Int[Tensor, "B"]:
+    def __call__(self, view: View) -> Int[Tensor, B]:
         """Visual tokens to keep of each sample; more than are alive means all."""
         ...
 
 
-def tokens_kept(total: Int[Tensor, "B"], keep: float | int) -> Int[Tensor, "B"]:
+def tokens_kept(total: Int[Tensor, B], keep: float | int) -> Int[Tensor, B]:
     """`keep` as a count of `total`: an int is a number of tokens, a float a fraction, rounded half up."""
     if isinstance(keep, int):
         return torch.full_like(total, keep).minimum(total)
@@ -35,7 +35,9 @@ def tokens_kept(total: Int[Tensor, "B"], keep: float | int) -> Int[Tensor, "B"]:
 def check_keep(keep: float | int) -> None:
     """Raises ValueError unless `keep` is a fraction in [0, 1] (float) or a count >= 0 (int)."""
     if isinstance(keep, bool) or keep < 0 or (isinstance(keep, float) and not keep <= 1):
-        raise ValueError(f"keep={keep!r}; expected a fraction in [0, 1], like 0.5, or a whole number of tokens, like 64")
+        raise ValueError(
+            f"keep={keep!r}; expected a fraction in [0, 1], like 0.5, or a whole number of tokens, like 64"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,6 @@ class Cut:
         if self.layer >= layers:
             raise ValueError(f"the schedule cuts before layer {self.layer}, but the model has layers 0 to {layers - 1}")
 
-    def __call__(self, view: View) -> Int[Tensor, "B"]:
+    def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
         return tokens_kept(view.total, self.keep)

@@ -7,9 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def top(
-    scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, "B"]
-) -> Bool[Tensor, "B N"]:
+def top(scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Bool[Tensor, "B N"]:
     """The `counts` highest-scored entries of each row within `mask`; of equal scores the earlier wins."""
     ranked = scores.float().masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(ranked)
@@ -17,7 +15,7 @@ def top(
     return (rank < counts[:, None]) & mask
 
 
-def quotas(counts: Int[Tensor, "B"], sizes: Int[Tensor, "B I"]) -> Int[Tensor, "B I"]:
+def quotas(counts: Int[Tensor, B], sizes: Int[Tensor, "B I"]) -> Int[Tensor, "B I"]:
     """Splits each row's count over its images in proportion to their sizes, by largest remainder."""
     total = sizes.sum(1, keepdim=True).clamp(min=1)
     exact = counts[:, None] * sizes
@@ -28,7 +26,7 @@ def quotas(counts: Int[Tensor, "B"], sizes: Int[Tensor, "B I"]) -> Int[Tensor, "
 
 
 def top_per_image(
-    scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, "B"], image: Int[Tensor, "B N"]
+    scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, B], image: Int[Tensor, "B N"]
 ) -> Bool[Tensor, "B N"]:
     """As `top`, with each image keeping its share: `quotas` of the entries alive in it."""
     images = int(torch.where(mask, image, -1).max()) + 1

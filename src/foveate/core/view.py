@@ -32,7 +32,7 @@ class View:
     layer: int
     step: int
     layers: int
-    total: Int[Tensor, "B"]
+    total: Int[Tensor, B]
     visual: Int[Tensor, "B N"]
     mask: Bool[Tensor, "B N"]
     hidden: Float[Tensor, "B T D"]
@@ -41,7 +41,7 @@ class View:
     attend: Callable[[Tensor], Tensor] | None = None
 
     @property
-    def alive(self) -> Int[Tensor, "B"]:
+    def alive(self) -> Int[Tensor, B]:
         """Visual tokens of each sample still alive before this layer."""
         return self.mask.sum(1)
 

@@ -19,7 +19,12 @@ class Loaded(NamedTuple):
 
 
 def load(
-    name: str = "scenes", *, device: str = "cpu", dtype: str = "auto", attention: str = "sdpa", revision: str | None = None
+    name: str = "scenes",
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    attention: str = "sdpa",
+    revision: str | None = None,
 ) -> Loaded:
     """Loads a vision-language model with transformers' own classes.
 
@@ -31,25 +36,39 @@ def load(
         revision: of a hub id.
 
     Raises:
-        ValueError: there is no such model, it is no vision-language model, or the type is unknown.
+        ValueError: there is no such model or device, it is no vision-language model, or the dtype is unknown.
         FileNotFoundError: the bundled weights are missing from the installation.
     """
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
+    _check_device(device)
     source = str(BUNDLED.get(name, name))
     if name in BUNDLED and not (BUNDLED[name] / "model.safetensors").exists():
-        raise FileNotFoundError(f"the bundled model {name!r} is not in {source}; reinstall foveate, or run foveate demo train")
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"cannot load a model from {name!r}: it is neither bundled ({', '.join(BUNDLED)}), nor a folder with a "
-            f"config.json, nor a hub id within reach. transformers says: {first}"
-        ) from error
+        raise FileNotFoundError(f"{source} holds no weights; reinstall foveate, or train them: foveate demo train")
+    config = _config(name, source, revision)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(f"{name!r} is a {config.model_type} model, not a vision-language model")
     model = AutoModelForImageTextToText.from_pretrained(
         source, revision=revision, dtype=dtype, attn_implementation=attention
     )
     return Loaded(model.to(device).eval(), AutoProcessor.from_pretrained(source, revision=revision))
+
+
+def _check_device(device: str) -> None:
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no {device!r}: this torch sees {torch.cuda.device_count()} CUDA devices")
+
+
+def _config(name: str, source: str, revision: str | None) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot load a model from {name!r}: it is neither bundled ({', '.join(BUNDLED)}), nor a folder with a "
+            f"config.json, nor a hub id within reach. transformers says: {first}"
+        ) from error

@@ -71,7 +71,7 @@ def _background(kind: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _paint(canvas: np.ndarray, owner: np.ndarray, index: int, thing: Thing, rng: np.random.Generator) -> None:
-    half = int(math.ceil(thing.diameter / 2)) + 2
+    half = math.ceil(thing.diameter / 2) + 2
     x0, y0 = int(thing.x) - half, int(thing.y) - half
     side = 2 * half + 1
     alpha = _outline(thing, side, thing.x - x0, thing.y - y0)
@@ -98,8 +98,7 @@ def _outline(thing: Thing, side: int, cx: float, cy: float) -> np.ndarray:
     else:
         cos, sin = math.cos(thing.angle), math.sin(thing.angle)
         corners = [
-            ((cx + r * (x * cos - y * sin)) * k, (cy + r * (x * sin + y * cos)) * k)
-            for x, y in _CORNERS[thing.shape]
+            ((cx + r * (x * cos - y * sin)) * k, (cy + r * (x * sin + y * cos)) * k) for x, y in _CORNERS[thing.shape]
         ]
         pen.polygon(corners, fill=255)
     return np.asarray(mask.reduce(k), dtype=np.float32) / 255

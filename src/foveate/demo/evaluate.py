@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from ..engine.apply import apply
 from . import language
 from .draw import draw
 from .easyvqa import EasyVQA
-from .world import Scene, sample
+from .world import sample
 
 Progress = Callable[[int], None]
 
@@ -67,7 +69,12 @@ def easy_questions(data: EasyVQA, count: int | None = None) -> Iterator[Question
 
 @torch.inference_mode()
 def answer(
-    model: Any, processor: Any, asked: Sequence[Question], methods: Sequence[Method], batch: int = 32, progress: Progress | None = None
+    model: Any,
+    processor: Any,
+    asked: Sequence[Question],
+    methods: Sequence[Method],
+    batch: int = 32,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Greedy answers, in batches, long and short ones apart so that nobody waits for a description."""
     answers = [""] * len(asked)
@@ -139,19 +146,13 @@ def _cider(answers: Sequence[str], references: Sequence[tuple[str, ...]]) -> np.
 
     Our words are tokens already, so punctuation is dropped and no tokenizer (PTB's needs java) is used.
     """
-    try:
-        from pycocoevalcap.cider.cider import Cider
-    except ImportError:
+    if importlib.util.find_spec("pycocoevalcap") is None:
         return None
+    scorer = importlib.import_module("pycocoevalcap.cider.cider").Cider()
 
     def clean(text: str) -> str:
         return text.replace(",", "").replace(".", "")
 
     wanted = {i: [clean(r) for r in refs] for i, refs in enumerate(references)}
     given = {i: [clean(a)] for i, a in enumerate(answers)}
-    return np.asarray(Cider().compute_score(wanted, given)[1]) * 100
-
-
-def scene_of(question: Question, split: str) -> Scene:
-    """The scene that a question of `questions` is about."""
-    return sample(split, question.group)
+    return np.asarray(scorer.compute_score(wanted, given)[1]) * 100

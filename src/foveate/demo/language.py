@@ -54,7 +54,7 @@ def parse_description(text: str) -> list[tuple[str, ...]]:
     A part that is not a well-formed object is returned as a tuple that equals no object, so that it counts
     against precision.
     """
-    found = []
+    found: list[tuple[str, ...]] = []
     for part in text.strip().rstrip(".").split(","):
         words = part.split()
         texture = "plain"

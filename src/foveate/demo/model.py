@@ -7,7 +7,7 @@ import re
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -75,7 +75,7 @@ def build_processor() -> LlavaProcessor:
         padding_side="left",
         model_max_length=2048,
     )
-    images = CLIPImageProcessor(
+    images = CLIPImageProcessorPil(
         size={"height": SIDE, "width": SIDE},
         do_center_crop=False,
         crop_size={"height": SIDE, "width": SIDE},

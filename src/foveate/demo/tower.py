@@ -37,8 +37,8 @@ class DenseLabels:
 
     groups: Int[Tensor, "B G T"]  # index within each of `GROUPS`, per visual token
     part: Int[Tensor, "B T"]  # 0 background, 1 part of an object, 2 holds an object's centre
-    count: Int[Tensor, "B"]
-    background: Int[Tensor, "B"]
+    count: Int[Tensor, B]
+    background: Int[Tensor, B]
 
 
 def dense_example(split: str, index: int, most: int = MAX_OBJECTS) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
@@ -89,16 +89,17 @@ class TowerTeacher(nn.Module):
         """Sum of the cross-entropies, and the accuracy on each group of words (for the progress line)."""
         states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
         tokens = model.model.multi_modal_projector(states[:, 1:])
-        words = F.normalize(self.phrases @ model.get_input_embeddings().weight, dim=-1)  # type: ignore[operator]
+        words = F.normalize(self.phrases @ model.get_input_embeddings().weight, dim=-1)
         logits = tokens @ words.T
         loss = 0.5 * F.cross_entropy(self.part(tokens).flatten(0, 1), labels.part.flatten())
         loss = loss + 0.1 * F.cross_entropy(self.count(states[:, 0]), labels.count)
         loss = loss + 0.05 * F.cross_entropy(self.background(states[:, 0]), labels.background)
         seen: dict[str, float] = {}
-        for row, (key, part) in enumerate(zip(GROUPS, logits.split([len(g) for g in GROUPS.values()], -1), strict=True)):
+        by_group = logits.split([len(g) for g in GROUPS.values()], -1)
+        for row, (key, similar) in enumerate(zip(GROUPS, by_group, strict=True)):
             target = labels.groups[:, row].flatten()
-            part = (part * self.log_scale[row].exp()).flatten(0, 1)
-            loss = loss + F.cross_entropy(part, target)
+            scaled = (similar * self.log_scale[row].exp()).flatten(0, 1)
+            loss = loss + F.cross_entropy(scaled, target)
             valid = target >= 0
-            seen[key] = (part.argmax(-1)[valid] == target[valid]).float().mean().item()
+            seen[key] = (scaled.argmax(-1)[valid] == target[valid]).float().mean().item()
         return loss, seen

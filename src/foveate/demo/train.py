@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -33,15 +34,21 @@ Report = Callable[[str, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """All numbers of a run. `tower_steps` and `steps` are optimiser steps of the two stages."""
+    """All numbers of a run: `tower_...` of stage 1, the others of stage 2 or of both.
+
+    Steps are optimiser steps; `ramp` is the number of rows over which scenes grow to their full number of
+    objects; `decay` is the last part of a stage, over which the learning rate falls to zero.
+    """
 
     seed: int = 0
     tower_steps: int = 1500
     tower_batch: int = 32
     tower_lr: float = 3e-3
-    steps: int = 1600
+    tower_ramp: int = 12000
+    steps: int = 1900
     batch: int = 12
     lr: float = 3e-3
+    ramp: int = 4800
     easy_vqa: float = 0.1
     warmup: int = 50
     decay: float = 0.5
@@ -65,23 +72,23 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
-def curriculum(index: int, total: int) -> int:
-    """Most objects in a scene: from 3 to all of them over the first quarter of a stage."""
-    return min(MAX_OBJECTS, 3 + int(index / max(1, total // 4) * (MAX_OBJECTS - 2)))
+def curriculum(index: int, ramp: int) -> int:
+    """Most objects in the scene of row `index`: from 3 to all of them over the first `ramp` rows of a stage."""
+    return min(MAX_OBJECTS, 3 + int(index / max(1, ramp) * (MAX_OBJECTS - 2)))
 
 
-def tower_row(index: int, total: int) -> Any:
+def tower_row(index: int, ramp: int) -> Any:
     """Training row `index` of stage 1."""
-    return tower.dense_example("train", index, curriculum(index, total))
+    return tower.dense_example("train", index, curriculum(index, ramp))
 
 
-def chat_row(index: int, total: int, offset: int, share: float, extra: EasyVQA | None) -> Any:
+def chat_row(index: int, ramp: int, offset: int, share: float, extra: EasyVQA | None) -> Any:
     """Training row `index` of stage 2: a scene, or with probability `share` an easy-vqa picture."""
     rng = np.random.default_rng((3, index))
     if extra is not None and rng.random() < share:
         row = conversations.pack(*extra.turns("train", int(rng.integers(extra.images("train"))), rng), rng)
     else:
-        row = conversations.pack(*conversations.scene_turns("train", offset + index, curriculum(index, total)), rng)
+        row = conversations.pack(*conversations.scene_turns("train", offset + index, curriculum(index, ramp)), rng)
     return tuple(getattr(row, key) for key in row.__dataclass_fields__)
 
 
@@ -94,7 +101,8 @@ def rate(step: int, recipe: Recipe, steps: int) -> float:
 def optimizers(modules: list[nn.Module], lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the networks, AdamW for embeddings, norms, biases and heads."""
     named = {id(p): (name, p) for module in modules for name, p in module.named_parameters()}
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, p in named.values():
         if not p.requires_grad:
             continue
@@ -106,8 +114,11 @@ def optimizers(modules: list[nn.Module], lr: float) -> list[torch.optim.Optimize
 class Run:
     """One stage: model, optimisers, data and checkpoint; `advance` yields progress after each step."""
 
-    def __init__(self, name: str, folder: Path, modules: dict[str, nn.Module], lr: float, steps: int) -> None:
-        self.name, self.folder, self.modules, self.lr, self.steps = name, folder, modules, lr, steps
+    def __init__(
+        self, name: str, folder: Path, modules: dict[str, nn.Module], lr: float, steps: int, decay: float
+    ) -> None:
+        self.name, self.folder, self.modules = name, folder, modules
+        self.lr, self.steps, self.decay = lr, steps, decay
         self.optimizers = optimizers(list(modules.values()), lr)
         self.step = 0
 
@@ -127,17 +138,19 @@ class Run:
         """Takes up the checkpoint if there is one.
 
         Raises:
-            ValueError: the checkpoint is of a run with another number of steps (its curriculum differs).
+            ValueError: the checkpoint is of a run of another length, and its learning rate has begun to fall.
         """
         path = self.folder / f"{self.name}.safetensors"
         if not path.exists():
             return
-        from safetensors import safe_open
-
         with safe_open(path, "pt") as file:
             facts = file.metadata()
-        if int(facts["steps"]) != self.steps:
-            raise ValueError(f"{path} is of a run of {facts['steps']} steps, not {self.steps}; use another folder")
+        step, steps = int(facts["step"]), int(facts["steps"])
+        if steps != self.steps and step > (1 - self.decay) * min(steps, self.steps):
+            raise ValueError(
+                f"{path} is at step {step} of {steps}, where the learning rate already falls, so it cannot become a "
+                f"run of {self.steps} steps; give {steps} steps again, or another folder"
+            )
         tensors = load_file(path)
         for name, module in self.modules.items():
             mine = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}
@@ -149,9 +162,11 @@ class Run:
                     _, p, k = key.split("/")
                     whole["state"].setdefault(int(p), {})[k] = value
             optimizer.load_state_dict(whole)
-        self.step = int(facts["step"])
+        self.step = step
 
-    def finish(self, make: Callable[[int], Any], batch: int, loss: Callable[..., Loss], recipe: Recipe, report: Report | None) -> None:
+    def finish(
+        self, make: Callable[[int], Any], batch: int, loss: Callable[..., Loss], recipe: Recipe, report: Report | None
+    ) -> None:
         """Takes up the checkpoint and runs to the last step."""
         self.load()
         rows = Rows(make, self.step * batch, self.steps * batch)
@@ -159,7 +174,9 @@ class Run:
             if report is not None:
                 report(self.name, seen)
 
-    def advance(self, rows: Dataset[Any], batch: int, loss: Callable[..., Loss], recipe: Recipe) -> Iterator[dict[str, float]]:
+    def advance(
+        self, rows: Dataset[Any], batch: int, loss: Callable[..., Loss], recipe: Recipe
+    ) -> Iterator[dict[str, float]]:
         """Trains from the current step to the last; yields the loss and the accuracies of every step."""
         loader = DataLoader(rows, batch_size=batch, num_workers=1, prefetch_factor=4)
         parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
@@ -168,7 +185,7 @@ class Run:
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr * rate(self.step, recipe, self.steps)
             value, seen = loss(*fields)
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -195,8 +212,10 @@ def train(folder: Path, recipe: Recipe, device: str = "cpu", report: Report | No
     """
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.json"
-    if note.exists() and json.loads(note.read_text()) != asdict(recipe):
-        raise ValueError(f"{note} holds another recipe; give another folder, or the same numbers to resume")
+    if note.exists():
+        lengths = {"steps": recipe.steps, "tower_steps": recipe.tower_steps}  # `Run.load` judges these
+        if {**json.loads(note.read_text()), **lengths} != asdict(recipe):
+            raise ValueError(f"{note} holds another recipe; give another folder, or the same numbers to resume")
     note.write_text(json.dumps(asdict(recipe), indent=1))
     torch.manual_seed(recipe.seed)
     model = build_model().to(device)
@@ -208,8 +227,8 @@ def train(folder: Path, recipe: Recipe, device: str = "cpu", report: Report | No
 
 def _tower_stage(model: Any, folder: Path, recipe: Recipe, device: str, report: Report | None) -> None:
     teacher = tower.TowerTeacher(model).to(device)
-    run = Run("tower", folder, {"model": model, "teacher": teacher}, recipe.tower_lr, recipe.tower_steps)
-    make = partial(tower_row, total=recipe.tower_steps * recipe.tower_batch)
+    run = Run("tower", folder, {"model": model, "teacher": teacher}, recipe.tower_lr, recipe.tower_steps, recipe.decay)
+    make = partial(tower_row, ramp=recipe.tower_ramp)
 
     def loss(pixels: Tensor, labels: list[Tensor]) -> Loss:
         return teacher(model, normalise(pixels.to(device)), tower.DenseLabels(*(v.to(device) for v in labels)))
@@ -220,10 +239,9 @@ def _tower_stage(model: Any, folder: Path, recipe: Recipe, device: str, report: 
 def _chat_stage(model: Any, folder: Path, recipe: Recipe, device: str, report: Report | None) -> None:
     """The tower has learned to see and rests; projector and decoder learn."""
     model.model.vision_tower.requires_grad_(False)
-    run = Run("chat", folder, {"model": model}, recipe.lr, recipe.steps)
+    run = Run("chat", folder, {"model": model}, recipe.lr, recipe.steps, recipe.decay)
     offset = recipe.tower_steps * recipe.tower_batch
-    total = recipe.steps * recipe.batch
-    make = partial(chat_row, total=total, offset=offset, share=recipe.easy_vqa, extra=EasyVQA.find())
+    make = partial(chat_row, ramp=recipe.ramp, offset=offset, share=recipe.easy_vqa, extra=EasyVQA.find())
 
     def loss(pixels: Tensor, *rest: Tensor) -> Loss:
         return conversations.answer_loss(model, normalise(pixels.to(device)), *(v.to(device) for v in rest))

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..core.method import Method
@@ -65,7 +64,8 @@ def apply(model: nn.Module, *methods: Method) -> AbstractContextManager[Trace]:
 def _applied(adapter: Adapter, body: Any, methods: tuple[Method, ...]) -> Iterator[Trace]:
     if body in _ACTIVE:
         raise RuntimeError(
-            "foveate.apply is already active on this model; pass several methods to one apply: apply(model, first, second)"
+            "foveate.apply is already active on this model; pass several methods to one apply: "
+            "apply(model, first, second)"
         )
     engine = Engine(adapter, body, methods)
     _ACTIVE.add(body)
@@ -88,7 +88,9 @@ def _check_model(model: Any, body: Any) -> None:
         )
     parts = (model, body, decoder, *decoder.layers)
     if any(hasattr(p, "_orig_mod") or getattr(p, "_compiled_call_impl", None) is not None for p in parts):
-        raise ValueError("the model is compiled with torch.compile, which skips the engine's hooks; pass the plain model")
+        raise ValueError(
+            "the model is compiled with torch.compile, which skips the engine's hooks; pass the plain model"
+        )
     if getattr(decoder, "gradient_checkpointing", False):
         raise ValueError(
             "gradient checkpointing runs every layer twice, which would drop tokens twice; "
@@ -141,16 +143,20 @@ class Engine:
             token = torch.tensor(image, device=embeds.device)
             self.call.visual = (embeds == self.body.get_input_embeddings()(token)).all(-1)
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         visual, self.call.visual = self.call.visual, None
         self.call.refused = True
         if visual is None:
             raise ValueError(
-                "the language model was called directly, so nobody can tell which tokens are visual; call the whole model"
+                "the language model was called directly, so nobody can tell which tokens are visual; "
+                "call the whole model"
             )
         if not self.busy.acquire(blocking=False):
             raise RuntimeError(
-                "two threads run the model at once under one foveate.apply; let them take turns, or give each its own model"
+                "two threads run the model at once under one foveate.apply; let them take turns, "
+                "or give each its own model"
             )
         try:
             kwargs = {**kwargs, "past_key_values": self._cache(kwargs)}
@@ -170,7 +176,7 @@ class Engine:
         if cache is None:
             cache = DynamicCache(config=self.decoder.config)
         adopt(cache, self.depth)
-        return cache  # type: ignore[no-any-return]
+        return cache
 
     def _forward(self, visual: Tensor, kwargs: dict[str, Any]) -> Forward:
         cache: Cache | None = kwargs["past_key_values"]
@@ -179,7 +185,8 @@ class Engine:
         old, first = _known(cache)
         if mask is not None and mask.ndim != 2:
             raise ValueError(
-                f"attention_mask has {mask.ndim} dimensions; under foveate.apply give the 2-D mask of padding (B, tokens so far)"
+                f"attention_mask has {mask.ndim} dimensions; under foveate.apply give the 2-D mask of padding "
+                "(B, tokens so far)"
             )
         if mask is not None and mask.shape[1] != first + count:
             raise ValueError(

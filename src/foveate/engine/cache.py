@@ -43,7 +43,8 @@ class KeptLayer(DynamicLayer):
         self._reset()
 
     def _reset(self) -> None:
-        self.keys = self.values = None
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
         self._buffers: tuple[Tensor, Tensor] | None = None
         self.length = self.seen = 0
         self.is_initialized = False
@@ -134,7 +135,7 @@ class KeptLayer(DynamicLayer):
         self._show(self.length - count)
         self.seen -= count
 
-    def reorder_cache(self, beam_idx: Int[Tensor, "B"]) -> None:
+    def reorder_cache(self, beam_idx: Int[Tensor, B]) -> None:
         """Beam search: sample b becomes what sample `beam_idx[b]` was."""
         self._pick(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
@@ -184,8 +185,8 @@ def adopt(cache: Cache, layers: int | None = None) -> None:
         return
     if not isinstance(cache, DynamicCache) or cache.offloading:
         raise TypeError(
-            f"past_key_values is a {type(cache).__name__}{' with offloading' if cache.offloading else ''}; supported are "
-            "DynamicCache and foveate.KeptCache. Pass one of these, or none."
+            f"past_key_values is a {type(cache).__name__}{' with offloading' if cache.offloading else ''}; supported "
+            "are DynamicCache and foveate.KeptCache. Pass one of these, or none."
         )
     odd = {type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer}
     if odd:

@@ -65,7 +65,9 @@ class Forward:
         self.masks: dict[tuple[int, int], Tensor | None] = {}
         self.before: tuple[nn.Module, Tensor, Positions, Slots] | None = None
 
-    def before_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before_layer(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What layer `index` shall be called with."""
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         for method in self.methods:
@@ -195,7 +197,7 @@ class Forward:
             held = torch.cat([self.past[index].columns(batch, device), rows], 1)
         self.record.asked.append((index, queries.shape[1], held.shape[1]))
         allowed = may_see(queries, held, self.real) & (queries >= 0)[:, :, None]
-        scaling: float = module.self_attn.scaling  # type: ignore[union-attr, assignment]
+        scaling: float = module.self_attn.scaling
         shares = attention_rows(asked, keys, scaling, allowed.to(asked.device)).to(device)
         out = shares.new_zeros((*shares.shape[:-1], columns + 1))
         slot = torch.where(held < 0, columns, held)[:, None, None].expand(shares.shape)
@@ -219,10 +221,10 @@ class Forward:
         """Notes what each cache now holds, and gives dropped rows their place back in the output, as zeros."""
         if self.cache is not None:
             for layer, past, ran in zip(self.cache.layers, self.past, self.ran, strict=True):
-                layer.slots = self._joined(past, ran, last)  # type: ignore[union-attr]
-                layer.seen = self.ledger.columns  # type: ignore[union-attr]
+                layer.slots = self._joined(past, ran, last)
+                layer.seen = self.ledger.columns
             alive = tuple((layer, fresh + cached) for layer, fresh, cached in self.record.cuts)
-            self.cache.layers[0].ledger = replace(self.ledger, alive=alive)  # type: ignore[union-attr]
+            self.cache.layers[0].ledger = replace(self.ledger, alive=alive)
         if self.rows.untouched:
             return last
         columns = self.rows.columns(last.shape[0], last.device)

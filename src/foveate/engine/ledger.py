@@ -27,9 +27,9 @@ class Ledger:
     tokens: TokenMap
     columns: int
     step: int
-    total: Int[Tensor, "B"]
-    text: Int[Tensor, "B"]
-    alive: tuple[tuple[int, Int[Tensor, "B"]], ...] = ()
+    total: Int[Tensor, B]
+    text: Int[Tensor, B]
+    alive: tuple[tuple[int, Int[Tensor, B]], ...] = ()
 
     def reindexed(self, rows: Callable[[Tensor], Tensor]) -> Ledger:
         """The ledger of other samples of the batch, as `rows` picks them."""

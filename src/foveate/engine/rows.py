@@ -47,7 +47,7 @@ def attention_rows(
     allowed: Bool[Tensor, "B Q S"],
 ) -> Float[Tensor, "B H Q S"]:
     """Softmax of the scaled products in float32; rows that may look at nothing are zeros."""
-    batch, heads, rows, _ = queries.shape
+    batch, _, rows, _ = queries.shape
     grouped = queries.view(batch, keys.shape[1], -1, rows, queries.shape[-1]).float()
     products = torch.einsum("bkgqe,bkse->bkgqs", grouped, keys.float()) * scaling
     products = products.flatten(1, 2).masked_fill(~allowed[:, None], -torch.inf)

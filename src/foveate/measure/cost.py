@@ -78,6 +78,9 @@ class Cost:
         """All FLOPs together."""
         return self.tower + self.prefill + self.decode + self.head + self.score
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
     def ratio(self, other: Cost) -> dict[str, float]:
         """Every part over the same part of `other` (nan where that is 0), and "flops" over its sum."""
         parts = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine.adapters import adapter_for
 from ..engine.apply import apply
-from ..methods import vtw  # type: ignore[attr-defined]
+from ..methods.vtw import vtw
 
 
 @dataclass(frozen=True)

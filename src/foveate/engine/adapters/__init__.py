@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-
 from typing import Any
 
 from .adapter import Adapter

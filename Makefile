@@ -1,0 +1,49 @@
+# Everything sets itself up: Python 3.11+, pip and make are all that a machine needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types test-slow fuzz results train clean
+
+demo: $(READY)
+	$(BIN)/foveate demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY) lint types test
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+fuzz: $(READY)
+	$(BIN)/python -m pytest tests/test_oracles.py tests/test_cache.py tests/test_core.py -m "slow or not slow" --hypothesis-profile=fuzz -k "any_layout or eviction or quotas or fractions"
+
+results: $(READY)
+	mkdir -p docs/results
+	$(BIN)/foveate demo evaluate --pictures 300 --easy-vqa 1000 --save docs/results/scenes.json
+	$(BIN)/foveate demo evaluate --pictures 100 --save docs/results/methods.json $(METHODS)
+	$(BIN)/python benchmarks/prefill.py --save docs/results/prefill.json
+	$(BIN)/python benchmarks/tables.py
+
+METHODS := $(foreach m,fastv:layer=2,keep=0.5,)
+
+train: $(READY)
+	$(BIN)/foveate demo train
+
+$(READY): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,182 @@
+"""The bundled model, its world, and its recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import foveate
+import numpy as np
+import pytest
+import torch
+from foveate.demo import conversations, evaluate, language
+from foveate.demo.bundled import BUNDLED, load
+from foveate.demo.draw import draw
+from foveate.demo.easyvqa import EasyVQA
+from foveate.demo.export import export
+from foveate.demo.model import SPECIAL, build_processor, vocabulary
+from foveate.demo.muon import orthogonalise
+from foveate.demo.tower import GROUPS, dense_example
+from foveate.demo.train import Recipe, train
+from foveate.demo.world import EDGE, GRID, PLACES, SIDE, sample
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+SPLITS = st.sampled_from(["train", "val", "test"])
+
+
+@given(SPLITS, st.integers(0, 10**9))
+def test_a_scene_is_a_function_of_its_seed_and_keeps_its_margins(split: str, index: int) -> None:
+    scene = sample(split, index)
+    assert scene == sample(split, index)
+    assert np.array_equal(draw(scene).pixels, draw(scene).pixels)
+    assert 1 <= len(scene.things) <= 8
+    assert len({t.cell for t in scene.things}) == len(scene.things)
+    for thing in scene.things:
+        for at in (thing.x, thing.y):
+            assert min(abs(at - SIDE / 3), abs(at - 2 * SIDE / 3)) >= EDGE - 1e-6
+        assert PLACES[thing.cell] == thing.place
+
+
+def test_splits_share_no_scene() -> None:
+    scenes = {split: {repr(sample(split, i).things) for i in range(300)} for split in ("train", "val", "test")}
+    assert not scenes["train"] & scenes["test"] and not scenes["val"] & scenes["test"]
+
+
+@given(st.integers(0, 10**6))
+def test_texts_are_true_short_and_in_the_vocabulary(index: int) -> None:
+    scene, known = sample("train", index), set(vocabulary())
+    text = language.describe(scene)
+    assert language.parse_description(text) == language.attributes(scene)
+    assert len(conversations.encode(text)) < 64
+    rng = np.random.default_rng(index)
+    turns = [t for kind in language.KINDS if (t := language.ask(scene, kind, rng))]
+    unknown = SPECIAL.index("<unk>")
+    for said in [text, *language.captions(scene), *(f"{t.question} {t.answer}" for t in turns)]:
+        assert unknown not in conversations.encode(said), said
+    assert len(set(language.captions(scene))) == 5
+    for turn in turns:
+        if turn.kind == "count":
+            assert turn.answer in known
+
+
+def test_descriptions_that_are_wrong_count_as_wrong() -> None:
+    scene = sample("test", 1)
+    right = language.describe(scene)
+    broken = right.replace("red", "blue").replace("small", "tiny")
+    asked = [evaluate.Question("description", draw(scene).image, "", (right,), 0)]
+    assert evaluate.judge("m", asked, [right]).figures["object recall"] == 1.0
+    assert evaluate.judge("m", asked, [broken]).figures["object recall"] < 1.0
+    assert evaluate.judge("m", asked, [""]).figures["object recall"] == 0.0
+
+
+def test_yes_and_no_are_balanced() -> None:
+    for kind in ("existence", "relation"):
+        rng = np.random.default_rng(0)
+        answers = [t.answer for i in range(800) if (t := language.ask(sample("val", i), kind, rng))]
+        assert 0.44 < answers.count("yes") / len(answers) < 0.56
+
+
+def test_dense_labels_say_what_is_drawn() -> None:
+    _, (groups, part, count, _) = dense_example("train", 3)
+    scene = sample("train", 3)
+    assert count == len(scene.things) == (part == 2).sum()
+    for thing in scene.things:
+        patch = int(thing.y) // 16 * GRID + int(thing.x) // 16
+        told = {key: options[groups[row, patch]] for row, (key, options) in enumerate(GROUPS.items())}
+        assert told["place"] == thing.place or groups[0, patch] == -100
+
+
+def test_training_text_is_what_the_processor_makes_of_a_chat() -> None:
+    """One prefix, one question: the ids of a packed row are those of the chat template."""
+    processor = build_processor()
+    pixels, turns = conversations.scene_turns("train", 5)
+    row = conversations.pack(pixels, turns[:1], np.random.default_rng(0))
+    text = evaluate.prompt(processor, turns[0].question)
+    ids = processor(images=draw(sample("train", 5)).image, text=text, return_tensors="pt")["input_ids"][0]
+    assert row.ids[: len(ids)].tolist() == ids.tolist()
+    answer = processor.tokenizer(turns[0].answer, add_special_tokens=False)["input_ids"]
+    at = len(ids) - 1
+    assert row.target[at : at + len(answer) + 1].tolist() == [*answer, processor.tokenizer.eos_token_id]
+
+
+def test_packed_segments_do_not_see_each_other() -> None:
+    segment = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    seen = conversations.visible(segment)[0, 0]
+    assert seen[4].tolist() == [True, True, False, False, True, False]
+    assert seen[3].tolist() == [True, True, True, True, False, False]
+
+
+@given(st.integers(2, 12), st.integers(2, 12))
+def test_muon_makes_singular_values_alike(rows: int, columns: int) -> None:
+    values = torch.linalg.svdvals(
+        orthogonalise(torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)))
+    )
+    assert values.max() < 1.35
+
+
+def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    recipe = Recipe(tower_steps=2, tower_batch=2, steps=3, batch=2, warmup=1, easy_vqa=0.5, ramp=4)
+    whole = train(tmp_path / "whole", recipe)
+
+    class StopError(Exception):
+        pass
+
+    def stop(stage: str, seen: dict[str, float]) -> None:
+        if (stage, seen["step"]) == ("chat", 3):
+            raise StopError
+
+    longer = replace(recipe, steps=30)
+    with pytest.raises(StopError):
+        train(tmp_path / "part", longer, report=stop)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(tmp_path / "part", replace(recipe, lr=1.0))
+    resumed = train(tmp_path / "whole", recipe)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_an_exported_model_is_plain_transformers(tmp_path: Path) -> None:
+    recipe = Recipe(tower_steps=1, tower_batch=1, steps=1, batch=1, easy_vqa=0.0)
+    made = train(tmp_path / "run", recipe)
+    export(made, tmp_path / "out", recipe)
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
+    for name, value in made.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+    assert again.dtype == torch.float32
+    facts = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert facts["recipe"] == asdict(recipe)
+    assert AutoProcessor.from_pretrained(tmp_path / "out").chat_template
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Any:
+    return load("scenes")
+
+
+def test_the_bundled_model_is_small_offline_and_plain(scenes: Any) -> None:
+    assert sum(f.stat().st_size for f in BUNDLED["scenes"].iterdir()) < 30e6
+    assert (BUNDLED["scenes"] / "README.md").exists()
+    assert isinstance(scenes.model, LlavaForConditionalGeneration)
+
+
+def test_the_bundled_model_sees_and_needs_its_tokens(scenes: Any) -> None:
+    """Far better than chance on unseen pictures; half the tokens dropped at random clearly hurts."""
+    asked = [q for q in evaluate.questions("val", 16) if q.kind == "description"]
+    full = evaluate.judge("all", asked, evaluate.answer(*scenes, asked, []))
+    half = evaluate.judge("half", asked, evaluate.answer(*scenes, asked, [foveate.methods.random(layer=0, keep=0.5)]))
+    assert full.figures["object recall"] > 0.7
+    assert half.figures["object recall"] < full.figures["object recall"] - 0.1
+
+
+def test_easy_vqa_is_found_when_installed() -> None:
+    data = EasyVQA.find()
+    assert data is not None
+    assert data.images("test") == 1000
+    assert sum(len(data.turns("test", i)[1]) for i in range(1000)) == 9673
+    known = set(vocabulary())
+    for question in evaluate.easy_questions(data, 20):
+        assert {*question.references} <= known
