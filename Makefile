@@ -27,14 +27,14 @@ test-slow: $(READY)
 fuzz: $(READY)
 	$(BIN)/python -m pytest tests/test_oracles.py tests/test_cache.py tests/test_core.py -m "slow or not slow" --hypothesis-profile=fuzz -k "any_layout or eviction or quotas or fractions"
 
+METHODS := fastv:layer=2,keep=0.5 fastv:layer=2,keep=0.25 vtw:layer=4 random:layer=2,keep=0.5 random:layer=0,keep=0.5 downsample:layer=2,keep=0.5 downsample:layer=0,keep=0.5,pool=true
+
 results: $(READY)
 	mkdir -p docs/results
 	$(BIN)/foveate demo evaluate --pictures 300 --easy-vqa 1000 --save docs/results/scenes.json
-	$(BIN)/foveate demo evaluate --pictures 100 --save docs/results/methods.json $(METHODS)
+	$(BIN)/foveate demo evaluate --pictures 100 --save docs/results/methods.json $(addprefix --method ,$(METHODS))
 	$(BIN)/python benchmarks/prefill.py --save docs/results/prefill.json
 	$(BIN)/python benchmarks/tables.py
-
-METHODS := $(foreach m,fastv:layer=2,keep=0.5,)
 
 train: $(READY)
 	$(BIN)/foveate demo train

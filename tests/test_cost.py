@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import foveate
 from cases import LISTED
@@ -62,8 +63,6 @@ def test_a_bare_forward_costs_what_torch_counts() -> None:
 
 def test_the_fastv_convention_gives_the_papers_figure() -> None:
     """LLaVA-1.5-7B, K=2, R=0.5: the paper's 55 % (its Table 1 counts n = 64 + 576)."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
     config = LlavaConfig(text_config=LlamaConfig(), vision_config=CLIPVisionConfig(image_size=336, patch_size=14))
     with torch.device("meta"):
         big = LlavaForConditionalGeneration(config)

@@ -7,10 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import foveate
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+import foveate
 from foveate.demo import conversations, evaluate, language
 from foveate.demo.bundled import BUNDLED, load
 from foveate.demo.draw import draw
@@ -21,9 +25,6 @@ from foveate.demo.muon import orthogonalise
 from foveate.demo.tower import GROUPS, dense_example
 from foveate.demo.train import Recipe, train
 from foveate.demo.world import EDGE, GRID, PLACES, SIDE, sample
-from hypothesis import given
-from hypothesis import strategies as st
-from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 SPLITS = st.sampled_from(["train", "val", "test"])
 
@@ -120,23 +121,30 @@ def test_muon_makes_singular_values_alike(rows: int, columns: int) -> None:
 
 def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     recipe = Recipe(tower_steps=2, tower_batch=2, steps=3, batch=2, warmup=1, easy_vqa=0.5, ramp=4)
-    whole = train(tmp_path / "whole", recipe)
+    whole = train(tmp_path / "whole", recipe, save_every=1)
 
     class StopError(Exception):
         pass
 
     def stop(stage: str, seen: dict[str, float]) -> None:
-        if (stage, seen["step"]) == ("chat", 3):
+        if (stage, seen["step"]) in ran:
             raise StopError
+        ran.append((stage, seen["step"]))
 
-    longer = replace(recipe, steps=30)
-    with pytest.raises(StopError):
-        train(tmp_path / "part", longer, report=stop)
+    ran: list[tuple[str, float]] = [("tower", 2), ("chat", 3)]  # where to stop; a stopped step is done again
+    for _ in range(2):
+        with pytest.raises(StopError):
+            train(tmp_path / "part", recipe, report=stop, save_every=1)
+        ran.pop(0)
     with pytest.raises(ValueError, match="another recipe"):
         train(tmp_path / "part", replace(recipe, lr=1.0))
-    resumed = train(tmp_path / "whole", recipe)
+    ran.clear()
+    resumed = train(tmp_path / "part", recipe, report=lambda stage, seen: ran.append((stage, seen["step"])))
+    assert ran == [("chat", 3)], "it must take up where it was stopped"
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+    with pytest.raises(ValueError, match="already falls"):
+        train(tmp_path / "part", replace(recipe, steps=30))
 
 
 def test_an_exported_model_is_plain_transformers(tmp_path: Path) -> None:

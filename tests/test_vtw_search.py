@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import foveate
 import pytest
 import torch
+
+import foveate
 from foveate.tune import find_vtw_layer
 from test_oracles import LAYOUTS
 from tiny import LAYERS, batch, model

@@ -4,9 +4,10 @@ from . import methods
 from .core.method import Method
 from .core.tokens import Kind, TokenMap
 from .core.view import View
+from .demo.bundled import Loaded, load
 from .engine.apply import apply
 from .engine.cache import KeptCache
 from .engine.trace import Trace
 
 __version__ = "0.1.0"
-__all__ = ["KeptCache", "Kind", "Method", "TokenMap", "Trace", "View", "apply", "methods"]
+__all__ = ["KeptCache", "Kind", "Loaded", "Method", "TokenMap", "Trace", "View", "apply", "load", "methods"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import typer
 from rich.markup import escape
+from transformers.utils import logging
 
 from .. import __version__
 from . import demo, evaluate, generate, methods, train
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """As `main`, but returns the exit code."""
+    logging.disable_progress_bar()  # ours is enough, and --json must print nothing else
+    logging.set_verbosity_error()
     try:
         result: Any = app(argv, standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -22,10 +22,11 @@ def train_model(
     tower_steps: Annotated[int, typer.Option(min=1, help="Steps of stage 1, dense labels.")] = Recipe.tower_steps,
     steps: Annotated[int, typer.Option(min=1, help="Steps of stage 2, conversations.")] = Recipe.steps,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per step of stage 2.")] = Recipe.batch,
+    easy_vqa: Annotated[float, typer.Option(min=0, max=1, help="Share of easy-vqa in stage 2.")] = Recipe.easy_vqa,
     device: options.Device = "cpu",
 ) -> None:
     """Train the bundled model from nothing; interrupt and resume at will, to the same result."""
-    recipe = Recipe(seed=seed, tower_steps=tower_steps, steps=steps, batch=batch)
+    recipe = Recipe(seed=seed, tower_steps=tower_steps, steps=steps, batch=batch, easy_vqa=easy_vqa)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as progress:
         tasks = {

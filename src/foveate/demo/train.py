@@ -115,10 +115,18 @@ class Run:
     """One stage: model, optimisers, data and checkpoint; `advance` yields progress after each step."""
 
     def __init__(
-        self, name: str, folder: Path, modules: dict[str, nn.Module], lr: float, steps: int, decay: float
+        self,
+        name: str,
+        folder: Path,
+        modules: dict[str, nn.Module],
+        lr: float,
+        steps: int,
+        decay: float,
+        save_every: int,
     ) -> None:
         self.name, self.folder, self.modules = name, folder, modules
         self.lr, self.steps, self.decay = lr, steps, decay
+        self.save_every = save_every
         self.optimizers = optimizers(list(modules.values()), lr)
         self.step = 0
 
@@ -194,11 +202,13 @@ class Run:
             if not math.isfinite(value.item()):
                 raise FloatingPointError(f"the loss of step {self.step} of stage {self.name} is {value.item()}")
             yield {"step": self.step, "loss": value.item(), **seen}
-            if self.step % 100 == 0 or self.step == self.steps:
+            if self.step % self.save_every == 0 or self.step == self.steps:
                 self.save()
 
 
-def train(folder: Path, recipe: Recipe, device: str = "cpu", report: Report | None = None) -> nn.Module:
+def train(
+    folder: Path, recipe: Recipe, device: str = "cpu", report: Report | None = None, save_every: int = 50
+) -> nn.Module:
     """Runs what is left of both stages in `folder`, and returns the trained model.
 
     Args:
@@ -206,10 +216,14 @@ def train(folder: Path, recipe: Recipe, device: str = "cpu", report: Report | No
         recipe: the numbers of the run; a folder belongs to one recipe.
         device: where to train.
         report: called after each step with the stage's name and its figures.
+        save_every: steps between checkpoints, all that a kill can lose.
 
     Raises:
-        ValueError: the folder holds a run of another recipe.
+        ValueError: the folder holds a run of another recipe, or easy-vqa is wanted and not installed.
     """
+    extra = EasyVQA.find() if recipe.easy_vqa else None
+    if recipe.easy_vqa and extra is None:
+        raise ValueError("easy-vqa is not installed; pip install 'foveate[easy-vqa]', or train without it (share 0)")
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.json"
     if note.exists():
@@ -220,14 +234,15 @@ def train(folder: Path, recipe: Recipe, device: str = "cpu", report: Report | No
     torch.manual_seed(recipe.seed)
     model = build_model().to(device)
     if not (folder / "chat.safetensors").exists():
-        _tower_stage(model, folder, recipe, device, report)
-    _chat_stage(model, folder, recipe, device, report)
+        _tower_stage(model, folder, recipe, device, report, save_every)
+    _chat_stage(model, folder, recipe, device, report, save_every, extra)
     return model
 
 
-def _tower_stage(model: Any, folder: Path, recipe: Recipe, device: str, report: Report | None) -> None:
+def _tower_stage(model: Any, folder: Path, recipe: Recipe, device: str, report: Report | None, save_every: int) -> None:
     teacher = tower.TowerTeacher(model).to(device)
-    run = Run("tower", folder, {"model": model, "teacher": teacher}, recipe.tower_lr, recipe.tower_steps, recipe.decay)
+    parts = {"model": model, "teacher": teacher}
+    run = Run("tower", folder, parts, recipe.tower_lr, recipe.tower_steps, recipe.decay, save_every)
     make = partial(tower_row, ramp=recipe.tower_ramp)
 
     def loss(pixels: Tensor, labels: list[Tensor]) -> Loss:
@@ -236,12 +251,20 @@ def _tower_stage(model: Any, folder: Path, recipe: Recipe, device: str, report: 
     run.finish(make, recipe.tower_batch, loss, recipe, report)
 
 
-def _chat_stage(model: Any, folder: Path, recipe: Recipe, device: str, report: Report | None) -> None:
+def _chat_stage(
+    model: Any,
+    folder: Path,
+    recipe: Recipe,
+    device: str,
+    report: Report | None,
+    save_every: int,
+    extra: EasyVQA | None,
+) -> None:
     """The tower has learned to see and rests; projector and decoder learn."""
     model.model.vision_tower.requires_grad_(False)
-    run = Run("chat", folder, {"model": model}, recipe.lr, recipe.steps, recipe.decay)
+    run = Run("chat", folder, {"model": model}, recipe.lr, recipe.steps, recipe.decay, save_every)
     offset = recipe.tower_steps * recipe.tower_batch
-    make = partial(chat_row, ramp=recipe.ramp, offset=offset, share=recipe.easy_vqa, extra=EasyVQA.find())
+    make = partial(chat_row, ramp=recipe.ramp, offset=offset, share=recipe.easy_vqa, extra=extra)
 
     def loss(pixels: Tensor, *rest: Tensor) -> Loss:
         return conversations.answer_loss(model, normalise(pixels.to(device)), *(v.to(device) for v in rest))

@@ -62,8 +62,8 @@ class Forward:
         self.padded = real is not None and not bool(real[:, first:].all())
         self.ran: list[Slots] = []
         self.moved: dict[str, Any] = {}  # position arguments after a drop, in place of the caller's
-        self.masks: dict[tuple[int, int], Tensor | None] = {}
-        self.before: tuple[nn.Module, Tensor, Positions, Slots] | None = None
+        self.masks: dict[tuple[int, int], tuple[Slots, Slots, Tensor | None]] = {}  # holds its keys alive
+        self.before: tuple[Any, Tensor, Positions, Slots] | None = None  # the layer that has just run
 
     def before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -148,7 +148,7 @@ class Forward:
                 plans[id(old)] = (old, *old.kept(alive))
             _, slots, move = plans[id(old)]
             if move is not None and self.cache is not None:
-                kept: KeptLayer = self.cache.layers[layer]  # type: ignore[assignment]
+                kept: KeptLayer = self.cache.layers[layer]
                 kept.evict(slots, move)
             self.past[layer] = slots
 
@@ -210,12 +210,13 @@ class Forward:
             rows = hidden.shape[1]
             dead = past.masked or self.rows.masked or (self.padded and self.rows.untouched)
             if not dead and needless(self.backend, rows, past.length):
-                self.masks[key] = None
+                mask = None
             else:
                 asked = self.rows.columns(hidden.shape[0], hidden.device)
                 held = torch.cat([past.columns(hidden.shape[0], hidden.device), asked], 1)
-                self.masks[key] = for_backend(self.backend, asked, held, self.real, hidden.dtype)
-        return self.masks[key]
+                mask = for_backend(self.backend, asked, held, self.real, hidden.dtype)
+            self.masks[key] = (past, self.rows, mask)
+        return self.masks[key][2]
 
     def finish(self, last: Tensor) -> Tensor:
         """Notes what each cache now holds, and gives dropped rows their place back in the output, as zeros."""

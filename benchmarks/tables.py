@@ -1,0 +1,97 @@
+"""Writes the measured figures of docs/results/*.json into README.md, between its two result marks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result file."""
+    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+
+
+def quality(body: dict[str, Any]) -> list[str]:
+    """Figures down, methods across."""
+    methods = body["methods"]
+    keys = list(dict.fromkeys(key for m in methods.values() for key in m["figures"]))
+    lines = [f"| | {' | '.join(f'`{m}`' for m in methods)} |", "|---" * (len(methods) + 1) + "|"]
+    for key in keys:
+        cells = []
+        for m in methods.values():
+            unit = 1 if key == "CIDEr" else 100
+            low, high = m["intervals"][key]
+            cells.append(f"{m['figures'][key] * unit:.1f} ({low * unit:.1f}-{high * unit:.1f})")
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    return lines
+
+
+def prefill(body: dict[str, Any]) -> list[str]:
+    """Measured ratios beside their caps."""
+    lines = ["| | prefill | times faster | FLOPs cap | of the cap |", "|---|---|---|---|---|"]
+    for name, row in body["prefill"].items():
+        time, figures = f"{row['seconds'] * 1e3:.0f} ms", f"{row['ratio']:.2f} | {row['cap']:.2f} | {row['of_cap']:.0%}"
+        lines.append(f"| `{name}` | {time} | {figures} |")
+    return lines
+
+
+def decode(body: dict[str, Any]) -> list[str]:
+    """Decode steps by method, then by cache."""
+    lines = ["| decode | per token | times faster |", "|---|---|---|"]
+    parts = {"after that prefill": body["decode"], **body["cache"]}
+    for where, found in parts.items():
+        for name, row in found.items():
+            lines.append(f"| {where}: `{name}` | {row['seconds'] / 8 * 1e3:.1f} ms | {row['ratio']:.3f} |")
+    return lines
+
+
+def render() -> str:
+    """The README's part between the marks."""
+    scenes, methods, speed = read("scenes"), read("methods"), read("prefill")
+    return "\n".join(
+        [
+            BEGIN,
+            "## Results",
+            "",
+            "All by `make results`; quality on held-out seeds with 95 % bootstrap intervals, in % (CIDEr x 100).",
+            "",
+            f"**The bundled model**, {scenes['pictures']} test scenes and {scenes['easy_vqa_pictures']} pictures of "
+            "easy-vqa's own test split (`foveate demo evaluate --pictures 300 --easy-vqa 1000`). An object counts as "
+            "right if size, texture, colour, shape and place all are:",
+            "",
+            *quality(scenes),
+            "",
+            f"**Methods on it**, {methods['pictures']} test scenes:",
+            "",
+            *quality(methods),
+            "",
+            f"**Speed**, random weights of shape `{speed['shape']}`, batch {speed['batch']}, 64 text and 576 visual "
+            f"tokens, {speed['threads']} CPU threads ({speed['cpu']}), float32, sdpa, median of {speed['repeats']} "
+            "interleaved repetitions (`python benchmarks/prefill.py`). The cap is the ratio of computed FLOPs:",
+            "",
+            *prefill(speed),
+            "",
+            *decode(speed),
+            END,
+        ]
+    )
+
+
+def main() -> int:
+    """Rewrites README.md; 1 if the marks are missing."""
+    path = ROOT / "README.md"
+    text = path.read_text()
+    if BEGIN not in text or END not in text:
+        print(f"README.md lacks {BEGIN} or {END}", file=sys.stderr)
+        return 1
+    path.write_text(text[: text.index(BEGIN)] + render() + text[text.index(END) + len(END) :])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""A method of one's own in a dozen lines: keep the tokens with the largest hidden states, fewer where it is late.
+
+Run it: python examples/own_method.py
+"""
+
+from torch import Tensor
+
+import foveate
+from foveate import Method, View
+from foveate.demo.draw import draw
+from foveate.demo.world import sample
+
+
+def norm(view: View) -> Tensor:
+    """Score: the length of a token's hidden state."""
+    return view.states().norm(dim=-1)
+
+
+def staircase(view: View) -> Tensor:
+    """Schedule: all tokens up to layer 2, then 12 fewer at every layer, in the prefill alone."""
+    if view.step > 0:
+        return view.alive
+    return (view.total - 12 * (view.layer - 2)).clamp(min=0) if view.layer > 2 else view.total
+
+
+def main() -> None:
+    """Describes one picture with all tokens and with fewer."""
+    model, processor = foveate.load("scenes")
+    content = [{"type": "image"}, {"type": "text", "text": "describe the image in detail."}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(images=draw(sample("test", 0)).image, text=text, return_tensors="pt")
+    for methods in ([], [Method(norm, staircase, name="staircase")]):
+        with foveate.apply(model, *methods) as trace:
+            out = model.generate(**inputs, max_new_tokens=64)
+        answer = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        print([row[0] for row in trace.prefill()], answer)
+
+
+if __name__ == "__main__":
+    main()

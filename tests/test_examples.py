@@ -1,0 +1,23 @@
+"""Examples and scripts run as they stand."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_example_of_an_own_method(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "own_method.py"), run_name="__main__")
+    full, fewer = capsys.readouterr().out.splitlines()
+    assert full.startswith("[196, 196, 196, 196, 196, 196, 196, 196]")
+    assert fewer.startswith("[196, 196, 196, 184, 172, 160, 148, 136]")
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    """The README's figures are those of docs/results/*.json, rendered by benchmarks/tables.py."""
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+    assert tables["render"]() in (ROOT / "README.md").read_text()
