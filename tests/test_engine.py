@@ -123,6 +123,27 @@ def test_a_second_turn_in_a_second_apply() -> None:
     assert [row.kept for row in trace.kept] == [16, 8, 8, 8]
 
 
+def test_a_cache_that_lost_tokens_is_not_used_outside() -> None:
+    made, data = model("llava"), batch("llava", LAYOUTS["one"])
+    with torch.no_grad():
+        with foveate.apply(made, fastv(layer=1, keep=0.5)):
+            cache = made(**data.inputs, use_cache=True).past_key_values
+        with pytest.raises(RuntimeError, match="go on inside"):
+            made(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        with foveate.apply(made):
+            made(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_pooling_in_a_second_turn_merges_new_tokens_alone() -> None:
+    made, data = model("llava"), batch("llava", LAYOUTS["one"])
+    with torch.no_grad(), foveate.apply(made, downsample(keep=0.25, pool=True)) as trace:
+        cache = made(**data.inputs, use_cache=True).past_key_values
+        rest = {k: v for k, v in data.inputs.items() if k != "attention_mask"}
+        out = made(**rest, past_key_values=cache)
+    assert trace.prefill(1)[0] == [8]
+    assert out.logits.isfinite().all()
+
+
 def test_embeddings_in_place_of_ids() -> None:
     made, data = model("llava"), batch("llava", LAYOUTS["one"])
     embeds = made.get_input_embeddings()(data.inputs["input_ids"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.progress import Progress
 from rich.table import Table
 
@@ -95,10 +96,10 @@ def _print_answers(picture: str, truth: str, answers: list[tuple[str, str]]) -> 
 
 def quality_table(reports: list[evaluate.Report]) -> Table:
     """Figures (down) of every method (across) with their 95 % intervals."""
-    out = Table()
+    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     out.add_column("", no_wrap=True)
     for report in reports:
-        out.add_column(report.method.replace(":", ":\n"), justify="right", overflow="fold")
+        out.add_column(report.method.replace(":", ": ").replace(",", ", "), justify="right", overflow="fold")
     for key in dict.fromkeys(key for report in reports for key in report.figures):
         unit = 1 if key == "CIDEr" else 100
         cells = []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ..core.method import Method
@@ -81,27 +82,24 @@ def run(
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Kept tokens, FLOPs, KV cache and time of each row, with ratios to the first."""
-    out = Table(caption="FLOPs and KV cache: ratio to unpruned, computed. Time: measured here; x = times faster.")
+    """Kept tokens, FLOPs, KV cache and time of each row; beside the first, as ratios to it. Fits 80 columns."""
+    legend = "x: of unpruned FLOPs and KV cache, computed; times faster, measured here"
+    out = Table(caption=legend, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     out.add_column("method", overflow="fold")
-    for column in ("kept", "prefill", "FLOPs", "KV", "first token", "x", "per token", "x"):
+    for column in ("kept", "prefill", "FLOPs", "KV", "first token", "per token"):
         out.add_column(column, justify="right", no_wrap=True)
     base = rows[0]
     before, after = statistics.fmean(base.first), statistics.fmean(base.further)
     for row in rows:
         ratio = row.cost.ratio(base.cost)
         first, further = statistics.fmean(row.first), statistics.fmean(row.further)
-        out.add_row(
-            row.spec,
-            f"{row.kept:.0%}",
-            flops(row.cost.prefill) if row is base else f"{ratio['prefill']:.2f}",
-            flops(row.cost.flops) if row is base else f"{ratio['flops']:.2f}",
-            f"{row.cost.kv_bytes / 2**20:.1f} MB" if row is base else f"{ratio['kv_bytes']:.2f}",
-            f"{first * 1e3:.0f} ms",
-            f"{before / first:.2f}",
-            f"{further * 1e3:.1f} ms",
-            f"{after / further:.2f}",
-        )
+        if row is base:
+            sizes = [flops(row.cost.prefill), flops(row.cost.flops), f"{row.cost.kv_bytes / 2**20:.1f} MB"]
+            times = [f"{first * 1e3:.0f} ms", f"{further * 1e3:.1f} ms"]
+        else:
+            sizes = [f"{ratio[key]:.2f}x" for key in ("prefill", "flops", "kv_bytes")]
+            times = [f"{first * 1e3:.0f} ms {before / first:.2f}x", f"{further * 1e3:.1f} ms {after / further:.2f}x"]
+        out.add_row(row.spec.replace(",", ", "), f"{row.kept:.0%}", *sizes, *times)
     return out
 
 

@@ -74,17 +74,20 @@ class View:
         index = self.visual.clamp(min=0).view(shape).expand(*values.shape[:-1], -1)
         return values.gather(-1, index) * self.mask.view(shape)
 
-    def states(self) -> Float[Tensor, "B N D"]:
+    def states(self, partial: bool = False) -> Float[Tensor, "B N D"]:
         """Hidden states of the alive visual tokens (zeros at fills).
+
+        Args:
+            partial: give zeros for tokens of earlier turns, which are only in the cache, in place of raising.
 
         Raises:
             ValueError: some of them are not among the rows that run now, as in a decode step.
         """
         place = self.place()
-        if bool(((place < 0) & self.mask).any()):
+        if not partial and bool(((place < 0) & self.mask).any()):
             raise ValueError("visual tokens of earlier steps have no hidden state now; ask in the prefill (step 0)")
         index = place.clamp(min=0)[..., None].expand(-1, -1, self.hidden.shape[-1])
-        return self.hidden.gather(1, index) * self.mask[..., None]
+        return self.hidden.gather(1, index) * (place >= 0)[..., None]
 
     def place(self) -> Int[Tensor, "B N"]:
         """Index into `hidden`'s rows of each alive visual token; -1 where it is not among them."""

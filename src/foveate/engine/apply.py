@@ -115,6 +115,7 @@ class Engine:
         self.call = _Call()
         self.busy = threading.Lock()
         self.handles: list[Any] = []
+        self.names = tuple(inspect.signature(body.forward).parameters)
 
     def attach(self) -> None:
         """Puts the hooks on."""
@@ -134,7 +135,7 @@ class Engine:
 
     def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes which columns of the call are visual."""
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         image = self.adapter.image_token(self.body.config)
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if ids is not None:
@@ -161,6 +162,7 @@ class Engine:
         try:
             kwargs = {**kwargs, "past_key_values": self._cache(kwargs)}
             self.call.forward = self._forward(visual, kwargs)
+            self.call.forward.engage(True)
         except BaseException:
             self.busy.release()
             raise
@@ -238,6 +240,7 @@ class Engine:
             output["last_hidden_state"] = last
             return output
         finally:
+            forward.engage(False)
             self.busy.release()
 
 

@@ -33,6 +33,7 @@ class KeptLayer(DynamicLayer):
         keys, values: views of the slots in use.
         slots: which token lies where; kept up by the engine, None where the cache is used without one.
         ledger: what the engine knows of the whole batch; held by layer 0 alone.
+        engaged: whether the engine is running the forward under way; kept for layer 0 alone.
         seen: tokens of the input so far, dropped ones included; what transformers counts positions from.
     """
 
@@ -40,6 +41,7 @@ class KeptLayer(DynamicLayer):
         super().__init__()
         self.slots: Slots | None = None
         self.ledger: Ledger | None = None
+        self.engaged = False
         self._reset()
 
     def _reset(self) -> None:
@@ -57,7 +59,16 @@ class KeptLayer(DynamicLayer):
     def update(
         self, key_states: Float[Tensor, "B H T D"], value_states: Float[Tensor, "B H T E"], *args: Any, **kwargs: Any
     ) -> tuple[Float[Tensor, "B H S D"], Float[Tensor, "B H S E"]]:
-        """Appends tokens, and returns all keys and values in use."""
+        """Appends tokens, and returns all keys and values in use.
+
+        Raises:
+            RuntimeError: tokens were dropped from this cache under `apply`, and the model now runs outside of it.
+        """
+        if self.ledger is not None and not self.engaged:
+            raise RuntimeError(
+                "this cache was filled under foveate.apply, and nobody outside knows which of its tokens are left; "
+                "go on inside `with foveate.apply(model, ...)` (no methods will do), or start from a new cache"
+            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count = key_states.shape[-2]

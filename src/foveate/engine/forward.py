@@ -65,22 +65,30 @@ class Forward:
         self.masks: dict[tuple[int, int], tuple[Slots, Slots, Tensor | None]] = {}  # holds its keys alive
         self.before: tuple[Any, Tensor, Positions, Slots] | None = None  # the layer that has just run
 
+    def engage(self, on: bool) -> None:
+        """Tells the cache that the engine is running, and when it no longer is."""
+        if self.cache is not None:
+            self.cache.layers[0].engaged = on
+
     def before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What layer `index` shall be called with."""
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What layer `index` shall be called with, or None for what it was given."""
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        given = hidden
         for method in self.methods:
             if method.acts(index, self.ledger.step):
                 hidden = self._consult(method, index, hidden, kwargs)
-        kwargs = {**kwargs, **self.moved}
+        moved = self.moved
         if not (self.rows.untouched and self.past[index].untouched):
-            kwargs["attention_mask"] = self._mask(index, hidden)
+            moved = {**moved, "attention_mask": self._mask(index, hidden)}
+        if moved:
+            kwargs = {**kwargs, **moved}
         self.before = (module, hidden, kwargs["position_embeddings"], self.rows)
         self.ran.append(self.rows)
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+        if hidden is given and not moved:
+            return None
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     def _consult(self, method: Method, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         view = self._view(index, hidden)
