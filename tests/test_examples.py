@@ -15,9 +15,3 @@ def test_the_example_of_an_own_method(capsys: pytest.CaptureFixture[str]) -> Non
     full, fewer = capsys.readouterr().out.splitlines()
     assert full.startswith("[196, 196, 196, 196, 196, 196, 196, 196]")
     assert fewer.startswith("[196, 196, 196, 184, 172, 160, 148, 136]")
-
-
-def test_the_readme_says_what_was_measured() -> None:
-    """The README's figures are those of docs/results/*.json, rendered by benchmarks/tables.py."""
-    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
-    assert tables["render"]() in (ROOT / "README.md").read_text()
