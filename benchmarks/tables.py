@@ -1,4 +1,4 @@
-"""Writes the measured figures of docs/results/*.json into README.md, between its two result marks."""
+"""Writes the measured figures of docs/results/*.json into README.md and the model card, between their result marks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+README, CARD = ROOT / "README.md", ROOT / "src" / "foveate" / "demo" / "scenes" / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
@@ -50,46 +51,46 @@ def decode(body: dict[str, Any]) -> list[str]:
     return lines
 
 
+def of_the_model(scenes: dict[str, Any]) -> list[str]:
+    """The bundled model's report."""
+    return [
+        f"{scenes['pictures']} test scenes and {scenes['easy_vqa_pictures']} pictures of easy-vqa's test split "
+        f"(`foveate demo evaluate --pictures {scenes['pictures']} --easy-vqa {scenes['easy_vqa_pictures']}`), in % "
+        "with 95 % bootstrap intervals (CIDEr x 100). An object counts as right if size, texture, colour, shape and place "
+        "all are:",
+        "",
+        *quality(scenes),
+    ]
+
+
 def render() -> str:
     """The README's part between the marks."""
     scenes, methods, speed = read("scenes"), read("methods"), read("prefill")
-    return "\n".join(
-        [
-            BEGIN,
-            "## Results",
-            "",
-            "All by `make results`; quality on held-out seeds with 95 % bootstrap intervals, in % (CIDEr x 100).",
-            "",
-            f"**The bundled model**, {scenes['pictures']} test scenes and {scenes['easy_vqa_pictures']} pictures of "
-            "easy-vqa's own test split (`foveate demo evaluate --pictures 300 --easy-vqa 1000`). An object counts as "
-            "right if size, texture, colour, shape and place all are:",
-            "",
-            *quality(scenes),
-            "",
-            f"**Methods on it**, {methods['pictures']} test scenes:",
-            "",
-            *quality(methods),
-            "",
-            f"**Speed**, random weights of shape `{speed['shape']}`, batch {speed['batch']}, 64 text and 576 visual "
-            f"tokens, {speed['threads']} CPU threads ({speed['cpu']}), float32, sdpa, median of {speed['repeats']} "
-            "interleaved repetitions (`python benchmarks/prefill.py`). The cap is the ratio of computed FLOPs:",
-            "",
-            *prefill(speed),
-            "",
-            *decode(speed),
-            END,
-        ]
-    )
+    lines = [
+        *("## Results", "", "All by `make results`, on held-out seeds.", ""),
+        *("**The bundled model**:", "", *of_the_model(scenes), ""),
+        *(f"**Methods on it**, {methods['pictures']} test scenes:", "", *quality(methods), ""),
+        f"**Speed**, random weights of shape `{speed['shape']}`, batch {speed['batch']}, 64 text and 576 visual "
+        f"tokens, {speed['threads']} CPU threads ({speed['cpu']}), float32, sdpa, median of {speed['repeats']} "
+        "interleaved repetitions (`python benchmarks/prefill.py`). The cap is the ratio of computed FLOPs:",
+        *("", *prefill(speed), "", *decode(speed)),
+    ]
+    return "\n".join([BEGIN, *lines, END])
+
+
+def render_card() -> str:
+    """The model card's part between the marks."""
+    return "\n".join([BEGIN, "## Results", "", *of_the_model(read("scenes")), END])
 
 
 def main() -> int:
-    """Rewrites README.md; 1 if the marks are missing."""
-    path = ROOT / "README.md"
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
-        print(f"README.md lacks {BEGIN} or {END}", file=sys.stderr)
-        return 1
-    path.write_text(text[: text.index(BEGIN)] + render() + text[text.index(END) + len(END) :])
+    """Rewrites both files; 1 if the marks are missing."""
+    for path, part in ((README, render()), (CARD, render_card())):
+        text = path.read_text()
+        if BEGIN not in text or END not in text:
+            print(f"{path} lacks {BEGIN} or {END}", file=sys.stderr)
+            return 1
+        path.write_text(text[: text.index(BEGIN)] + part + text[text.index(END) + len(END) :])
     return 0
 
 

@@ -25,7 +25,7 @@ from foveate.engine.adapters import adapters
 from foveate.methods import downsample, factories, fastv, random, vtw
 from oracle import Oracle
 from test_oracles import LAYOUTS, METHODS, TOLERANCE, hooks, oracles
-from tiny import FAMILIES, LAYERS, Layout, batch, llava, model
+from tiny import FAMILIES, IMAGE, LAYERS, Layout, batch, llava, model
 
 CLOSE = {"atol": TOLERANCE[torch.float32], "rtol": 1e-3}
 
@@ -186,6 +186,22 @@ def test_a_cached_pass_has_gradients_too() -> None:
         more = made(input_ids=torch.tensor([[4]]), past_key_values=out.past_key_values).logits
     weight = made.model.language_model.layers[0].self_attn.k_proj.weight
     assert torch.autograd.grad(more.sum(), weight)[0].abs().max() > 0
+
+
+def test_outputs_of_every_form() -> None:
+    made, data = model("llava", "eager"), batch("llava", LAYOUTS["left"])
+    ids = data.inputs["input_ids"]
+    labels = ids.masked_fill((ids == IMAGE) | (data.inputs["attention_mask"] == 0), -100)
+    with torch.no_grad(), foveate.apply(made, fastv(layer=1, keep=0.5)):
+        out = made(**data.inputs, labels=labels, output_hidden_states=True, output_attentions=True)
+        loss, logits, *_ = made(**data.inputs, labels=labels, return_dict=False)
+        last = made.model(**data.inputs).last_hidden_state
+    assert torch.equal(loss, out.loss)
+    assert torch.equal(logits, out.logits)
+    assert torch.equal(made.lm_head(last), logits)
+    kept = data.inputs["attention_mask"].sum(1).max().item() - 8
+    assert [h.shape[1] for h in out.hidden_states] == [24, 24, kept, kept, kept]
+    assert [a.shape[2:] for a in out.attentions] == [(24, 24)] + [(kept, kept)] * 3
 
 
 def test_without_images_nothing_happens() -> None:
