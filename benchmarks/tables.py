@@ -56,8 +56,8 @@ def of_the_model(scenes: dict[str, Any]) -> list[str]:
     return [
         f"{scenes['pictures']} test scenes and {scenes['easy_vqa_pictures']} pictures of easy-vqa's test split "
         f"(`foveate demo evaluate --pictures {scenes['pictures']} --easy-vqa {scenes['easy_vqa_pictures']}`), in % "
-        "with 95 % bootstrap intervals (CIDEr x 100). An object counts as right if size, texture, colour, shape and place "
-        "all are:",
+        "with 95 % bootstrap intervals (CIDEr x 100). An object counts as right if size, texture, colour, shape and "
+        "place all are:",
         "",
         *quality(scenes),
     ]
