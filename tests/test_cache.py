@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from transformers import MistralConfig
 
 import foveate
+from cases import CASES
 from foveate.engine.cache import KeptLayer
 from foveate.engine.slots import Slots
 from test_engine import DECODING
-from test_oracles import LAYOUTS
+from test_oracles import LAYOUTS, oracles
 from tiny import batch, model
 
 
@@ -96,3 +97,33 @@ def test_assisted_decoding_takes_tokens_back() -> None:
         want = made.generate(**data.inputs, max_new_tokens=8, do_sample=False)
         got = made.generate(**data.inputs, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=2)
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("method", ["fastv", "random", "ragged"])
+def test_tokens_taken_back_are_forgotten(method: str) -> None:
+    """Three decode steps, two taken back, other words in their place: as the oracle that never saw the two."""
+    made, data, case = model("llava"), batch("llava", LAYOUTS["left"]), CASES[method]
+    judges = oracles("llava", data, (case,), made)
+    with torch.no_grad(), foveate.apply(made, case.method):
+        out = generate_step(
+            made, data.inputs["input_ids"], data.inputs["attention_mask"], data.inputs["pixel_values"], None
+        )
+        cache, mask = out.past_key_values, data.inputs["attention_mask"]
+        for word in (5, 6, 7):
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            generate_step(made, torch.full((3, 1), word), mask, None, cache)
+        cache.crop(-2)
+        mask = mask[:, :-1]
+        out = generate_step(made, torch.full((3, 1), 8), mask, None, cache)
+        assert cache.layers[0].ledger.columns == mask.shape[1] == cache.get_seq_length()
+        for i, judge in enumerate(judges):
+            judge.feed(data.embeds[i], data.image_of[i])
+            for word in (5, 8):
+                want = judge.feed(made.get_input_embeddings()(torch.tensor([word])), [-1])
+            torch.testing.assert_close(out.logits[i], want, atol=2e-4, rtol=1e-3)
+
+
+def generate_step(made: Any, ids: Any, mask: Any, pixels: Any, cache: Any) -> Any:
+    places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    extra = {} if pixels is None else {"pixel_values": pixels}
+    return made(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **extra)

@@ -143,6 +143,8 @@ class KeptLayer(DynamicLayer):
         count = min(-tokens_to_remove, self.length)
         if self.slots is not None:
             self.slots = self.slots.cropped(count)
+        if self.ledger is not None:
+            self.ledger = self.ledger.cropped(count)
         self._show(self.length - count)
         self.seen -= count
 

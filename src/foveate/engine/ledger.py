@@ -31,6 +31,12 @@ class Ledger:
     text: Int[Tensor, B]
     alive: tuple[tuple[int, Int[Tensor, B]], ...] = ()
 
+    def cropped(self, count: int) -> Ledger:
+        """The ledger without the last `count` columns, which are text."""
+        columns = self.columns - count
+        tokens = replace(self.tokens, kind=self.tokens.kind[:, :columns], image=self.tokens.image[:, :columns])
+        return replace(self, tokens=tokens, columns=columns, step=max(0, self.step - count), text=self.text - count)
+
     def reindexed(self, rows: Callable[[Tensor], Tensor]) -> Ledger:
         """The ledger of other samples of the batch, as `rows` picks them."""
         tokens = replace(self.tokens, kind=rows(self.tokens.kind), image=rows(self.tokens.image))
