@@ -31,8 +31,8 @@ METHODS := fastv:layer=2,keep=0.5 fastv:layer=2,keep=0.25 vtw:layer=4 random:lay
 
 results: $(READY)
 	mkdir -p docs/results
-	$(BIN)/foveate demo evaluate --pictures 300 --easy-vqa 1000 --save docs/results/scenes.json
-	$(BIN)/foveate demo evaluate --pictures 100 --save docs/results/methods.json $(addprefix --method ,$(METHODS))
+	$(BIN)/foveate demo evaluate --pictures 200 --easy-vqa 300 --save docs/results/scenes.json
+	$(BIN)/foveate demo evaluate --pictures 60 --save docs/results/methods.json $(addprefix --method ,$(METHODS))
 	$(BIN)/python benchmarks/prefill.py --save docs/results/prefill.json
 	$(BIN)/python benchmarks/tables.py
 

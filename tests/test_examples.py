@@ -15,3 +15,10 @@ def test_the_example_of_an_own_method(capsys: pytest.CaptureFixture[str]) -> Non
     full, fewer = capsys.readouterr().out.splitlines()
     assert full.startswith("[196, 196, 196, 196, 196, 196, 196, 196]")
     assert fewer.startswith("[196, 196, 196, 184, 172, 160, 148, 136]")
+
+
+def test_readme_and_model_card_say_what_was_measured() -> None:
+    """Their figures are those of docs/results/*.json, as benchmarks/tables.py renders them."""
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+    assert tables["render"]() in tables["README"].read_text()
+    assert tables["render_card"]() in tables["CARD"].read_text()
