@@ -3,7 +3,7 @@
 Every repetition runs the baseline (plain transformers: sdpa, DynamicCache) and then each contestant, and the ratio
 is taken within the repetition; medians of these ratios are reported. The order rotates from repetition to
 repetition. "plain again" is the baseline against itself: what it differs from 1 by is the noise. A ratio above its
-cap by more than 5 % is a bug in the measurement and is printed in red.
+cap by more than 3 % is a bug in the measurement and is printed in red.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def show(title: str, found: dict[str, Any], per: int = 1) -> None:
         table.add_column(column, justify="right")
     for name, row in found.items():
         cap = row.get("cap")
-        color = "red" if cap is not None and row["ratio"] > 1.05 * cap else "default"
+        color = "red" if cap is not None and row["ratio"] > 1.03 * cap else "default"
         cells = ("", "") if cap is None else (f"{cap:.2f}", f"{row['of_cap']:.0%}")
         table.add_row(name, f"{row['seconds'] / per * 1e3:.1f} ms", f"[{color}]{row['ratio']:.3f}[/{color}]", *cells)
     console.print(table)
