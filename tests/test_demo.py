@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import foveate
-from foveate.demo import conversations, evaluate, language
+from foveate.demo import conversations, evaluate, grounding, language
 from foveate.demo.bundled import BUNDLED, load
 from foveate.demo.draw import draw
 from foveate.demo.easyvqa import EasyVQA
 from foveate.demo.export import export
-from foveate.demo.model import SPECIAL, build_processor, vocabulary
+from foveate.demo.model import SPECIAL, build_model, build_processor, vocabulary
 from foveate.demo.muon import orthogonalise
 from foveate.demo.tower import GROUPS, dense_example
-from foveate.demo.train import Recipe, train
+from foveate.demo.train import Recipe, train, weights_hash
 from foveate.demo.world import EDGE, GRID, PLACES, SIDE, sample
 
 SPLITS = st.sampled_from(["train", "val", "test"])
@@ -104,6 +104,34 @@ def test_training_text_is_what_the_processor_makes_of_a_chat() -> None:
     assert row.target[at : at + len(answer) + 1].tolist() == [*answer, processor.tokenizer.eos_token_id]
 
 
+def test_named_objects_are_where_the_words_end() -> None:
+    """Every mention marks the last token of its words, with the patch of the object's centre or as absent."""
+    marked: set[tuple[str, bool]] = set()
+    for index in range(40):
+        pixels, turns = conversations.scene_turns("train", index)
+        centres = {grounding.target((t.x, t.y)) for t in sample("train", index).things}
+        for turn in turns:
+            row = conversations.pack(pixels, [turn], np.random.default_rng(index))
+            at = np.flatnonzero(row.named[:, 0] >= 0)
+            ends = [len(conversations.PREFIX) + len(conversations.encode(m.until)) - 1 for m in turn.mentions]
+            assert at.tolist() == ends
+            for end, mention in zip(ends, turn.mentions, strict=True):
+                where = tuple(int(v) for v in row.named[end])
+                assert where in centres if mention.where else where == (grounding.ABSENT, grounding.ABSENT)
+                marked.add((turn.kind, mention.where is None))
+    about_one = {(kind, False) for kind in ("color", "shape", "position", "existence", "relation")}
+    assert marked == about_one | {("existence", True)}
+
+
+def test_a_batch_that_names_nothing_has_no_grounding_loss() -> None:
+    head = grounding.Grounding(build_model())
+    states = torch.randn(2, 3, 192)
+    nothing = torch.full((2, 3, 2), -100)
+    assert head(states, nothing)[0] == 0
+    nothing[0, 1] = 4
+    assert head(states, nothing)[0] > 0
+
+
 def test_packed_segments_do_not_see_each_other() -> None:
     segment = torch.tensor([[0, 0, 1, 1, 2, -1]])
     seen = conversations.visible(segment)[0, 0]
@@ -145,6 +173,22 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(value, resumed.state_dict()[name]), name
     with pytest.raises(ValueError, match="already falls"):
         train(tmp_path / "part", replace(recipe, steps=30))
+
+
+def test_a_run_goes_on_from_a_finished_model(tmp_path: Path) -> None:
+    recipe = Recipe(tower_steps=1, tower_batch=1, steps=1, batch=1, easy_vqa=0.0)
+    export(train(tmp_path / "first", recipe), tmp_path / "first" / "final", recipe)
+    finished = tmp_path / "first" / "final"
+    further = replace(recipe, start=weights_hash(finished), skip=1, ramp=0, lr=0.0)
+    same = train(tmp_path / "second", further, start=finished)
+    assert not (tmp_path / "second" / "tower.safetensors").exists()
+    again = LlavaForConditionalGeneration.from_pretrained(finished)
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(same.state_dict()[name], value, atol=0, rtol=0, msg=name)
+    with pytest.raises(ValueError, match="is not these"):
+        train(tmp_path / "third", replace(further, start="0" * 64), start=finished)
+    with pytest.raises(ValueError, match="is not these"):
+        train(tmp_path / "third", further)
 
 
 def test_an_exported_model_is_plain_transformers(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from . import language
+from . import grounding, language
 from .draw import draw
 from .model import SPECIAL, SYSTEM, VISUAL, vocabulary
 from .world import MAX_OBJECTS, sample
@@ -26,6 +26,9 @@ TEXT = 288  # text tokens of a row, after the prefix
 CHATS = 0.15  # share of rows whose segments are turns of one chat
 _WEIGHTS = {"description": 1.0, "caption": 0.5}  # loss per answer token; short answers weigh `_SHORT`
 _SHORT = 3.0
+_ROUND = (*language.KINDS, "existence", "relation")  # what is asked of a scene; the two hardest twice
+_ROUNDS = 3
+_GROUND = 0.2  # weight of the loss on where the named objects are
 _IDS = {word: i for i, word in enumerate(vocabulary())}
 _PAD, _BOS, _EOS, _UNK, _IMAGE, _USER, _ASSISTANT = (_IDS[t] for t in SPECIAL)
 
@@ -48,6 +51,7 @@ class Row:
     segment: np.ndarray  # 0 prefix, 1.. segments, -1 padding
     target: np.ndarray  # id of the next token where it belongs to an answer, else -100
     weight: np.ndarray
+    named: np.ndarray  # (length, 2): column and row of the object that the words ending here name, else -100
 
 
 def scene_turns(split: str, index: int, most: int = MAX_OBJECTS) -> tuple[np.ndarray, list[language.Turn]]:
@@ -58,8 +62,8 @@ def scene_turns(split: str, index: int, most: int = MAX_OBJECTS) -> tuple[np.nda
         language.Turn("description", str(rng.choice(language.DESCRIPTION_PROMPTS)), language.describe(scene)),
         language.Turn("caption", str(rng.choice(language.CAPTION_PROMPTS)), str(rng.choice(language.captions(scene)))),
     ]
-    for _ in range(4):
-        for kind in rng.permutation(language.KINDS):
+    for _ in range(_ROUNDS):
+        for kind in rng.permutation(_ROUND):
             turn = language.ask(scene, str(kind), rng)
             if turn is not None and turn not in turns:
                 turns.append(turn)
@@ -74,7 +78,7 @@ def pack(pixels: np.ndarray, turns: list[language.Turn], rng: np.random.Generato
     size = len(PREFIX) + TEXT
     ids, positions = np.full(size, _PAD), np.zeros(size, dtype=np.int64)
     segment, target = np.full(size, -1), np.full(size, -100)
-    weight = np.zeros(size, dtype=np.float32)
+    weight, named = np.zeros(size, dtype=np.float32), np.full((size, 2), -100)
     start = len(PREFIX)
     ids[:start], positions[:start], segment[:start] = PREFIX, np.arange(start), 0
     for number, turn in enumerate(turns, 1):
@@ -91,8 +95,10 @@ def pack(pixels: np.ndarray, turns: list[language.Turn], rng: np.random.Generato
         asked = start + len(question) - 1
         target[asked : end - 1] = answer
         weight[asked : end - 1] = _WEIGHTS.get(turn.kind, _SHORT)
+        for mention in turn.mentions:
+            named[start + len(opening) + len(encode(mention.until)) - 1] = grounding.target(mention.where)
         start = end
-    return Row(pixels, ids, positions, segment, target, weight)
+    return Row(pixels, ids, positions, segment, target, weight, named)
 
 
 def visible(segment: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
@@ -105,25 +111,30 @@ def visible(segment: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
 
 def answer_loss(
     model: LlavaForConditionalGeneration,
+    head: grounding.Grounding,
     pixels: Float[Tensor, "B 3 H W"],
     ids: Int[Tensor, "B T"],
     positions: Int[Tensor, "B T"],
     segment: Int[Tensor, "B T"],
     target: Int[Tensor, "B T"],
     weight: Float[Tensor, "B T"],
+    named: Int[Tensor, "B T 2"],
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Weighted cross-entropy of the answers; also the plain accuracy on long and on short answers' tokens."""
-    hidden = model.model(
-        input_ids=ids,
-        pixel_values=pixels,
-        attention_mask=visible(segment).to(ids.device),
-        position_ids=positions,
-        use_cache=False,
-    ).last_hidden_state
+    """Weighted cross-entropy of the answers, and that of `grounding`; the accuracies that the progress line shows."""
+    with grounding.listening(model) as heard:
+        hidden = model.model(
+            input_ids=ids,
+            pixel_values=pixels,
+            attention_mask=visible(segment).to(ids.device),
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
+    looked, seen = head(heard[0], named)
     asked = target >= 0
     logits, wanted, share = model.lm_head(hidden[asked]).float(), target[asked], weight[asked]
     loss = (F.cross_entropy(logits, wanted, reduction="none") * share).sum() / share.sum()
     right = (logits.argmax(-1) == wanted).float()
     short = share == _SHORT
     content = short & (wanted != _EOS)
-    return loss, {"long": right[~short].mean().item(), "short": right[content].mean().item()}
+    accuracy = {"long": right[~short].mean().item(), "short": right[content].mean().item()}
+    return loss + _GROUND * looked, accuracy | seen

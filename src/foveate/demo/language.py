@@ -29,12 +29,24 @@ _APART = 20.0  # pixels by which two centres must differ for "left of" or "above
 
 
 @dataclass(frozen=True)
+class Mention:
+    """Words of a question that name one object: the question `until` their end, and `where` its centre is.
+
+    `where` is in pixels, (x, y); None if there is no such object.
+    """
+
+    until: str
+    where: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Turn:
     """A question and its answer. `kind` is one of `KINDS`, "caption", "description" or "easy-vqa"."""
 
     kind: str
     question: str
     answer: str
+    mentions: tuple[Mention, ...] = ()
 
 
 def name(thing: Thing) -> str:
@@ -138,19 +150,24 @@ def _forms(thing: Thing, hidden: str) -> list[tuple[str, Callable[[Thing], bool]
     ]
 
 
+def _about(kind: str, question: str, thing: Thing, answer: str) -> Turn:
+    """A question whose last words name `thing`."""
+    return Turn(kind, f"{question} ?", answer, (Mention(question, (thing.x, thing.y)),))
+
+
 def _color(scene: Scene, rng: np.random.Generator) -> Turn | None:
     found = _unique(scene, rng, "color")
-    return found and Turn("color", f"what color is the {found[1]} ?", found[0].color)
+    return found and _about("color", f"what color is the {found[1]}", found[0], found[0].color)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Turn | None:
     found = _unique(scene, rng, "shape")
-    return found and Turn("shape", f"what shape is the {found[1]} ?", found[0].shape)
+    return found and _about("shape", f"what shape is the {found[1]}", found[0], found[0].shape)
 
 
 def _position(scene: Scene, rng: np.random.Generator) -> Turn | None:
     found = _unique(scene, rng, "place")
-    return found and Turn("position", f"where is the {found[1]} ?", found[0].place)
+    return found and _about("position", f"where is the {found[1]}", found[0], found[0].place)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -177,7 +194,10 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Turn:
             color, shape = absent[int(rng.integers(len(absent)))]
         else:
             color, shape = str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))
-    return Turn("existence", f"is there a {color} {shape} ?", "yes" if (color, shape) in pairs else "no")
+    question = f"is there a {color} {shape}"
+    fits = [(t.x, t.y) for t in scene.things if (t.color, t.shape) == (color, shape)]
+    mentions = (Mention(question, fits[0] if fits else None),) if len(fits) < 2 else ()
+    return Turn("existence", f"{question} ?", "yes" if fits else "no", mentions)
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Turn | None:
@@ -196,8 +216,10 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Turn | None:
         return None
     word = str(rng.choice(["left of", "right of"] if sideways else ["above", "below"]))
     answer = "yes" if (gap < 0) == (word in ("left of", "above")) else "no"
-    question = f"is the {first.color} {first.shape} {word} the {second.color} {second.shape} ?"
-    return Turn("relation", question, answer)
+    asked = f"is the {first.color} {first.shape}"
+    question = f"{asked} {word} the {second.color} {second.shape}"
+    mentions = (Mention(asked, (first.x, first.y)), Mention(question, (second.x, second.y)))
+    return Turn("relation", f"{question} ?", answer, mentions)
 
 
 _ASKERS: dict[str, Callable[[Scene, np.random.Generator], Turn | None]] = {

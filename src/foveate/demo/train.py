@@ -6,6 +6,7 @@ run sees and ends with the same weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import conversations, tower
 from .easyvqa import EasyVQA
+from .grounding import Grounding
 from .model import build_model
 from .muon import Muon
 from .world import MAX_OBJECTS
@@ -37,7 +39,9 @@ class Recipe:
     """All numbers of a run: `tower_...` of stage 1, the others of stage 2 or of both.
 
     Steps are optimiser steps; `ramp` is the number of rows over which scenes grow to their full number of
-    objects; `decay` is the last part of a stage, over which the learning rate falls to zero.
+    objects; `decay` is the last part of a stage, over which the learning rate falls to zero. A run may go on from a
+    finished model: `start` is the hash of its weights (there is no stage 1 then), and `skip` the number of training
+    rows of stage 2 to pass over, those that it has seen.
     """
 
     seed: int = 0
@@ -50,8 +54,15 @@ class Recipe:
     lr: float = 3e-3
     ramp: int = 4800
     easy_vqa: float = 0.1
+    start: str | None = None
+    skip: int = 0
     warmup: int = 50
     decay: float = 0.5
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the weights of the finished model in `folder`."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 class Rows(Dataset[Any]):
@@ -106,7 +117,9 @@ def optimizers(modules: list[nn.Module], lr: float) -> list[torch.optim.Optimize
     for name, p in named.values():
         if not p.requires_grad:
             continue
-        inner = p.ndim >= 2 and not any(part in name for part in ("embed", "lm_head", "part", "count", "background"))
+        inner = p.ndim >= 2 and not any(
+            part in name for part in ("embed", "lm_head", "part", "count", "background", "ground")
+        )
         (matrices if inner else others).append(p)
     return [Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
 
@@ -207,7 +220,12 @@ class Run:
 
 
 def train(
-    folder: Path, recipe: Recipe, device: str = "cpu", report: Report | None = None, save_every: int = 50
+    folder: Path,
+    recipe: Recipe,
+    device: str = "cpu",
+    report: Report | None = None,
+    save_every: int = 50,
+    start: Path | None = None,
 ) -> nn.Module:
     """Runs what is left of both stages in `folder`, and returns the trained model.
 
@@ -217,13 +235,17 @@ def train(
         device: where to train.
         report: called after each step with the stage's name and its figures.
         save_every: steps between checkpoints, all that a kill can lose.
+        start: folder of the finished model to go on from, whose hash is the recipe's `start`.
 
     Raises:
-        ValueError: the folder holds a run of another recipe, or easy-vqa is wanted and not installed.
+        ValueError: `start` is not the model that the recipe names; the folder holds a run of another recipe; or
+            easy-vqa is wanted and not installed.
     """
     extra = EasyVQA.find() if recipe.easy_vqa else None
     if recipe.easy_vqa and extra is None:
         raise ValueError("easy-vqa is not installed; pip install 'foveate[easy-vqa]', or train without it (share 0)")
+    if (start and weights_hash(start)) != recipe.start:
+        raise ValueError(f"the recipe goes on from weights {recipe.start}, but start={start} is not these")
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.json"
     if note.exists():
@@ -233,7 +255,10 @@ def train(
     note.write_text(json.dumps(asdict(recipe), indent=1))
     torch.manual_seed(recipe.seed)
     model = build_model().to(device)
-    if not (folder / "chat.safetensors").exists():
+    if start is not None:
+        model.load_state_dict(load_file(start / "model.safetensors") | {"lm_head.weight": model.lm_head.weight})
+        model.tie_weights()
+    elif not (folder / "chat.safetensors").exists():
         _tower_stage(model, folder, recipe, device, report, save_every)
     _chat_stage(model, folder, recipe, device, report, save_every, extra)
     return model
@@ -262,11 +287,12 @@ def _chat_stage(
 ) -> None:
     """The tower has learned to see and rests; projector and decoder learn."""
     model.model.vision_tower.requires_grad_(False)
-    run = Run("chat", folder, {"model": model}, recipe.lr, recipe.steps, recipe.decay, save_every)
-    offset = recipe.tower_steps * recipe.tower_batch
+    head = Grounding(model).to(device)
+    run = Run("chat", folder, {"model": model, "grounding": head}, recipe.lr, recipe.steps, recipe.decay, save_every)
+    offset = recipe.tower_steps * recipe.tower_batch + recipe.skip
     make = partial(chat_row, ramp=recipe.ramp, offset=offset, share=recipe.easy_vqa, extra=extra)
 
     def loss(pixels: Tensor, *rest: Tensor) -> Loss:
-        return conversations.answer_loss(model, normalise(pixels.to(device)), *(v.to(device) for v in rest))
+        return conversations.answer_loss(model, head, normalise(pixels.to(device)), *(v.to(device) for v in rest))
 
     run.finish(make, recipe.batch, loss, recipe, report)
