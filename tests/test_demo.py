@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import foveate
-from foveate.demo import conversations, evaluate, grounding, language
+from foveate.demo import conversations, evaluate, grounding, language, model
 from foveate.demo.bundled import BUNDLED, load
 from foveate.demo.draw import draw
 from foveate.demo.easyvqa import EasyVQA
@@ -27,6 +27,7 @@ from foveate.demo.train import Recipe, train, weights_hash
 from foveate.demo.world import EDGE, GRID, PLACES, SIDE, sample
 
 SPLITS = st.sampled_from(["train", "val", "test"])
+DIALECT = model.dialect()
 
 
 @given(SPLITS, st.integers(0, 10**9))
@@ -52,12 +53,12 @@ def test_texts_are_true_short_and_in_the_vocabulary(index: int) -> None:
     scene, known = sample("train", index), set(vocabulary())
     text = language.describe(scene)
     assert language.parse_description(text) == language.attributes(scene)
-    assert len(conversations.encode(text)) < 64
+    assert len(DIALECT.encode(text)) < 64
     rng = np.random.default_rng(index)
     turns = [t for kind in language.KINDS if (t := language.ask(scene, kind, rng))]
     unknown = SPECIAL.index("<unk>")
     for said in [text, *language.captions(scene), *(f"{t.question} {t.answer}" for t in turns)]:
-        assert unknown not in conversations.encode(said), said
+        assert unknown not in DIALECT.encode(said), said
     assert len(set(language.captions(scene))) == 5
     for turn in turns:
         if turn.kind == "count":
@@ -95,7 +96,7 @@ def test_training_text_is_what_the_processor_makes_of_a_chat() -> None:
     """One prefix, one question: the ids of a packed row are those of the chat template."""
     processor = build_processor()
     pixels, turns = conversations.scene_turns("train", 5)
-    row = conversations.pack(pixels, turns[:1], np.random.default_rng(0))
+    row = conversations.pack(pixels, turns[:1], np.random.default_rng(0), DIALECT)
     text = evaluate.prompt(processor, turns[0].question)
     ids = processor(images=draw(sample("train", 5)).image, text=text, return_tensors="pt")["input_ids"][0]
     assert row.ids[: len(ids)].tolist() == ids.tolist()
@@ -111,20 +112,20 @@ def test_named_objects_are_where_the_words_end() -> None:
         pixels, turns = conversations.scene_turns("train", index)
         centres = {grounding.target((t.x, t.y)) for t in sample("train", index).things}
         for turn in turns:
-            row = conversations.pack(pixels, [turn], np.random.default_rng(index))
+            row = conversations.pack(pixels, [turn], np.random.default_rng(index), DIALECT)
             at = np.flatnonzero(row.named[:, 0] >= 0)
-            ends = [len(conversations.PREFIX) + len(conversations.encode(m.until)) - 1 for m in turn.mentions]
+            ends = [len(DIALECT.prefix) + len(DIALECT.encode(m.until)) - 1 for m in turn.mentions]
             assert at.tolist() == ends
             for end, mention in zip(ends, turn.mentions, strict=True):
                 where = tuple(int(v) for v in row.named[end])
-                assert where in centres if mention.where else where == (grounding.ABSENT, grounding.ABSENT)
+                assert where in centres if mention.where else where == grounding.target(None)
                 marked.add((turn.kind, mention.where is None))
     about_one = {(kind, False) for kind in ("color", "shape", "position", "existence", "relation")}
     assert marked == about_one | {("existence", True)}
 
 
 def test_a_batch_that_names_nothing_has_no_grounding_loss() -> None:
-    head = grounding.Grounding(build_model())
+    head = grounding.Grounding(build_model(), 4)
     states = torch.randn(2, 3, 192)
     nothing = torch.full((2, 3, 2), -100)
     assert head(states, nothing)[0] == 0

@@ -1,7 +1,8 @@
-"""`foveate demo train`: the whole recipe of the bundled model."""
+"""`foveate demo train`: the whole recipe of a bundled model."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,54 +10,61 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..demo.export import export
-from ..demo.train import Recipe, train, weights_hash
+from ..demo.train import RECIPES, Recipe, train, weights_hash
 from . import options
 from .output import console, errors
 
 
 def train_model(
+    model: Annotated[str, typer.Argument(help=f"One of {', '.join(RECIPES)}.")] = "scenes",
     out: Annotated[
-        Path, typer.Option(help="Folder for checkpoints and the finished model; give it again to resume.")
-    ] = Path("runs/scenes"),
+        Path | None, typer.Option(help="Folder for checkpoints and result; give it again to resume. [runs/MODEL]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights; data are numbered and need none.")] = Recipe.seed,
-    tower_steps: Annotated[int, typer.Option(min=1, help="Steps of stage 1, dense labels.")] = Recipe.tower_steps,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of stage 2, conversations.")] = Recipe.steps,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per step of stage 2.")] = Recipe.batch,
+    tower_steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 1, dense labels.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 2, conversations.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures per step of stage 2.")] = None,
     easy_vqa: Annotated[float, typer.Option(min=0, max=1, help="Share of easy-vqa in stage 2.")] = Recipe.easy_vqa,
     start: Annotated[
-        Path | None, typer.Option(help="Go on from the finished model in this folder, without stage 1.")
+        Path | None, typer.Option(help="Go on from the finished scenes in this folder, without stage 1.")
     ] = None,
     skip: Annotated[int, typer.Option(min=0, help="Training rows to pass over: those that it has seen.")] = 0,
     device: options.Device = "cpu",
 ) -> None:
-    """Train the bundled model from nothing or from `--start`; interrupt and resume at will, to the same result."""
-    if start is not None and not (start / "model.safetensors").is_file():
-        raise typer.BadParameter(f"{start} holds no model.safetensors; give the folder of a finished model")
-    origin = weights_hash(start) if start else None
-    ramp = Recipe.ramp if start is None else 0  # a finished model needs no easier scenes first
-    recipe = Recipe(
+    """Train a bundled model from nothing or from `--start`; interrupt and resume at will, to the same result."""
+    if model not in RECIPES:
+        raise ValueError(f"there is no recipe for {model!r}; expected one of {', '.join(RECIPES)}")
+    usual = RECIPES[model]
+    recipe = replace(
+        usual,
         seed=seed,
-        tower_steps=tower_steps,
-        steps=steps,
-        batch=batch,
-        ramp=ramp,
+        tower_steps=tower_steps or usual.tower_steps,
+        steps=steps or usual.steps,
+        batch=batch or usual.batch,
         easy_vqa=easy_vqa,
-        start=origin,
         skip=skip,
     )
+    if start is not None:
+        if model != "scenes" or not (start / "model.safetensors").is_file():
+            raise ValueError(f"--start {start}; expected the folder of a finished scenes, with a model.safetensors")
+        recipe = replace(recipe, start=weights_hash(start), ramp=0)  # it needs no easier scenes first
+    folder = out or Path("runs") / model
+    trained = _run(folder, recipe, device, start)
+    export(trained, folder / "final", recipe)
+    console.print(f"finished: {folder / 'final'}; score it with: foveate demo evaluate --model {folder / 'final'}")
+
+
+def _run(folder: Path, recipe: Recipe, device: str, start: Path | None) -> object:
+    """The training, with a progress bar for each stage."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as progress:
         tasks = {
-            "tower": progress.add_task("tower", total=tower_steps, visible=start is None),
-            "chat": progress.add_task("chat", total=steps),
+            "tower": progress.add_task("tower", total=recipe.tower_steps, visible=start is None),
+            "chat": progress.add_task("chat", total=recipe.steps),
         }
 
         def report(stage: str, seen: dict[str, float]) -> None:
             line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k != "step")
             progress.update(tasks[stage], completed=seen["step"], description=f"{stage} {line}")
 
-        model = train(out, recipe, device, report, start=start)
-    export(model, out / "final", recipe)
-    console.print(
-        f"the finished model is in {out / 'final'}; score it with: foveate demo evaluate --model {out / 'final'}"
-    )
+        return train(folder, recipe, device, report, start=start)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-BUNDLED = {"scenes": Path(__file__).parent / "scenes"}
+from .smol.load import LEARNED, load_smol
+
+BUNDLED = {name: Path(__file__).parent / name for name in ("scenes", "smol")}
 
 
 class Loaded(NamedTuple):
@@ -29,7 +31,8 @@ def load(
     """Loads a vision-language model with transformers' own classes.
 
     Args:
-        name: "scenes", the model that comes with the package and needs no network; or a folder, or a hub id.
+        name: "scenes", which comes with the package and needs nothing else; "smol", whose language model is installed
+            apart; or a folder, or a hub id.
         device: such as "cpu" or "cuda:0".
         dtype: "auto" (what the weights are in), "float32", "bfloat16" or "float16".
         attention: transformers' `attn_implementation`.
@@ -43,8 +46,14 @@ def load(
         raise ValueError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
     _check_device(device)
     source = str(BUNDLED.get(name, name))
-    if name in BUNDLED and not (BUNDLED[name] / "model.safetensors").exists():
-        raise FileNotFoundError(f"{source} holds no weights; reinstall foveate, or train them: foveate demo train")
+    if name in BUNDLED and not any(BUNDLED[name].glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{source} holds no weights; reinstall foveate, or train them: foveate demo train {name}"
+        )
+    if (Path(source) / LEARNED).is_file():
+        model, processor = load_smol(Path(source), attention)
+        wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        return Loaded(model.to(device, wanted).eval(), processor)
     config = _config(name, source, revision)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(f"{name!r} is a {config.model_type} model, not a vision-language model")

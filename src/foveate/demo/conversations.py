@@ -7,38 +7,51 @@ conversation; in the others they follow one another as turns of one chat.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
 from . import grounding, language
 from .draw import draw
-from .model import SPECIAL, SYSTEM, VISUAL, vocabulary
 from .world import MAX_OBJECTS, sample
 
-TEXT = 288  # text tokens of a row, after the prefix
 CHATS = 0.15  # share of rows whose segments are turns of one chat
 _WEIGHTS = {"description": 1.0, "caption": 0.5}  # loss per answer token; short answers weigh `_SHORT`
 _SHORT = 3.0
 _ROUND = (*language.KINDS, "existence", "relation")  # what is asked of a scene; the two hardest twice
 _ROUNDS = 3
 _GROUND = 0.2  # weight of the loss on where the named objects are
-_IDS = {word: i for i, word in enumerate(vocabulary())}
-_PAD, _BOS, _EOS, _UNK, _IMAGE, _USER, _ASSISTANT = (_IDS[t] for t in SPECIAL)
 
 
-def encode(text: str) -> list[int]:
-    """Token ids of plain text, as the processor's tokenizer gives them."""
-    return [_IDS.get(word, _UNK) for word in re.findall(r"[\w-]+|[^\w\s]", text.lower())]
+@dataclass(frozen=True)
+class Dialect:
+    """How a model's chat template writes a conversation, in token ids.
 
+    Attributes:
+        encode: ids of plain text.
+        prefix: everything before the first question: the system prompt, the opening of the user's turn, the image.
+        opening: what opens a later turn of the user.
+        asked: what stands between a question and its answer.
+        answered: what ends an answer, and is learned with it.
+        pad: id of padding.
+        grid: visual tokens to a side of the picture.
+        text: places for text after the prefix of a training row.
+    """
 
-PREFIX = [_BOS, *encode(SYSTEM), _USER, *([_IMAGE] * VISUAL)]
+    encode: Callable[[str], list[int]]
+    prefix: tuple[int, ...]
+    opening: tuple[int, ...]
+    asked: tuple[int, ...]
+    answered: tuple[int, ...]
+    pad: int
+    grid: int
+    text: int
 
 
 @dataclass(frozen=True)
@@ -70,25 +83,25 @@ def scene_turns(split: str, index: int, most: int = MAX_OBJECTS) -> tuple[np.nda
     return draw(scene).pixels, turns
 
 
-def pack(pixels: np.ndarray, turns: list[language.Turn], rng: np.random.Generator) -> Row:
+def pack(pixels: np.ndarray, turns: list[language.Turn], rng: np.random.Generator, dialect: Dialect) -> Row:
     """As many turns as fit into a row."""
     chat = bool(rng.random() < CHATS)
     if chat:
         turns = [turns[int(i)] for i in rng.permutation(len(turns))]
-    size = len(PREFIX) + TEXT
-    ids, positions = np.full(size, _PAD), np.zeros(size, dtype=np.int64)
+    prefix, size = len(dialect.prefix), len(dialect.prefix) + dialect.text
+    ids, positions = np.full(size, dialect.pad), np.zeros(size, dtype=np.int64)
     segment, target = np.full(size, -1), np.full(size, -100)
     weight, named = np.zeros(size, dtype=np.float32), np.full((size, 2), -100)
-    start = len(PREFIX)
-    ids[:start], positions[:start], segment[:start] = PREFIX, np.arange(start), 0
+    start = prefix
+    ids[:start], positions[:start], segment[:start] = dialect.prefix, np.arange(start), 0
     for number, turn in enumerate(turns, 1):
-        opening = [_USER] if chat and number > 1 else []
-        question = [*opening, *encode(turn.question), _ASSISTANT]
-        answer = [*encode(turn.answer), _EOS]
+        opening = dialect.opening if chat and number > 1 else ()
+        question = [*opening, *dialect.encode(turn.question), *dialect.asked]
+        answer = [*dialect.encode(turn.answer), *dialect.answered]
         end = start + len(question) + len(answer)
         if end > size:
             continue
-        first = start if chat else len(PREFIX)
+        first = start if chat else prefix
         ids[start:end] = question + answer
         positions[start:end] = np.arange(first, first + end - start)
         segment[start:end] = 0 if chat else number
@@ -96,7 +109,8 @@ def pack(pixels: np.ndarray, turns: list[language.Turn], rng: np.random.Generato
         target[asked : end - 1] = answer
         weight[asked : end - 1] = _WEIGHTS.get(turn.kind, _SHORT)
         for mention in turn.mentions:
-            named[start + len(opening) + len(encode(mention.until)) - 1] = grounding.target(mention.where)
+            last = start + len(opening) + len(dialect.encode(mention.until)) - 1
+            named[last] = grounding.target(mention.where, dialect.grid)
         start = end
     return Row(pixels, ids, positions, segment, target, weight, named)
 
@@ -110,7 +124,7 @@ def visible(segment: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
 
 
 def answer_loss(
-    model: LlavaForConditionalGeneration,
+    model: Any,
     head: grounding.Grounding,
     pixels: Float[Tensor, "B 3 H W"],
     ids: Int[Tensor, "B T"],
@@ -119,9 +133,11 @@ def answer_loss(
     target: Int[Tensor, "B T"],
     weight: Float[Tensor, "B T"],
     named: Int[Tensor, "B T 2"],
+    *,
+    end: int,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """Weighted cross-entropy of the answers, and that of `grounding`; the accuracies that the progress line shows."""
-    with grounding.listening(model) as heard:
+    with grounding.listening(model, head.layer) as heard:
         hidden = model.model(
             input_ids=ids,
             pixel_values=pixels,
@@ -135,6 +151,6 @@ def answer_loss(
     loss = (F.cross_entropy(logits, wanted, reduction="none") * share).sum() / share.sum()
     right = (logits.argmax(-1) == wanted).float()
     short = share == _SHORT
-    content = short & (wanted != _EOS)
+    content = short & (wanted != end)
     accuracy = {"long": right[~short].mean().item(), "short": right[content].mean().item()}
     return loss + _GROUND * looked, accuracy | seen

@@ -37,8 +37,7 @@ class EasyVQA:
         for split in ("train", "test"):
             found[split] = {}
             for question, answer, image in json.loads((self.folder / split / "questions.json").read_text()):
-                spaced = question.replace("?", " ?")
-                found[split].setdefault(image, []).append(Turn("easy-vqa", spaced, answer))
+                found[split].setdefault(image, []).append(Turn("easy-vqa", question, answer))
         return found
 
     def images(self, split: str) -> int:

@@ -12,21 +12,36 @@ import transformers
 from safetensors.torch import save_file
 
 from .model import build_processor
+from .smol import lora
+from .smol.base import HUB
+from .smol.load import LEARNED, learned_parts
 from .train import Recipe
 
 
 def export(model: Any, folder: Path, recipe: Recipe) -> None:
-    """Writes weights (float16 in safetensors), configuration, processor and the recipe to `folder`.
+    """Writes what a run made, and the recipe with the libraries' versions, to `folder`.
+
+    Of ``scenes`` this is a whole model, as transformers loads it; of ``smol`` only what we trained.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    {"scenes": _export_scenes, "smol": _export_smol}[recipe.model](model, folder)
+    facts = {"recipe": asdict(recipe), "torch": torch.__version__, "transformers": transformers.__version__}
+    (folder / "training.json").write_text(json.dumps(facts, indent=1))
+
+
+def _export_scenes(model: Any, folder: Path) -> None:
+    """Weights (float16 in safetensors), configuration and processor.
 
     The configuration says float32, so that transformers' `from_pretrained` computes in float32: half precision is
     slow on most CPUs, and the file is small enough.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     model.config.dtype = torch.float32
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     tensors = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     build_processor().save_pretrained(folder)
-    facts = {"recipe": asdict(recipe), "torch": torch.__version__, "transformers": transformers.__version__}
-    (folder / "training.json").write_text(json.dumps(facts, indent=1))
+
+
+def _export_smol(model: Any, folder: Path) -> None:
+    save_file(learned_parts(model, lora.update(model)), folder / LEARNED, {"language model": HUB})

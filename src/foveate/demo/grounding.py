@@ -8,6 +8,7 @@ The head is thrown away after training.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,23 +16,32 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .world import GRID, PATCH
-
-ABSENT = GRID  # the class of an object that is not in the picture
-LAYER = 4  # the decoder layer, from 0, whose output is asked; three more remain to compare and to answer
+from .world import GRID, SIDE
 
 
-def target(where: tuple[float, float] | None) -> tuple[int, int]:
-    """Column and row of the patch at pixel position `where`; `ABSENT` twice for None."""
-    return (ABSENT, ABSENT) if where is None else (int(where[0]) // PATCH, int(where[1]) // PATCH)
+def patch(x: float, y: float, grid: int = GRID) -> tuple[int, int]:
+    """Column and row, among `grid` x `grid` patches, of the pixel at (x, y)."""
+    return int(x * grid / SIDE), int(y * grid / SIDE)
+
+
+def target(where: tuple[float, float] | None, grid: int = GRID) -> tuple[int, int]:
+    """Column and row of the patch at pixel position `where`; `grid` twice, the class of the absent, for None."""
+    return (grid, grid) if where is None else patch(*where, grid)
 
 
 class Grounding(nn.Module):
-    """The throw-away head: column and row of the named object, from a decoder state."""
+    """The throw-away head: column and row of the named object, from a decoder state.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: whose decoder is asked.
+        layer: whose output is asked, counted from 0; those above remain to compare and to answer.
+        grid: visual tokens to a side.
+    """
+
+    def __init__(self, model: Any, layer: int, grid: int = GRID) -> None:
         super().__init__()
-        self.ground = nn.Linear(model.config.text_config.hidden_size, 2 * (GRID + 1))
+        self.layer, self.grid = layer, grid
+        self.ground = nn.Linear(model.config.text_config.hidden_size, 2 * (grid + 1))
 
     def forward(
         self, states: Float[Tensor, "B T D"], wanted: Int[Tensor, "B T 2"]
@@ -43,17 +53,17 @@ class Grounding(nn.Module):
         named = wanted[..., 0] >= 0
         if not named.any():
             return states.sum() * 0.0, {}
-        logits = self.ground(states[named]).unflatten(-1, (2, GRID + 1))
+        logits = self.ground(states[named]).unflatten(-1, (2, self.grid + 1))
         loss = F.cross_entropy(logits.flatten(0, 1), wanted[named].flatten())
         right = (logits.argmax(-1) == wanted[named]).all(-1).float().mean()
         return loss, {"ground": right.item()}
 
 
 @contextmanager
-def listening(model: Any) -> Any:
-    """Within it, the list that it gives receives the output of layer `LAYER` of every forward pass."""
+def listening(model: Any, number: int) -> Iterator[list[Tensor]]:
+    """Within it, the list that it gives receives the output of decoder layer `number` of every forward pass."""
     heard: list[Tensor] = []
-    layer = model.model.language_model.layers[LAYER]
+    layer = model.model.language_model.layers[number]
     hook = layer.register_forward_hook(lambda _module, _inputs, output: heard.append(output))
     try:
         yield heard

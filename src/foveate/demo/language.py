@@ -1,6 +1,6 @@
 """What can be said of a scene: captions, descriptions, and questions with short answers.
 
-All texts are lower-case and truthful; the answer to a question never depends on a choice within a margin
+Answers are lower-case and all texts truthful; the answer to a question never depends on a choice within a margin
 that `world` leaves open. Questions that need one particular object are asked only where the words single it out.
 """
 
@@ -16,14 +16,14 @@ from .world import COLORS, PLACES, SHAPES, SIDE, SIZES, TEXTURES, Scene, Thing
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 KINDS = ("color", "shape", "count", "existence", "position", "relation")
 CAPTION_PROMPTS = (
-    "provide a one-sentence caption for the provided image .",
-    "write a short caption .",
-    "what is in the picture ?",
+    "Provide a one-sentence caption for the provided image.",
+    "Write a short caption.",
+    "What is in the picture?",
 )
 DESCRIPTION_PROMPTS = (
-    "describe the image in detail .",
-    "list every shape in the image .",
-    "what do you see ?",
+    "Describe the image in detail.",
+    "List every shape in the image.",
+    "What do you see?",
 )
 _APART = 20.0  # pixels by which two centres must differ for "left of" or "above" to be asked
 
@@ -152,22 +152,22 @@ def _forms(thing: Thing, hidden: str) -> list[tuple[str, Callable[[Thing], bool]
 
 def _about(kind: str, question: str, thing: Thing, answer: str) -> Turn:
     """A question whose last words name `thing`."""
-    return Turn(kind, f"{question} ?", answer, (Mention(question, (thing.x, thing.y)),))
+    return Turn(kind, f"{question}?", answer, (Mention(question, (thing.x, thing.y)),))
 
 
 def _color(scene: Scene, rng: np.random.Generator) -> Turn | None:
     found = _unique(scene, rng, "color")
-    return found and _about("color", f"what color is the {found[1]}", found[0], found[0].color)
+    return found and _about("color", f"What color is the {found[1]}", found[0], found[0].color)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Turn | None:
     found = _unique(scene, rng, "shape")
-    return found and _about("shape", f"what shape is the {found[1]}", found[0], found[0].shape)
+    return found and _about("shape", f"What shape is the {found[1]}", found[0], found[0].shape)
 
 
 def _position(scene: Scene, rng: np.random.Generator) -> Turn | None:
     found = _unique(scene, rng, "place")
-    return found and _about("position", f"where is the {found[1]}", found[0], found[0].place)
+    return found and _about("position", f"Where is the {found[1]}", found[0], found[0].place)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -178,7 +178,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> Turn:
         2: (f"{one.shape} shapes", lambda o: o.shape == one.shape),
         3: (f"{one.size} shapes", lambda o: o.size == one.size),
     }[int(rng.integers(4))]
-    return Turn("count", f"how many {what} are there ?", NUMBERS[sum(map(test, scene.things))])
+    return Turn("count", f"How many {what} are there?", NUMBERS[sum(map(test, scene.things))])
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -194,10 +194,10 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Turn:
             color, shape = absent[int(rng.integers(len(absent)))]
         else:
             color, shape = str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))
-    question = f"is there a {color} {shape}"
+    question = f"Is there a {color} {shape}"
     fits = [(t.x, t.y) for t in scene.things if (t.color, t.shape) == (color, shape)]
     mentions = (Mention(question, fits[0] if fits else None),) if len(fits) < 2 else ()
-    return Turn("existence", f"{question} ?", "yes" if fits else "no", mentions)
+    return Turn("existence", f"{question}?", "yes" if fits else "no", mentions)
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Turn | None:
@@ -216,10 +216,10 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Turn | None:
         return None
     word = str(rng.choice(["left of", "right of"] if sideways else ["above", "below"]))
     answer = "yes" if (gap < 0) == (word in ("left of", "above")) else "no"
-    asked = f"is the {first.color} {first.shape}"
+    asked = f"Is the {first.color} {first.shape}"
     question = f"{asked} {word} the {second.color} {second.shape}"
     mentions = (Mention(asked, (first.x, first.y)), Mention(question, (second.x, second.y)))
-    return Turn("relation", f"{question} ?", answer, mentions)
+    return Turn("relation", f"{question}?", answer, mentions)
 
 
 _ASKERS: dict[str, Callable[[Scene, np.random.Generator], Turn | None]] = {

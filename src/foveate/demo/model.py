@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from . import language
+from .conversations import Dialect
 from .world import BACKGROUNDS, COLORS, GRID, PATCH, PLACES, SHAPES, SIDE, SIZES, TEXTURES
 
 SYSTEM = "you look at pictures and answer in a few words ."
@@ -53,7 +54,7 @@ def vocabulary() -> list[str]:
     for group in (SHAPES, COLORS, TEXTURES, SIZES, BACKGROUNDS, PLACES, language.NUMBERS):
         words.update(word for phrase in group for word in phrase.split())
     for text in (SYSTEM, *language.CAPTION_PROMPTS, *language.DESCRIPTION_PROMPTS):
-        words.update(re.findall(r"[\w-]+|[^\w\s]", text))
+        words.update(re.findall(r"[\w-]+|[^\w\s]", text.lower()))
     words.update(str(n) for n in range(10))
     return [*SPECIAL, *sorted(words)]
 
@@ -139,3 +140,24 @@ def build_model() -> LlavaForConditionalGeneration:
     model.generation_config.max_new_tokens = 64
     model.generation_config.do_sample = False
     return model
+
+
+def dialect() -> Dialect:
+    """How `CHAT_TEMPLATE` writes a conversation."""
+    words = vocabulary()
+    ids = {word: i for i, word in enumerate(words)}
+    pad, bos, eos, unknown, image, user, assistant = (ids[token] for token in SPECIAL)
+
+    def encode(text: str) -> list[int]:
+        return [ids.get(word, unknown) for word in re.findall(r"[\w-]+|[^\w\s]", text.lower())]
+
+    return Dialect(
+        encode=encode,
+        prefix=(bos, *encode(SYSTEM), user, *([image] * VISUAL)),
+        opening=(user,),
+        asked=(assistant,),
+        answered=(eos,),
+        pad=pad,
+        grid=GRID,
+        text=288,
+    )

@@ -8,18 +8,19 @@ and the decoder has only to learn where to look.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
 
+from . import grounding
 from .draw import draw
-from .model import vocabulary
-from .world import BACKGROUNDS, COLORS, GRID, MAX_OBJECTS, PATCH, PLACES, SHAPES, SIZES, TEXTURES, sample
+from .world import BACKGROUNDS, COLORS, GRID, MAX_OBJECTS, PLACES, SHAPES, SIDE, SIZES, TEXTURES, sample
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -41,55 +42,66 @@ class DenseLabels:
     background: Int[Tensor, B]
 
 
-def dense_example(split: str, index: int, most: int = MAX_OBJECTS) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Pixels (H W 3) of a scene and its labels: groups (G T), part (T), count, background."""
+def dense_example(
+    split: str, index: int, most: int = MAX_OBJECTS, grid: int = GRID
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Pixels (H W 3) of a scene and its labels on `grid` x `grid` tokens: groups (G T), part (T), count, background."""
     scene = sample(split, index, most=most)
     drawing = draw(scene)
-    owned = _owned_pixels(drawing.owner, len(scene.things))
+    owned = _owned_pixels(drawing.owner, len(scene.things), grid)
     best = owned.argmax(0)
-    labelled = owned.max(0) >= _SEEN * PATCH * PATCH
+    labelled = owned.max(0) >= _SEEN * (SIDE / grid) ** 2
     words = [[getattr(t, key) for t in scene.things] for key in GROUPS]
-    groups = np.full((len(GROUPS), GRID * GRID), -100)
+    groups = np.full((len(GROUPS), grid * grid), -100)
     for row, (options, values) in enumerate(zip(GROUPS.values(), words, strict=True)):
         index_of = np.array([options.index(value) for value in values])
         groups[row] = np.where(labelled, index_of[best], -100)
     part = labelled.astype(np.int64)
     for thing in scene.things:
-        part[int(thing.y) // PATCH * GRID + int(thing.x) // PATCH] = 2
+        column, row = grounding.patch(thing.x, thing.y, grid)
+        part[row * grid + column] = 2
     totals = np.array(len(scene.things)), np.array(BACKGROUNDS.index(scene.background))
     return drawing.pixels, (groups, part, *totals)
 
 
-def _owned_pixels(owner: np.ndarray, things: int) -> np.ndarray:
+def _owned_pixels(owner: np.ndarray, things: int, grid: int) -> np.ndarray:
     """How many pixels (things T) of each patch each object owns."""
-    patches = owner.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(GRID * GRID, -1)
-    return np.stack([(patches == k).sum(1) for k in range(things)])
+    line = np.arange(SIDE) * grid // SIDE  # the row or column of patches that a row or column of pixels lies in
+    patch = line[:, None] * grid + line
+    return np.stack([np.bincount(patch[owner == k], minlength=grid * grid) for k in range(things)])
 
 
 class TowerTeacher(nn.Module):
-    """The throw-away part of stage 1: scales of the word classifiers, and heads for part, count, background."""
+    """The throw-away part of stage 1: scales of the word classifiers, and heads for part, count, background.
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+    Args:
+        model: the LLaVA whose tower and projector learn.
+        encode: ids of a word or phrase, as the decoder reads it inside a sentence.
+    """
+
+    ids: Tensor
+    starts: Tensor
+
+    def __init__(self, model: Any, encode: Callable[[str], list[int]]) -> None:
         super().__init__()
         text, vision = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
         self.log_scale = nn.Parameter(torch.full((len(GROUPS),), 2.0))
         self.part = nn.Linear(text, 3)
         self.count = nn.Linear(vision, MAX_OBJECTS + 1)
         self.background = nn.Linear(vision, len(BACKGROUNDS))
-        index = {word: i for i, word in enumerate(vocabulary())}
-        sums = torch.zeros(sum(map(len, GROUPS.values())), len(index))
-        for row, phrase in enumerate(phrase for group in GROUPS.values() for phrase in group):
-            for word in phrase.split():
-                sums[row, index[word]] = len(phrase.split()) ** -0.5
-        self.register_buffer("phrases", sums, persistent=False)
+        ids = [encode(phrase) for group in GROUPS.values() for phrase in group]
+        starts = np.cumsum([0, *map(len, ids[:-1])])
+        self.register_buffer("ids", torch.tensor([i for phrase in ids for i in phrase]), persistent=False)
+        self.register_buffer("starts", torch.from_numpy(starts), persistent=False)
 
     def forward(
-        self, model: LlavaForConditionalGeneration, pixels: Float[Tensor, "B 3 H W"], labels: DenseLabels
+        self, model: Any, pixels: Float[Tensor, "B 3 H W"], labels: DenseLabels
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Sum of the cross-entropies, and the accuracy on each group of words (for the progress line)."""
         states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
         tokens = model.model.multi_modal_projector(states[:, 1:])
-        words = F.normalize(self.phrases @ model.get_input_embeddings().weight, dim=-1)
+        table = model.get_input_embeddings().weight
+        words = F.normalize(F.embedding_bag(self.ids, table, self.starts, mode="sum"), dim=-1)
         logits = tokens @ words.T
         loss = 0.5 * F.cross_entropy(self.part(tokens).flatten(0, 1), labels.part.flatten())
         loss = loss + 0.1 * F.cross_entropy(self.count(states[:, 0]), labels.count)

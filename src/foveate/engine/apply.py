@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ..core.method import Method
 from ..core.tokens import classify
+from ..core.view import View
 from .adapters import Adapter, adapter_for
 from .cache import KeptLayer, adopt
 from .forward import Forward
@@ -26,7 +27,9 @@ from .trace import Pass, Trace
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def apply(model: nn.Module, *methods: Method) -> AbstractContextManager[Trace]:
+def apply(
+    model: nn.Module, *methods: Method, watch: Callable[[View], None] | None = None
+) -> AbstractContextManager[Trace]:
     """Applies methods to a model for the length of a ``with`` block.
 
     Inside, `model.generate(...)` and plain `model(...)` drop visual tokens as the methods decide; outputs keep
@@ -36,6 +39,9 @@ def apply(model: nn.Module, *methods: Method) -> AbstractContextManager[Trace]:
     Args:
         model: a vision-language model of a supported family, on any device, in any dtype.
         methods: what to apply; none at all only records a trace and uses the faster cache.
+        watch: called with the `View` before every layer, before the methods decide there, and once more after the
+            last layer (`view.layer == view.layers`, `view.hidden` is then the normalised output): what a score
+            could see, for whoever wants to record it. It must not change tensors.
 
     Returns:
         A context manager; entering it gives the `Trace`.
@@ -57,17 +63,19 @@ def apply(model: nn.Module, *methods: Method) -> AbstractContextManager[Trace]:
             raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
         method.check(depth)
     _check_model(model, body)
-    return _applied(adapter, body, methods)
+    return _applied(adapter, body, methods, watch)
 
 
 @contextmanager
-def _applied(adapter: Adapter, body: Any, methods: tuple[Method, ...]) -> Iterator[Trace]:
+def _applied(
+    adapter: Adapter, body: Any, methods: tuple[Method, ...], watch: Callable[[View], None] | None
+) -> Iterator[Trace]:
     if body in _ACTIVE:
         raise RuntimeError(
             "foveate.apply is already active on this model; pass several methods to one apply: "
             "apply(model, first, second)"
         )
-    engine = Engine(adapter, body, methods)
+    engine = Engine(adapter, body, methods, watch)
     _ACTIVE.add(body)
     try:
         engine.attach()
@@ -107,8 +115,10 @@ def _check_model(model: Any, body: Any) -> None:
 class Engine:
     """Hooks on one model, and what they share. Made by `apply`."""
 
-    def __init__(self, adapter: Adapter, body: Any, methods: tuple[Method, ...]) -> None:
-        self.adapter, self.body, self.methods = adapter, body, methods
+    def __init__(
+        self, adapter: Adapter, body: Any, methods: tuple[Method, ...], watch: Callable[[View], None] | None = None
+    ) -> None:
+        self.adapter, self.body, self.methods, self.watch = adapter, body, methods, watch
         self.decoder = body.language_model
         self.depth = len(self.decoder.layers)
         self.trace = Trace(self.depth, tuple(m.name for m in methods))
@@ -201,7 +211,8 @@ class Engine:
         cuts = [(layer, fresh, alive) for layer, alive in old.alive] if old is not None else [(0, fresh, fresh * 0)]
         record = Pass(ledger.step, ledger.text - past, past, ledger.total, cuts)
         backend = self.decoder.config._attn_implementation
-        return Forward(self.adapter, self.methods, self.depth, backend, ledger, first, count, real, cache, record)
+        shared = (self.adapter, self.methods, self.watch, self.depth, backend)
+        return Forward(*shared, ledger, first, count, real, cache, record)
 
     def _ledger(self, old: Ledger | None, visual: Tensor, real: Tensor | None) -> Ledger:
         """The conversation with the columns of this forward added."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ class Forward:
     Args:
         adapter: the family.
         methods: consulted in order before each layer.
+        watch: called with the view before each layer and after the last, or None.
         layers: depth of the decoder.
         backend: transformers' name of the attention implementation.
         ledger: the conversation with this forward's columns already in it.
@@ -44,6 +45,7 @@ class Forward:
         self,
         adapter: Adapter,
         methods: Sequence[Method],
+        watch: Callable[[View], None] | None,
         layers: int,
         backend: str,
         ledger: Ledger,
@@ -53,7 +55,8 @@ class Forward:
         cache: Cache | None,
         record: Pass,
     ) -> None:
-        self.adapter, self.methods, self.layers, self.backend = adapter, methods, layers, backend
+        self.adapter, self.methods, self.watch = adapter, methods, watch
+        self.layers, self.backend = layers, backend
         self.ledger, self.first, self.count, self.real = ledger, first, count, real
         self.cache, self.record = cache, record
         self.rows = Slots(None, False, first, count)
@@ -76,6 +79,8 @@ class Forward:
         """What layer `index` shall be called with, or None for what it was given."""
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         given = hidden
+        if self.watch is not None:
+            self.watch(self._view(index, hidden))
         for method in self.methods:
             if method.acts(index, self.ledger.step):
                 hidden = self._consult(method, index, hidden, kwargs)
@@ -165,7 +170,8 @@ class Forward:
         rows = self.rows.columns(batch, device)
         tokens = self.ledger.tokens.with_responses(self.ledger.columns)
         present = torch.zeros((batch, self.ledger.columns + 1), dtype=torch.bool, device=device)
-        for columns in (self.past[index].columns(batch, device), rows):
+        cached = self.past[min(index, self.layers - 1)]
+        for columns in (cached.columns(batch, device), rows):
             present.scatter_(1, torch.where(columns < 0, self.ledger.columns, columns), True)
         visual = present[:, :-1] & tokens.are(Kind.IMAGE)
         count = visual.sum(1, keepdim=True)
@@ -228,6 +234,8 @@ class Forward:
 
     def finish(self, last: Tensor) -> Tensor:
         """Notes what each cache now holds, and gives dropped rows their place back in the output, as zeros."""
+        if self.watch is not None:
+            self.watch(self._view(self.layers, last))
         if self.cache is not None:
             for layer, past, ran in zip(self.cache.layers, self.past, self.ran, strict=True):
                 layer.slots = self._joined(past, ran, last)

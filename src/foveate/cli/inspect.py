@@ -1,0 +1,92 @@
+"""`foveate inspect`: what a model looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image
+from rich import box
+from rich.progress import track
+from rich.table import Table
+
+from ..demo import language
+from ..demo.bundled import load
+from ..demo.draw import draw
+from ..demo.world import sample
+from ..measure.attention import TYPES, attention_shares, mean_over_answers
+from ..plots.attention import plot_shares
+from . import options
+from .generate import encode, open_image
+from .output import console, errors, print_json
+
+app = typer.Typer(help="What a model looks at, and where.", no_args_is_help=True)
+
+
+@app.callback()
+def inspect() -> None:
+    """What a model looks at, and where."""
+
+
+@app.command("attention")
+def attention(
+    images: Annotated[list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")] = None,
+    prompt: Annotated[str, typer.Option(help="Asked about every image.")] = language.DESCRIPTION_PROMPTS[0],
+    model: Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
+    pictures: Annotated[int, typer.Option(min=1, help="Scenes to look at, where no image is given.")] = 10,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Draw it, as .png, .svg or .pdf.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Attention shares of system, image, instruction and response, by step and layer (DyRate, Figure 2)."""
+    if plot is not None and not plot.parent.is_dir():
+        raise ValueError(f"cannot write {plot}: there is no folder {plot.parent}")
+    looked_at = [open_image(path) for path in images] if images else _scenes(pictures)
+    loaded = load(model, device=device, dtype=dtype)
+    answers = []
+    for picture in track(looked_at, "answering", console=errors, transient=True):
+        inputs = dict(encode(loaded.processor, [picture], prompt).to(loaded.model.device, loaded.model.dtype))
+        answers.append(attention_shares(loaded.model, inputs, max_new_tokens))
+    shares = mean_over_answers(answers)
+    reached = [sum(len(answer) > step for answer in answers) for step in range(len(shares))]
+    if plot is not None:
+        plot_shares(shares, f"{model}: {prompt} ({len(answers)} images)", plot)
+    if as_json:
+        names = [kind.name.lower() for kind in TYPES]
+        body = {"model": model, "prompt": prompt, "images": len(answers), "types": names, "answers_at_step": reached}
+        print_json({**body, "shares": np.round(shares, 5).tolist()})
+        return
+    console.print(_over_steps(shares, reached))
+    console.print(_over_layers(shares))
+
+
+def _scenes(count: int) -> list[Image.Image]:
+    return [draw(sample("val", index)).image for index in range(count)]
+
+
+def _table(first: str, title: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for name in (first, *(kind.name.lower() for kind in TYPES)):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _over_steps(shares: np.ndarray, reached: list[int]) -> Table:
+    table = _table("step", "attention share in %, mean over layers and heads")
+    table.add_column("answers", justify="right")
+    last = len(shares) - 1
+    for step in sorted({s for s in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if s < last} | {last}):
+        table.add_row(str(step), *(f"{100 * v:.1f}" for v in shares[step].mean(0)), str(reached[step]))
+    return table
+
+
+def _over_layers(shares: np.ndarray) -> Table:
+    table = _table("layer", "attention share in %, mean over decode steps and heads")
+    steps = shares[1:] if len(shares) > 1 else shares
+    for layer, row in enumerate(steps.mean(0)):
+        table.add_row(str(layer), *(f"{100 * v:.1f}" for v in row))
+    return table

@@ -1,0 +1,85 @@
+"""What differs between the two models that the recipe can train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import model as scenes
+from .conversations import Dialect
+from .muon import Muon
+from .smol import base, lora
+from .smol import model as parts
+
+Optimizers = list[torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """A model about to be trained.
+
+    Attributes:
+        model: a LLaVA, freshly initialised where it is ours to train.
+        dialect: how it reads conversations.
+        ground: the decoder layer that is asked where the named objects are.
+        first: optimisers of stage 1, given the modules that learn and the learning rate.
+        second: prepares the model for stage 2, and gives the optimisers likewise.
+    """
+
+    model: Any
+    dialect: Dialect
+    ground: int
+    first: Callable[[list[nn.Module], float], Optimizers]
+    second: Callable[[list[nn.Module], float], Optimizers]
+
+
+def _inner(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix inside a network, rather than an embedding or a head."""
+    outer = ("embed", "lm_head", "part", "count", "background", "ground", "lora_")
+    return parameter.ndim >= 2 and not any(part in name for part in outer)
+
+
+def split_optimizers(modules: list[nn.Module], lr: float, slower: float = 1.0) -> Optimizers:
+    """Muon for the matrices inside the networks; AdamW, at `slower` times the rate, for all others that learn."""
+    named = {id(p): (name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad}
+    matrices = [p for name, p in named.values() if _inner(name, p)]
+    others = [p for name, p in named.values() if not _inner(name, p)]
+    return [Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr * slower, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def scenes_pupil() -> Pupil:
+    """``scenes``: everything learns; in stage 2 the tower rests."""
+    model = scenes.build_model()
+
+    def second(modules: list[nn.Module], lr: float) -> Optimizers:
+        model.model.vision_tower.requires_grad_(False)
+        return split_optimizers(modules, lr)
+
+    return Pupil(model, scenes.dialect(), 4, split_optimizers, second)
+
+
+def smol_pupil() -> Pupil:
+    """``smol``: SmolLM2 stays as it is; tower and projector learn, then projector and a low-rank update of SmolLM2.
+
+    The update learns at half the projector's rate.
+    """
+    found = base.load_base()
+    processor = parts.build_processor(found)
+    model = parts.build_model(found)
+    model.requires_grad_(False)
+    for part in (model.model.vision_tower, model.model.multi_modal_projector):
+        part.requires_grad_(True)
+
+    def second(modules: list[nn.Module], lr: float) -> Optimizers:
+        model.model.vision_tower.requires_grad_(False)
+        lora.attach(model)
+        return split_optimizers(modules, lr, slower=0.5)
+
+    return Pupil(model, parts.dialect(processor.tokenizer, 288), 12, split_optimizers, second)
+
+
+PUPILS: dict[str, Callable[[], Pupil]] = {"scenes": scenes_pupil, "smol": smol_pupil}
