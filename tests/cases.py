@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from foveate import Kind, View, methods
 from foveate.core.method import Method
-from foveate.core.scores import Even, LastQuery
+from foveate.core.predictor import RatePredictor
+from foveate.core.scores import RANKINGS, Accumulated, Even, Instruction, LastQuery, LayersMax, Received
 from oracle import Chooser, Situation
 
 
@@ -114,12 +117,86 @@ class Decay:
         return view.total // (view.step + 2)
 
 
-def decay(layer: int) -> Chooser:
+def by_last(s: Situation) -> dict[int, float]:
+    share = s.attention(s.newest).mean(0)
+    return {c: share[c].item() for c in s.alive}
+
+
+def grid_rank(s: Situation, c: int) -> float:
+    """Place of a token in an even order of its image."""
+    n = [v for v, image in enumerate(s.image_of) if image == s.image_of[c]].index(c)
+    return int(f"{n:024b}"[::-1], 2) / 2**24 if s.side is None else bayer(16)[n // s.side][n % s.side]
+
+
+def by_instruction(s: Situation) -> dict[int, float]:
+    asking = [c for c in range(s.first, s.newest + 1) if s.kinds[c] == "instruction"] or [s.newest]
+    rows = [s.attention(q).mean(0) for q in asking]
+    return {c: sum(row[c].item() for row in rows) / len(rows) for c in s.alive}
+
+
+def by_received(s: Situation) -> dict[int, float]:
+    running = [q for q in range(s.first, s.newest + 1) if s.kinds[q] != "image" or q in s.alive]
+    rows = {q: s.attention(q).mean(0) for q in running}
+    later = {c: [q for q in running if q > c] for c in s.alive}
+    return {c: sum(rows[q][c].item() for q in later[c]) / max(1, len(later[c])) for c in s.alive}
+
+
+def by_layers(s: Situation) -> dict[int, float]:
+    rows = [s.attention(s.newest, back).mean(0) for back in (1, 2, 3) if back <= s.layer]
+    return {c: max(row[c].item() for row in rows) for c in s.alive}
+
+
+def by_accumulated(s: Situation) -> dict[int, float]:
+    past = s.memory.setdefault(s.layer, {})
+    share = s.attention(s.newest).mean(0)
+    for c in s.alive:
+        past[c] = past.get(c, 0.0) + share[c].item()
+    return {c: past[c] for c in s.alive}
+
+
+def by_any(s: Situation) -> dict[int, float]:
+    share = s.attention(s.newest).mean(0)
+    parts = [{c: share[c].item() for c in s.alive}, by_received(s), {c: -grid_rank(s, c) for c in s.alive}]
+    best = dict.fromkeys(s.alive, math.inf)
+    for number, scores in enumerate(parts):
+        for rank, c in enumerate(sorted(s.alive, key=lambda c, scores=scores: (-scores[c], c))):
+            best[c] = min(best[c], rank + number / 4)
+    return {c: -rank for c, rank in best.items()}
+
+
+def decaying(layer: int, ranking: Callable[[Situation], dict[int, float]]) -> Chooser:
     def choose(s: Situation) -> list[int]:
         if s.layer != layer:
             return s.alive
-        share = s.attention(s.newest).mean(0)
-        return sorted(s.alive, key=lambda c: (-share[c].item(), c))[: s.total // (s.step + 2)]
+        scores = ranking(s)
+        return sorted(s.alive, key=lambda c: (-scores[c], c))[: s.total // (s.step + 2)]
+
+    return choose
+
+
+def tiny_predictor() -> RatePredictor:
+    """Of the tiny models' four heads, with weights that make the rate depend on sample and step."""
+    made = RatePredictor(4, (0.0, 0.25, 0.5, 0.75))
+    with torch.no_grad():
+        made.linear.weight.copy_(6 * torch.randn(4, 16, generator=torch.Generator().manual_seed(2)))
+        made.linear.bias[0] = -6  # rarely the rate 0, under which nothing would be tested
+    return made
+
+
+def dyrate(layer: int) -> Chooser:
+    weight, bias = tiny_predictor().linear.weight, tiny_predictor().linear.bias
+
+    def choose(s: Situation) -> list[int]:
+        if s.layer != layer:
+            return s.alive
+        share = s.attention(s.newest)
+        features = []
+        for head in share:
+            for kind in ("system", "image", "instruction", "response"):
+                features.append(sum(v.item() for v, k in zip(head, s.kinds, strict=True) if k == kind))
+        k = int((weight @ torch.tensor(features) + bias).argmax())
+        mean = share.mean(0)
+        return sorted(s.alive, key=lambda c: (-mean[c].item(), c))[: s.total * (4 - k) // 4]
 
     return choose
 
@@ -135,25 +212,23 @@ def ragged_chooser(s: Situation) -> list[int]:
         return s.alive
     before = s.image_of.index(0) if 0 in s.image_of else 0
     count = max(1, len(s.alive) - 2 - (s.total * 7 + before * 3) % 4)
-    visual = [c for c, image in enumerate(s.image_of) if image >= 0]
-    table = bayer(16)
-
-    def rank(c: int) -> float:
-        own = [v for v in visual if s.image_of[v] == s.image_of[c]]
-        n = own.index(c)
-        return int(f"{n:024b}"[::-1], 2) / 2**24 if s.side is None else table[n // s.side][n % s.side]
-
-    return sorted(s.alive, key=lambda c: (rank(c), c))[:count]
+    return sorted(s.alive, key=lambda c: (grid_rank(s, c), c))[:count]
 
 
 LISTED: dict[str, Case] = {
     "fastv": Case(methods.fastv(layer=1, keep=0.5), fastv(1, 0.5)),
     "vtw": Case(methods.vtw(layer=2), vtw(2), content_free=True),
     "random": Case(methods.random(layer=0, keep=0.4, seed=3), random(0, 0.4, 3), content_free=True),
+    "dyrate": Case(methods.dyrate(tiny_predictor(), layer=1), dyrate(1)),
     "downsample": Case(methods.downsample(layer=0, keep=0.25), downsample(0, 0.25), content_free=True),
 }
 EXTRA: dict[str, Case] = {
-    "decay": Case(Method(LastQuery(), Decay(2), name="decay"), decay(2)),
+    "decay": Case(Method(LastQuery(), Decay(2), name="decay"), decaying(2, by_last)),
+    "instruction": Case(Method(Instruction(), Decay(2)), decaying(2, by_instruction)),
+    "received": Case(Method(Received(), Decay(1)), decaying(1, by_received)),
+    "layers": Case(Method(LayersMax(), Decay(3)), decaying(3, by_layers)),
+    "accumulated": Case(Method(Accumulated(), Decay(1)), decaying(1, by_accumulated)),
+    "mix": Case(Method(RANKINGS["mix"], Decay(1)), decaying(1, by_any)),
     "ragged": Case(Method(Even(), ragged, name="ragged"), ragged_chooser, content_free=True),
 }
 CASES = LISTED | EXTRA

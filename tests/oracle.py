@@ -24,9 +24,12 @@ class Situation:
     alive: list[int]
     total: int
     newest: int
-    attention: Callable[[int], Tensor]  # query column -> (H C), of the layer before
+    attention: Callable[..., Tensor]  # query column, back=1 -> (H C), of the layer so far back
     image_of: list[int]  # per column, -1 for text
     side: int | None  # of the square grid of an image's tokens
+    kinds: list[str]  # per column: system, image, instruction, response
+    first: int  # first column that runs now
+    memory: dict[Any, Any]  # the sample's, for choosers that remember
 
 
 Chooser = Callable[[Situation], list[int]]
@@ -57,6 +60,8 @@ class Oracle:
     dropped: dict[int, set[int]] = field(default_factory=dict)
     kept: dict[tuple[int, int, int], int] = field(default_factory=dict)  # (call, step, layer) -> visual tokens
     calls: int = 0
+    kinds: list[str] = field(default_factory=list)
+    memory: dict[Any, Any] = field(default_factory=dict)
 
     def feed(self, embeds: Tensor, image_of: list[int]) -> Tensor:
         """Runs tokens `embeds` (T D); `image_of` numbers the images among them from 0, -1 for text."""
@@ -64,26 +69,38 @@ class Oracle:
         count, first = embeds.shape[0], self.columns
         self.step = self.step + 1 if first and count == 1 and image_of[0] < 0 else 0
         self.image_of += [i + self.images if i >= 0 else -1 for i in image_of]
+        self._name(image_of, first == 0)
         self.images = max(self.image_of) + 1
         self.columns += count
-        hidden, shares = embeds, None
+        hidden, shares = embeds, []
         for index, layer in enumerate(decoder.layers):
             self._choose(index, len(decoder.layers), first, shares)
-            hidden, shares = self._run(index, layer, hidden, first)
+            hidden, looked = self._run(index, layer, hidden, first)
+            shares.append(looked)
         self.calls += 1
         return self.model.lm_head(decoder.norm(hidden))
+
+    def _name(self, image_of: list[int], opening: bool) -> None:
+        """The kinds of new columns."""
+        if self.step:
+            self.kinds.append("response")
+            return
+        seen = not opening or all(i < 0 for i in image_of)
+        for image in image_of:
+            seen = seen or image >= 0
+            self.kinds.append("image" if image >= 0 else "instruction" if seen else "system")
 
     def _alive(self, layer: int) -> list[int]:
         gone = self.dropped.setdefault(layer, set())
         return [c for c in range(self.columns) if self.image_of[c] >= 0 and c not in gone]
 
-    def _choose(self, index: int, layers: int, first: int, shares: Tensor | None) -> None:
+    def _choose(self, index: int, layers: int, first: int, shares: list[Tensor]) -> None:
         for chooser in self.choosers:
             alive = self._alive(index)
 
-            def attention(query: int) -> Tensor:
-                assert shares is not None
-                return shares[:, query - first]
+            def attention(query: int, back: int = 1) -> Tensor:
+                assert index >= back
+                return shares[index - back][:, query - first]
 
             seen = Situation(
                 index,
@@ -95,8 +112,11 @@ class Oracle:
                 attention,
                 self.image_of,
                 self.side,
+                self.kinds,
+                first,
+                self.memory,
             )
-            keep = set(chooser(seen))
+            keep = {*chooser(seen), self.columns - 1}  # the last token's state is the output
             for layer in range(index, layers):
                 self.dropped.setdefault(layer, set()).update(c for c in alive if c not in keep)
         self.kept[self.calls, self.step, index] = len(self._alive(index))

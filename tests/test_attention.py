@@ -12,9 +12,10 @@ import torch
 
 import foveate
 from foveate.cli.app import run
+from foveate.core.features import TYPES
 from foveate.core.tokens import Kind
 from foveate.core.view import View
-from foveate.measure.attention import TYPES, attention_shares, mean_over_answers
+from foveate.measure.attention import attention_shares, mean_over_answers
 from foveate.methods import fastv, random
 from tiny import FAMILIES, LAYERS, Layout, batch, model
 

@@ -61,7 +61,7 @@ def test_methods_are_listed_with_paper_and_knobs(capsys: pytest.CaptureFixture[s
     listed = {m["name"]: m for m in json.loads(capsys.readouterr().out)}
     assert set(listed) == set(foveate.methods.factories())
     assert "2403.06764" in listed["fastv"]["paper"]
-    assert set(listed["fastv"]["knobs"]) == {"layer", "keep", "rate", "within"}
+    assert set(listed["fastv"]["knobs"]) == {"layer", "keep", "rate", "within", "ranking"}
     assert all(m["deviations"] and all(k["meaning"] for k in m["knobs"].values()) for m in listed.values())
     assert run(["methods"]) == 0
 

@@ -41,6 +41,7 @@ def _version(value: bool | None) -> None:
 @app.callback()
 def _options(
     version: bool | None = typer.Option(None, "--version", help="Print the version.", callback=_version, is_eager=True),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     """Faster vision-language models: keep only the visual tokens that matter."""
 
@@ -51,9 +52,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(argv: list[str]) -> int:
-    """As `main`, but returns the exit code."""
+    """As `main`, but returns the exit code: 1 for what should not have happened."""
     logging.disable_progress_bar()  # ours is enough, and --json must print nothing else
     logging.set_verbosity_error()
+    try:
+        return _run(argv)
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        _refuse(f"{type(error).__name__}: {error} (this is a bug in foveate or below it; --debug shows where)")
+        return 1
+
+
+def _run(argv: list[str]) -> int:
+    """As `run`, for the errors that are a user's."""
     try:
         result: Any = app(argv, standalone_mode=False)
         return result if isinstance(result, int) else 0

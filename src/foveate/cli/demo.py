@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -40,7 +41,7 @@ def demo(
 ) -> None:
     """Describe held-out pictures with all tokens, with FastV, VTW, and the random and downsampling controls."""
     if context.invoked_subcommand is not None:
-        return
+        return _refuse_misplaced(context)
     table = rows.rows_of(method or METHODS)
     loaded = load("scenes")
     scenes = [sample("test", index) for index in range(pictures)]
@@ -70,6 +71,14 @@ def demo(
         console.print(quality_table(reports))
 
 
+def _refuse_misplaced(context: typer.Context) -> None:
+    """Raises ValueError if options of the demo came with a subcommand, which would not see them."""
+    given = [n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"]
+    if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{named} came before {context.invoked_subcommand!r}; give its options after its name")
+
+
 def score(loaded: Loaded, table: list[rows.Row], asked: list[evaluate.Question]) -> list[evaluate.Report]:
     """The questions answered and judged under every method, with a progress bar."""
     reports = []
@@ -88,7 +97,7 @@ def _print_answers(picture: str, truth: str, answers: list[tuple[str, str]]) -> 
     there = set(language.parse_description(truth))
     for spec, said in answers:
         parts = said.rstrip(".").split(", ")
-        marked = [p if language.parse_description(p)[0] in there else f"[red]{p}[/red]" for p in parts]
+        marked = [escape(p) if language.parse_description(p)[0] in there else f"[red]{escape(p)}[/red]" for p in parts]
         missed = len(there - set(language.parse_description(said)))
         note = f" [red]({missed} missed)[/red]" if missed else ""
         console.print(f"[bold]{spec}[/bold]: {', '.join(marked)}{note}", highlight=False)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from PIL import Image, UnidentifiedImageError
+from rich.markup import escape
 from rich.progress import Progress
 
 from ..demo.bundled import load
@@ -29,6 +30,8 @@ def generate(
     *paths, prompt = inputs
     if not paths:
         raise ValueError(f"got {prompt!r} alone; expected at least one image, then the prompt")
+    if not prompt.strip() or Path(prompt).is_file():
+        raise ValueError(f"the last argument is the prompt, but got {prompt!r}; expected a question about the images")
     table = rows.rows_of(method or [])
     pictures = [open_image(path) for path in paths]
     if trace is not None and not trace.parent.is_dir():
@@ -46,7 +49,7 @@ def generate(
         print_json({"model": model, "prompt": prompt, "images": paths, "rows": done})
         return
     for row in table:
-        console.print(f"[bold]{row.spec}[/bold]: {row.answers[0]}", highlight=False)
+        console.print(f"[bold]{row.spec}[/bold]: {escape(row.answers[0])}", highlight=False)
     console.print(rows.table(table))
 
 
@@ -61,7 +64,7 @@ def open_image(path: str) -> Image.Image:
             return picture.convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"there is no image {path!r}") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {path!r} as an image: {error}") from error
 
 

@@ -12,11 +12,12 @@ from rich import box
 from rich.progress import track
 from rich.table import Table
 
+from ..core.features import TYPES
 from ..demo import language
 from ..demo.bundled import load
 from ..demo.draw import draw
 from ..demo.world import sample
-from ..measure.attention import TYPES, attention_shares, mean_over_answers
+from ..measure.attention import attention_shares, mean_over_answers
 from ..plots.attention import plot_shares
 from . import options
 from .generate import encode, open_image

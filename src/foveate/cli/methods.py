@@ -22,7 +22,10 @@ def describe(name: str) -> dict[str, Any]:
         return next((p.removeprefix(f"{key}:").strip() for p in parts if p.startswith(f"{key}:")), "")
 
     told = dict(re.findall(r"(\w+): (.*?)(?=\s\w+: |$)", part("Args")))
-    listed = {k: {"default": default, "meaning": told.get(k, "")} for k, (_, default) in knobs(name).items()}
+    listed = {
+        k: {"default": "(needed)" if default is inspect.Parameter.empty else default, "meaning": told.get(k, "")}
+        for k, (_, default) in knobs(name).items()
+    }
     return {
         "name": name,
         "summary": parts[0],

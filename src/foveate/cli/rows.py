@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -93,12 +94,16 @@ def table(rows: Sequence[Row]) -> Table:
     for row in rows:
         ratio = row.cost.ratio(base.cost)
         first, further = statistics.fmean(row.first), statistics.fmean(row.further)
+        single = math.isnan(further)  # one new token comes out of the prefill, and no time is spent per token
         if row is base:
             sizes = [flops(row.cost.prefill), flops(row.cost.flops), f"{row.cost.kv_bytes / 2**20:.1f} MB"]
-            times = [f"{first * 1e3:.0f} ms", f"{further * 1e3:.1f} ms"]
+            times = [f"{first * 1e3:.0f} ms", "-" if single else f"{further * 1e3:.1f} ms"]
         else:
             sizes = [f"{ratio[key]:.2f}x" for key in ("prefill", "flops", "kv_bytes")]
-            times = [f"{first * 1e3:.0f} ms {before / first:.2f}x", f"{further * 1e3:.1f} ms {after / further:.2f}x"]
+            times = [
+                f"{first * 1e3:.0f} ms {before / first:.2f}x",
+                "-" if single else f"{further * 1e3:.1f} ms {after / further:.2f}x",
+            ]
         out.add_row(row.spec.replace(",", ", "), f"{row.kept:.0%}", *sizes, *times)
     return out
 

@@ -14,7 +14,9 @@ Merge = Callable[[View, Tensor], Tensor]
 
 
 def into_nearest(view: View, keep: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-    """Each dropped token is averaged into the kept token of its sample that lies nearest in its image.
+    """Each dropped token is averaged into the kept token that lies nearest in its image.
+
+    Where its image keeps none, it is let go.
 
     Nearness is distance on the image's grid, or of columns where there is none. Entries that are not kept are zeros.
     Tokens of earlier turns, whose states are gone, are dropped without merging.
@@ -24,9 +26,12 @@ def into_nearest(view: View, keep: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"
     kept = keep & here
     row, column = _coordinates(view)
     far = (row[:, :, None] - row[:, None]) ** 2 + (column[:, :, None] - column[:, None]) ** 2
-    target = far.masked_fill(~kept[:, None], 2**40).argmin(2)
+    image = view.tokens.image.gather(1, view.visual.clamp(min=0))
+    near = kept[:, None] & (image[:, :, None] == image[:, None])
+    target = far.masked_fill(~near, 2**40).argmin(2)
     target = torch.where(kept, torch.arange(target.shape[1], device=target.device), target)
-    weight = torch.nn.functional.one_hot(target, target.shape[1]).to(states.dtype) * here[..., None]
+    weight = torch.nn.functional.one_hot(target, target.shape[1]).to(states.dtype)
+    weight = weight * (here & near.any(2))[..., None]
     sums = weight.transpose(1, 2) @ states
     return sums / weight.sum(1)[..., None].clamp(min=1)
 

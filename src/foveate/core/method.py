@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from .merging import Merge
 from .schedules import Schedule
+from .scores import Score
 from .selection import top, top_per_image
 from .view import View
-
-Score = Callable[[View], Tensor]
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,8 @@ class Method:
     """Which x how many (x what becomes of the rest). Compose, never override.
 
     Attributes:
-        score: which tokens matter; (B N), higher = keep.
+        score: which tokens matter; (B N), higher = keep. If it has a method `notice`, that is called with every view
+            that the method is consulted on, also where nothing is dropped.
         schedule: how many stay; (B,).
         merge: new hidden states of the kept, or None to let the dropped go.
         within: "sample" ranks all visual tokens of a sample together; "image" gives every image its share.
@@ -35,6 +34,10 @@ class Method:
     merge: Merge | None = None
     within: Literal["sample", "image"] = "sample"
     name: str = "method"
+
+    def __post_init__(self) -> None:
+        if self.within not in ("sample", "image"):
+            raise ValueError(f"within={self.within!r}; expected sample or image")
 
     def acts(self, layer: int, step: int) -> bool:
         """Whether the method may drop tokens before `layer` at `step`; decided without tensors."""
@@ -54,11 +57,16 @@ class Method:
             ValueError: the schedule or the score returned another shape than it must.
         """
         alive = view.alive
+        notice = getattr(self.score, "notice", None)
+        if notice is not None:
+            notice(view)
         counts = self.schedule(view)
         if counts.shape != alive.shape:
             raise ValueError(
                 f"the schedule of {self.name} gave shape {tuple(counts.shape)}, expected {tuple(alive.shape)}"
             )
+        if counts.is_floating_point():
+            raise ValueError(f"the schedule of {self.name} gave {counts.dtype}; expected whole numbers of tokens")
         counts = counts.to(alive).clamp(min=0).minimum(alive)
         if bool((counts == alive).all()):
             return None

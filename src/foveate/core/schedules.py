@@ -7,9 +7,9 @@ A schedule may also say, without tensors, when it acts at all (`acts`), and refu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -27,14 +27,15 @@ class Schedule(Protocol):
 
 def tokens_kept(total: Int[Tensor, B], keep: float | int) -> Int[Tensor, B]:
     """`keep` as a count of `total`: an int is a number of tokens, a float a fraction, rounded half up."""
-    if isinstance(keep, int):
-        return torch.full_like(total, keep).minimum(total)
-    return (total.double() * keep + 0.5).floor().long()
+    if isinstance(keep, Integral):
+        return total.clamp(max=min(int(keep), 2**31))
+    return (total.double() * float(keep) + 0.5 + 1e-9).floor().long()  # 0.7 x 45 is 31.5, whatever rounding says
 
 
 def check_keep(keep: float | int) -> None:
     """Raises ValueError unless `keep` is a fraction in [0, 1] (float) or a count >= 0 (int)."""
-    if isinstance(keep, bool) or keep < 0 or (isinstance(keep, float) and not keep <= 1):
+    fraction = isinstance(keep, Real) and not isinstance(keep, Integral)
+    if isinstance(keep, bool) or not isinstance(keep, Real) or not keep >= 0 or (fraction and not keep <= 1):
         raise ValueError(
             f"keep={keep!r}; expected a fraction in [0, 1], like 0.5, or a whole number of tokens, like 64"
         )
@@ -57,8 +58,8 @@ class Cut:
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        if self.layer < 0:
-            raise ValueError(f"layer={self.layer}; expected 0 or more")
+        if not isinstance(self.layer, Integral) or self.layer < 0:
+            raise ValueError(f"layer={self.layer}; expected a whole number, 0 or more")
 
     def acts(self, layer: int, step: int) -> bool:
         """Only before its layer, in a prefill."""
@@ -72,3 +73,9 @@ class Cut:
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
         return tokens_kept(view.total, self.keep)
+
+
+def spelled(keep: float | int) -> str:
+    """`keep` as text that reads back as the same kind of number: a fraction has a point."""
+    text = f"{keep:g}"
+    return text if isinstance(keep, Integral) or "." in text or "e" in text else f"{text}.0"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from .tokens import Kind
 from .view import View
+
+Score = Callable[[View], Tensor]
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,129 @@ class LastQuery:
     def __call__(self, view: View) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
         return view.of_visual(view.attention(view.newest)[:, :, 0]).mean(1)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Attention of the instruction's tokens in the layer before, mean over them and over heads.
+
+    In a decode step, which runs no instruction, that of the newest token.
+    """
+
+    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+        """Scores in [0, 1]."""
+        known = view.tokens.are(Kind.INSTRUCTION).gather(1, view.rows.clamp(min=0)) & (view.rows >= 0)
+        asking = torch.where(known, view.rows, -1)
+        asking = torch.where(known.any(1, keepdim=True), asking, torch.where(view.rows == view.newest, view.rows, -1))
+        return view.of_visual(_sum_over_rows(view, asking)) / (asking >= 0).sum(1, keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Received:
+    """Attention received in the layer before from all later tokens that run now, mean over them (FastV's text).
+
+    FastV (2403.06764, Section 4.1) says "the average attention-score received from all other tokens"; a causal model
+    pays none to later ones, so earlier tokens are not counted. Rows are computed `CHUNK` at a time.
+    """
+
+    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+        """Scores in [0, 1]."""
+        total = view.of_visual(_sum_over_rows(view, view.rows, own=False))
+        rows = view.rows.sort(1).values.contiguous()
+        later = rows.shape[1] - torch.searchsorted(rows, view.visual.contiguous(), right=True)
+        return total / later.clamp(min=1)
+
+
+CHUNK = 64  # query rows at a time, so that no whole attention matrix ever exists
+
+
+def _sum_over_rows(view: View, queries: Int[Tensor, "B Q"], own: bool = True) -> Float[Tensor, "B C"]:
+    """Attention from the rows of `queries` (-1: none), mean over heads, summed over rows; without `own`, to others."""
+    total = torch.zeros(view.tokens.kind.shape, device=queries.device)
+    for start in range(0, queries.shape[1], CHUNK):
+        part = queries[:, start : start + CHUNK]
+        paid = view.attention(part).mean(1)
+        if not own:
+            paid = paid.scatter(-1, part.clamp(min=0)[..., None], 0.0)  # rows of -1 pay nothing anyway
+        total = total + paid.sum(1)
+    return total
+
+
+@dataclass(frozen=True)
+class LayersMax:
+    """The most that the newest token paid in any of the last `back` layers, mean over heads."""
+
+    back: int = 3
+
+    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+        """Scores in [0, 1]."""
+        backs = range(1, max(1, min(self.back, view.layer)) + 1)
+        layers = [view.attention(view.newest, back=n)[:, :, 0].mean(1) for n in backs]
+        return view.of_visual(torch.stack(layers).amax(0))
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """What `base` has given so far, summed over the steps on which the method was consulted.
+
+    Attributes:
+        base: a score of attention.
+        fade: factor on the past at every step; 1 forgets nothing.
+    """
+
+    base: Score = LastQuery()
+    fade: float = 1.0
+
+    @property
+    def back(self) -> int:
+        """Layers that `base` looks back."""
+        return int(getattr(self.base, "back", 1))
+
+    def _key(self, view: View) -> str:
+        return f"{self!r} before layer {view.layer}"
+
+    def notice(self, view: View) -> None:
+        """Adds this step."""
+        view.notes[self._key(view)] = self.fade * view.note(self._key(view)) + view.on_columns(self.base(view)).float()
+
+    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+        """Scores >= 0."""
+        return view.of_visual(view.note(self._key(view)))
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Keeps what any of several scores ranks high: the best of a token's ranks (a round robin over the rankings).
+
+    Of all ways to mix rankings this loses least against the best single one in the worst case: half the budget still
+    holds the upper half of what each of two rankings would have kept.
+    """
+
+    parts: tuple[Score, ...]
+
+    @property
+    def back(self) -> int:
+        """Layers that the parts look back."""
+        return max(int(getattr(part, "back", 1)) for part in self.parts)
+
+    def notice(self, view: View) -> None:
+        """Lets the parts take notice."""
+        for part in self.parts:
+            notice = getattr(part, "notice", None)
+            if notice is not None:
+                notice(view)
+
+    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+        """Scores <= 0: minus the best rank; ties between parts go to the earlier one."""
+        best = None
+        for index, part in enumerate(self.parts):
+            scores = part(view).masked_fill(~view.mask, -torch.inf)
+            rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1).float()
+            rank = rank + index / (len(self.parts) + 1)
+            best = rank if best is None else torch.minimum(best, rank)
+        if best is None:
+            raise ValueError("AnyOf() has no parts; give it at least one score")
+        return -best
 
 
 @dataclass(frozen=True)
@@ -75,3 +203,16 @@ def _bayer(row: Tensor, column: Tensor, bits: int) -> Tensor:
         pair = (((crossed >> i) & 1) << 1) | ((row >> i) & 1)
         out = out | (pair << (2 * (bits - 1 - i)))
     return out
+
+
+Ranking = Literal["last", "instruction", "received", "layers", "accumulated", "mix", "random", "even"]
+RANKINGS: dict[str, Score] = {
+    "last": LastQuery(),
+    "instruction": Instruction(),
+    "received": Received(),
+    "layers": LayersMax(),
+    "accumulated": Accumulated(),
+    "mix": AnyOf((LastQuery(), Received(), Even())),
+    "random": Random(),
+    "even": Even(),
+}

@@ -10,6 +10,7 @@ from torch import Tensor
 def top(scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Bool[Tensor, "B N"]:
     """The `counts` highest-scored entries of each row within `mask`; of equal scores the earlier wins."""
     ranked = scores.float().masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    ranked = ranked.gather(1, (~mask).long().gather(1, ranked).argsort(dim=1, stable=True))  # a real -inf before fills
     rank = torch.empty_like(ranked)
     rank.scatter_(1, ranked, torch.arange(ranked.shape[1], device=ranked.device).expand_as(ranked))
     return (rank < counts[:, None]) & mask

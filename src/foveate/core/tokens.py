@@ -53,6 +53,12 @@ class TokenMap:
         kind = self.kind.new_full((batch, columns - have), int(Kind.RESPONSE))
         return TokenMap(torch.cat([self.kind, kind], 1), torch.cat([self.image, kind * 0 - 1], 1), self.grid)
 
+    def responding_from(self, column: int) -> TokenMap:
+        """This map with instruction columns from `column` on as responses."""
+        late = torch.arange(self.kind.shape[1], device=self.kind.device) >= column
+        kind = torch.where(late & self.are(Kind.INSTRUCTION), int(Kind.RESPONSE), self.kind)
+        return TokenMap(kind, self.image, self.grid)
+
 
 def classify(
     visual: Bool[Tensor, "B T"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +28,8 @@ class View:
         rows: columns of those hidden states; -1 where a row is only a fill.
         tokens: what every column is.
         attend: computes `attention`; given by the engine, absent where a schedule is costed without a model.
+        cached: whether keys and values are cached; without a cache every step is a prefill of the whole input.
+        notes: what scores and schedules remember of a conversation, (B C) over the columns of its time; see `note`.
     """
 
     layer: int
@@ -38,35 +41,67 @@ class View:
     hidden: Float[Tensor, "B T D"]
     rows: Int[Tensor, "B T"]
     tokens: TokenMap
-    attend: Callable[[Tensor], Tensor] | None = None
+    attend: Callable[[int, Tensor], Tensor] | None = None
+    cached: bool = True
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def alive(self) -> Int[Tensor, B]:
         """Visual tokens of each sample still alive before this layer."""
         return self.mask.sum(1)
 
-    @property
+    @cached_property
     def newest(self) -> Int[Tensor, "B 1"]:
         """Column of each sample's last real token: the last of the prompt, or the one being decoded."""
         return self.rows.amax(1, keepdim=True)
 
-    def attention(self, queries: Int[Tensor, "B Q"]) -> Float[Tensor, "B H Q C"]:
-        """Attention that the layer before paid, in float32, from the rows of `queries` to every column.
+    def attention(self, queries: Int[Tensor, "B Q"], back: int = 1) -> Float[Tensor, "B H Q C"]:
+        """Attention that an earlier layer paid, in float32, from the rows of `queries` to every column.
 
         Only these rows are computed, from the layer's input and its cached keys: the same numbers under
         eager, sdpa and flash attention. A column that layer no longer held has 0; a query of -1 gives zeros.
 
         Args:
-            queries: columns among the rows that the layer before has just run.
+            queries: columns among the rows that the layer has just run.
+            back: how many layers back; more than 1 needs a score that announces it by an attribute `back`.
 
         Raises:
-            ValueError: at layer 0, which has no layer before; or outside a model.
+            ValueError: there is no layer so far back, as at layer 0; or outside a model.
         """
-        if self.layer == 0:
-            raise ValueError("layer 0 has no layer before it whose attention could rank tokens; use layer >= 1")
+        if self.layer < back:
+            raise ValueError(
+                f"layer {self.layer} has no layer {'' if back == 1 else f'{back} '}before it whose attention could "
+                f"rank tokens; use layer >= {back}"
+            )
         if self.attend is None:
             raise ValueError("this view has no model behind it, so it has no attention; give the counts directly")
-        return self.attend(queries)
+        if queries is not self.newest:
+            return self.attend(self.layer - back, queries)
+        if back not in self._of_newest:  # features and scores both ask for it
+            self._of_newest[back] = self.attend(self.layer - back, queries)
+        return self._of_newest[back]
+
+    @cached_property
+    def _of_newest(self) -> dict[int, Tensor]:
+        return {}
+
+    def note(self, key: str) -> Float[Tensor, "B C"]:
+        """What was last written under `key` in `notes`, zeros in the columns since; zeros if nothing was.
+
+        Notes follow their samples through beam search. Columns that are cropped off lose theirs, but what the other
+        columns' notes owe to a cropped step stays.
+        """
+        batch, columns = self.tokens.kind.shape
+        known = self.notes.get(key)
+        out = torch.zeros(batch, columns, device=self.tokens.kind.device)
+        if known is not None:
+            out[:, : known.shape[1]] = known[:, :columns]
+        return out
+
+    def on_columns(self, values: Float[Tensor, "B N"]) -> Float[Tensor, "B C"]:
+        """Values of the alive visual tokens in their columns; 0 elsewhere. The inverse of `of_visual`."""
+        out = torch.zeros(self.tokens.kind.shape, device=values.device, dtype=values.dtype)
+        return out.scatter_add(1, self.visual.clamp(min=0), values * self.mask)
 
     def of_visual(self, values: Float[Tensor, "B *K C"]) -> Float[Tensor, "B *K N"]:
         """Picks the alive visual tokens' entries from values over all columns; 0 at fills."""

@@ -42,7 +42,7 @@ def load(
         ValueError: there is no such model or device, it is no vision-language model, or the dtype is unknown.
         FileNotFoundError: the bundled weights are missing from the installation.
     """
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
     _check_device(device)
     source = str(BUNDLED.get(name, name))
@@ -57,10 +57,19 @@ def load(
     config = _config(name, source, revision)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(f"{name!r} is a {config.model_type} model, not a vision-language model")
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, revision=revision, dtype=dtype, attn_implementation=attention
-    )
-    return Loaded(model.to(device).eval(), AutoProcessor.from_pretrained(source, revision=revision))
+    model, processor = _stock(name, source, revision, dtype, attention)
+    return Loaded(model.to(device).eval(), processor)
+
+
+def _stock(name: str, source: str, revision: str | None, dtype: str, attention: str) -> tuple[Any, Any]:
+    """Model and processor by transformers' own loaders."""
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, revision=revision, dtype=dtype, attn_implementation=attention
+        )
+        return model, AutoProcessor.from_pretrained(source, revision=revision)
+    except Exception as error:  # damaged files fail in as many ways as there are libraries that read them
+        raise ValueError(f"cannot load {name!r}: {type(error).__name__}: {error}") from error
 
 
 def _check_device(device: str) -> None:
@@ -68,6 +77,8 @@ def _check_device(device: str) -> None:
         wanted = torch.device(device)
     except RuntimeError:
         raise ValueError(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from None
+    if wanted.type not in ("cpu", "cuda"):
+        raise ValueError(f"got device {device!r}; expected cpu, cuda or cuda:N, on which this package is tested")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"there is no {device!r}: this torch sees {torch.cuda.device_count()} CUDA devices")
 
@@ -75,7 +86,7 @@ def _check_device(device: str) -> None:
 def _config(name: str, source: str, revision: str | None) -> Any:
     try:
         return AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         first = str(error).strip().splitlines()[0]
         raise ValueError(
             f"cannot load a model from {name!r}: it is neither bundled ({', '.join(BUNDLED)}), nor a folder with a "

@@ -110,6 +110,22 @@ def train(
         ValueError: `start` is not the model that the recipe names; the folder holds a run of another recipe; or
             easy-vqa is wanted and not installed.
     """
+    extra = _prepared(folder, recipe, start)
+    torch.manual_seed(recipe.seed)
+    pupil = PUPILS[recipe.model]()
+    pupil.model.to(device)
+    if start is not None:
+        started = load_file(start / "model.safetensors") | {"lm_head.weight": pupil.model.lm_head.weight}
+        pupil.model.load_state_dict(started)
+        pupil.model.tie_weights()
+    else:
+        _tower_stage(pupil, folder, recipe, device, report, save_every)
+    _chat_stage(pupil, folder, recipe, device, report, save_every, extra)
+    return pupil.model
+
+
+def _prepared(folder: Path, recipe: Recipe, start: Path | None) -> EasyVQA | None:
+    """Checks that the run can be done here, writes its recipe, and finds easy-vqa. Raises as `train` says."""
     extra = EasyVQA.find() if recipe.easy_vqa else None
     if recipe.easy_vqa and extra is None:
         raise ValueError("easy-vqa is not installed; pip install 'foveate[easy-vqa]', or train without it (share 0)")
@@ -122,17 +138,7 @@ def train(
         if {**json.loads(note.read_text()), **lengths} != asdict(recipe):
             raise ValueError(f"{note} holds another recipe; give another folder, or the same numbers to resume")
     note.write_text(json.dumps(asdict(recipe), indent=1))
-    torch.manual_seed(recipe.seed)
-    pupil = PUPILS[recipe.model]()
-    pupil.model.to(device)
-    if start is not None:
-        started = load_file(start / "model.safetensors") | {"lm_head.weight": pupil.model.lm_head.weight}
-        pupil.model.load_state_dict(started)
-        pupil.model.tie_weights()
-    else:
-        _tower_stage(pupil, folder, recipe, device, report, save_every)
-    _chat_stage(pupil, folder, recipe, device, report, save_every, extra)
-    return pupil.model
+    return extra
 
 
 def _tower_stage(

@@ -19,9 +19,10 @@ from ..core.tokens import classify
 from ..core.view import View
 from .adapters import Adapter, adapter_for
 from .cache import KeptLayer, adopt
+from .call import Call
+from .checks import check_call, check_model, decoder_layers, unwrapped
 from .forward import Forward
 from .ledger import Ledger
-from .masks import SUPPORTED
 from .trace import Pass, Trace
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -32,9 +33,12 @@ def apply(
 ) -> AbstractContextManager[Trace]:
     """Applies methods to a model for the length of a ``with`` block.
 
-    Inside, `model.generate(...)` and plain `model(...)` drop visual tokens as the methods decide; outputs keep
-    their shapes (the logits of dropped positions are those of a zero state). Methods are consulted in order, and
-    each sees what the one before left. Afterwards the model is as it was: hooks are removed, weights are never touched.
+    Inside, `model.generate(...)` and plain `model(...)` drop visual tokens as the methods decide. Logits and the last
+    hidden state keep their shapes (dropped positions have a zero state there, so labels on the word after an image
+    need that image's last token); `hidden_states` and `attentions` of each layer are as long as what ran in it. The
+    last token of a prompt always stays, for its state is the output, even if it is an image's. Methods are consulted
+    in order, and each sees what the one before left. Afterwards the model is as it was: hooks are removed, weights are
+    never touched.
 
     Args:
         model: a vision-language model of a supported family, on any device, in any dtype.
@@ -47,22 +51,24 @@ def apply(
         A context manager; entering it gives the `Trace`.
 
     Raises:
-        ValueError: unknown family, no visual tokens, an unsupported attention backend or cache, a compiled model,
-            gradient checkpointing, a schedule that does not fit the depth.
+        ValueError: unknown family, no visual tokens, an unsupported decoder, attention backend or cache, sliding
+            windows, a compiled model, gradient checkpointing, a schedule that does not fit the depth.
         RuntimeError: `apply` is already active on this model.
         TypeError: something among `methods` is not a `Method`.
 
-    While it is active, a forward raises ValueError if its cache was filled outside `apply`, and RuntimeError if
-    another thread is in the middle of a forward of the same model.
+    While it is active, a forward raises ValueError if its cache was filled outside `apply`, if sequences are packed,
+    or if a prompt comes as embeddings in which no visual token can be told; and RuntimeError if another thread is in
+    the middle of a forward of the same model.
     """
+    model = unwrapped(model)
     adapter = adapter_for(model)
     body = adapter.body(model)
-    depth = len(body.language_model.layers)
+    depth = len(decoder_layers(body))
     for method in methods:
         if not isinstance(method, Method):
             raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
         method.check(depth)
-    _check_model(model, body)
+    check_model(model, body)
     return _applied(adapter, body, methods, watch)
 
 
@@ -85,33 +91,6 @@ def _applied(
         _ACTIVE.discard(body)
 
 
-def _check_model(model: Any, body: Any) -> None:
-    """Raises ValueError where the engine could not be right."""
-    decoder = body.language_model
-    backend = decoder.config._attn_implementation
-    if backend not in SUPPORTED:
-        raise ValueError(
-            f"the language model's attn_implementation is {backend!r}; supported are {', '.join(SUPPORTED)}. "
-            "Load the model with one of these, or call model.set_attn_implementation('sdpa')."
-        )
-    parts = (model, body, decoder, *decoder.layers)
-    if any(hasattr(p, "_orig_mod") or getattr(p, "_compiled_call_impl", None) is not None for p in parts):
-        raise ValueError(
-            "the model is compiled with torch.compile, which skips the engine's hooks; pass the plain model"
-        )
-    if getattr(decoder, "gradient_checkpointing", False):
-        raise ValueError(
-            "gradient checkpointing runs every layer twice, which would drop tokens twice; "
-            "call model.gradient_checkpointing_disable() first"
-        )
-    settings = getattr(model, "generation_config", None)
-    kind = getattr(settings, "cache_implementation", None)
-    if kind not in (None, "dynamic"):
-        raise ValueError(
-            f"generation_config.cache_implementation is {kind!r}, whose size is fixed; set it to None (dynamic)"
-        )
-
-
 class Engine:
     """Hooks on one model, and what they share. Made by `apply`."""
 
@@ -122,7 +101,7 @@ class Engine:
         self.decoder = body.language_model
         self.depth = len(self.decoder.layers)
         self.trace = Trace(self.depth, tuple(m.name for m in methods))
-        self.call = _Call()
+        self.call = Call()
         self.busy = threading.Lock()
         self.handles: list[Any] = []
         self.names = tuple(inspect.signature(body.forward).parameters)
@@ -142,12 +121,21 @@ class Engine:
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Lets go of a forward of this thread that was interrupted (torch calls no hook for a KeyboardInterrupt)."""
+        forward, self.call.forward = self.call.forward, None
+        if forward is not None:
+            forward.engage(False)
+            self.busy.release()
 
     def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes which columns of the call are visual."""
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         image = self.adapter.image_token(self.body.config)
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        self.call.ids = ids
         if ids is not None:
             self.call.visual = ids == image
         elif embeds is not None:
@@ -158,6 +146,7 @@ class Engine:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         visual, self.call.visual = self.call.visual, None
+        self._abandon()
         self.call.refused = True
         if visual is None:
             raise ValueError(
@@ -170,6 +159,7 @@ class Engine:
                 "or give each its own model"
             )
         try:
+            check_call(self.decoder, kwargs)
             kwargs = {**kwargs, "past_key_values": self._cache(kwargs)}
             self.call.forward = self._forward(visual, kwargs)
             self.call.forward.engage(True)
@@ -204,12 +194,19 @@ class Engine:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns; expected {first + count}: {first} seen and {count} new"
             )
+        if self.call.ids is None and self.methods and old is None and not bool(visual.any()):
+            raise ValueError(
+                "the prompt came as inputs_embeds, and none of them is the image placeholder's, so nobody can tell "
+                "which tokens are visual; give input_ids and pixel_values, or, for text alone, run outside of apply"
+            )
         real = None if mask is None else mask.bool()
         ledger = self._ledger(old, visual, None if real is None else real[:, first:])
+        if cache is None:
+            ledger = replace(ledger, tokens=ledger.tokens.responding_from(self.call.prompt_columns(count)))
         fresh = ledger.total if old is None else ledger.total - old.total
         past = torch.zeros_like(fresh) if old is None else old.text
         cuts = [(layer, fresh, alive) for layer, alive in old.alive] if old is not None else [(0, fresh, fresh * 0)]
-        record = Pass(ledger.step, ledger.text - past, past, ledger.total, cuts)
+        record = Pass(ledger.step, ledger.text - past, past, ledger.total, cuts, fresh, cache is not None)
         backend = self.decoder.config._attn_implementation
         shared = (self.adapter, self.methods, self.watch, self.depth, backend)
         return Forward(*shared, ledger, first, count, real, cache, record)
@@ -232,7 +229,7 @@ class Engine:
         if old is None:
             return Ledger(tokens, count, 0, total, text)
         known = old.tokens.with_responses(old.columns).extended(tokens)
-        return Ledger(known, old.columns + count, 0, old.total + total, old.text + text, old.alive)
+        return Ledger(known, old.columns + count, 0, old.total + total, old.text + text, old.alive, old.notes)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.call.refused:  # `_begin` raised: the forward under way, if any, is another one
@@ -253,20 +250,6 @@ class Engine:
         finally:
             forward.engage(False)
             self.busy.release()
-
-
-class _Call(threading.local):
-    """What one thread's call of the model hands from hook to hook.
-
-    Attributes:
-        visual: which columns of the call are visual, from the multimodal body to the decoder.
-        forward: the decoder's forward under way.
-        refused: whether `Engine._begin` has just raised.
-    """
-
-    visual: Tensor | None = None
-    forward: Forward | None = None
-    refused: bool = False
 
 
 class _LayerHook:

@@ -72,7 +72,7 @@ class KeptLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count = key_states.shape[-2]
-        if key_states.requires_grad or (self.keys is not None and self.keys.requires_grad):
+        if torch.is_grad_enabled():  # whatever needs a gradient, queries alone say, keys must not change in place
             self._append_with_gradient(key_states, value_states)
         else:
             buffers = self._reserve(key_states, value_states, self.length + count)
@@ -83,7 +83,7 @@ class KeptLayer(DynamicLayer):
         return self.keys, self.values  # type: ignore[return-value]
 
     def _append_with_gradient(self, keys: Tensor, values: Tensor) -> None:
-        """Writing in place would break the graph of earlier steps, so training concatenates."""
+        """Writing in place would break the graph of earlier steps, so wherever there may be one we concatenate."""
         if self.keys is not None and self.values is not None and self.length:
             keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
         self.keys, self.values, self._buffers = keys, values, (keys, values)
@@ -92,7 +92,8 @@ class KeptLayer(DynamicLayer):
     def _reserve(self, keys: Tensor, values: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """The buffers, with room for `length` slots."""
         old = self._buffers
-        if old is not None and old[0].shape[-2] >= length:
+        frozen = old is not None and old[0].is_inference() and not torch.is_inference_mode_enabled()
+        if old is not None and old[0].shape[-2] >= length and not frozen:
             return old
         size = length + HEADROOM if old is None else max(length + HEADROOM, math.ceil(old[0].shape[-2] * GROWTH))
         grown = tuple(new.new_empty((*new.shape[:2], size, new.shape[-1])) for new in (keys, values))
@@ -111,7 +112,8 @@ class KeptLayer(DynamicLayer):
         """Closes the holes of an eviction that `Slots.kept` planned."""
         if self._buffers is None:
             return
-        if self._buffers[0].requires_grad:
+        inference = self._buffers[0].is_inference() and not torch.is_inference_mode_enabled()
+        if torch.is_grad_enabled() or inference:
             self._buffers = (self._buffers[0].clone(), self._buffers[1].clone())
         for buffer in self._buffers:
             shape = (buffer.shape[0], buffer.shape[1], move.source.shape[1], buffer.shape[-1])
@@ -163,7 +165,8 @@ class KeptLayer(DynamicLayer):
     def _pick(self, rows: Gather) -> None:
         if self._buffers is not None:
             first, second = (rows(b[:, :, : self.length]) for b in self._buffers)
-            if first.shape[0] == self._buffers[0].shape[0] and not self._buffers[0].requires_grad:
+            plain = not torch.is_grad_enabled() and self._buffers[0].is_inference() == torch.is_inference_mode_enabled()
+            if first.shape[0] == self._buffers[0].shape[0] and plain:
                 self._buffers[0][:, :, : self.length], self._buffers[1][:, :, : self.length] = first, second
             else:
                 self._buffers = (first, second)
@@ -195,8 +198,13 @@ def adopt(cache: Cache, layers: int | None = None) -> None:
         ValueError: the cache is not empty, so that nobody can tell which of its tokens are visual.
     """
     if all(isinstance(layer, KeptLayer) for layer in cache.layers) and cache.layers:
+        if layers not in (None, len(cache.layers)):
+            raise ValueError(
+                f"past_key_values has {len(cache.layers)} layers, but the model's decoder has {layers}; make it for "
+                "this model: foveate.KeptCache(model.config)"
+            )
         return
-    if not isinstance(cache, DynamicCache) or cache.offloading:
+    if type(cache) not in (DynamicCache, KeptCache) or cache.offloading:
         raise TypeError(
             f"past_key_values is a {type(cache).__name__}{' with offloading' if cache.offloading else ''}; supported "
             "are DynamicCache and foveate.KeptCache. Pass one of these, or none."

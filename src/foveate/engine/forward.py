@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from .adapters import Adapter
 from .cache import KeptLayer
 from .ledger import Ledger
 from .masks import for_backend, may_see, needless
-from .rows import attention_rows
+from .rows import attention_rows, replace_rows, take_rows
 from .slots import Slots
 from .trace import Pass
 
@@ -61,12 +62,16 @@ class Forward:
         self.cache, self.record = cache, record
         self.rows = Slots(None, False, first, count)
         kept: list[Any] = [] if cache is None else cache.layers
-        self.past = [layer.slots or Slots() for layer in kept] or [Slots()] * layers
+        empty = Slots()
+        self.past = [layer.slots or empty for layer in kept] or [empty] * layers
         self.padded = real is not None and not bool(real[:, first:].all())
+        self.unmasked = real is None or bool(real[:, :first].all())
         self.ran: list[Slots] = []
         self.moved: dict[str, Any] = {}  # position arguments after a drop, in place of the caller's
         self.masks: dict[tuple[int, int], tuple[Slots, Slots, Tensor | None]] = {}  # holds its keys alive
-        self.before: tuple[Any, Tensor, Positions, Slots] | None = None  # the layer that has just run
+        reach = max((getattr(method.score, "back", 1) for method in methods), default=1)
+        self.before: deque[tuple[int, Any, Tensor, Positions, Slots]] = deque(maxlen=reach)  # the layers that just ran
+        self.notes = dict(ledger.notes)
 
     def engage(self, on: bool) -> None:
         """Tells the cache that the engine is running, and when it no longer is."""
@@ -89,7 +94,7 @@ class Forward:
             moved = {**moved, "attention_mask": self._mask(index, hidden)}
         if moved:
             kwargs = {**kwargs, **moved}
-        self.before = (module, hidden, kwargs["position_embeddings"], self.rows)
+        self.before.append((index, module, hidden, kwargs["position_embeddings"], self.rows))
         self.ran.append(self.rows)
         if hidden is given and not moved:
             return None
@@ -99,11 +104,13 @@ class Forward:
         view = self._view(index, hidden)
         if view.visual.shape[1] == 0:
             return hidden
+        self.record.control += getattr(method.schedule, "flops", 0.0)
         keep = method.select(view)
         if keep is None:
             return hidden
+        keep = keep | (view.visual == view.newest)  # its state is the prompt's output, even if it is an image's
         if method.merge is not None:
-            hidden = _replace_rows(hidden, view.place(), keep, method.merge(view, keep))
+            hidden = replace_rows(hidden, view.place(), keep, method.merge(view, keep))
         alive = torch.ones((*view.tokens.kind.shape,), dtype=torch.bool, device=keep.device)
         gone = torch.where(view.mask & ~keep, view.visual, -1)
         alive = torch.nn.functional.pad(alive, (0, 1)).scatter(1, torch.where(gone < 0, alive.shape[1], gone), False)
@@ -140,13 +147,25 @@ class Forward:
         order = stay.long().argsort(dim=1, stable=True)[:, -length:]
         valid = stay.gather(1, order)
         table = torch.where(valid, columns.gather(1, order), -1)
-        self.rows = Slots(table, not bool(valid.all()), self.first + self.count, 0)
+        masked = not bool(valid.all())
+        run = self._run_at_the_end(stay)
+        self.rows = Slots(table[:, : length - run], masked, self.first + self.count - run, run)
         source = (table - self.first).clamp(min=0)
         cos, sin = kwargs["position_embeddings"]
-        self.moved["position_embeddings"] = (_take(cos, source), _take(sin, source))
+        self.moved["position_embeddings"] = (take_rows(cos, source), take_rows(sin, source))
         if kwargs.get("position_ids") is not None:
-            self.moved["position_ids"] = _take(kwargs["position_ids"], source)
-        return _take(hidden, order.to(hidden.device))
+            # gaps in them would make flash attention believe in packed sequences; rotations are in the embeddings
+            flash = self.backend.startswith("flash")
+            self.moved["position_ids"] = None if flash else take_rows(kwargs["position_ids"], source)
+        return take_rows(hidden, order.to(hidden.device))
+
+    def _run_at_the_end(self, stay: Tensor) -> int:
+        """Columns at the end of this forward that stay in every sample: they can be taken back from a cache later."""
+        if self.rows.table is not None and self.rows.tail == 0:
+            return 0
+        gone = (~stay.all(0)).nonzero()
+        whole = stay.shape[1] if not len(gone) else stay.shape[1] - 1 - int(gone[-1])
+        return whole if self.rows.table is None else min(whole, self.rows.tail)
 
     def _evict(self, index: int, alive: Tensor) -> None:
         """Takes dropped columns out of the caches of this layer and all deeper ones."""
@@ -188,28 +207,34 @@ class Forward:
             hidden=hidden,
             rows=torch.where(tokens.kind.gather(1, rows.clamp(min=0)) == int(Kind.PADDING), -1, rows),
             tokens=tokens,
-            attend=lambda queries: self._attend(index - 1, queries),
+            attend=self._attend,
+            cached=self.cache is not None,
+            notes=self.notes,
         )
 
     def _attend(self, index: int, queries: Tensor) -> Tensor:
         """Attention of layer `index`, which has just run, from the rows of `queries` to all columns."""
-        if self.before is None:
-            raise RuntimeError("attention was asked before any layer ran; this is a bug in foveate")
-        module, hidden, positions, ran = self.before
+        held_back = [entry for entry in self.before if entry[0] == index]
+        if not held_back:
+            raise ValueError(
+                f"attention of layer {index} was not held back; a score that looks further back than the layer before "
+                "says so by an attribute `back`, the number of layers"
+            )
+        _, module, hidden, positions, ran = held_back[0]
         batch, columns, device = hidden.shape[0], self.ledger.columns, queries.device
         rows = ran.columns(batch, device)
         where = torch.zeros((batch, columns + 1), dtype=torch.long, device=device)
         numbers = torch.arange(rows.shape[1], device=device).expand_as(rows)
         where.scatter_(1, torch.where(rows < 0, columns, rows), numbers)
         source = where.gather(1, queries.clamp(min=0)).to(hidden.device)
-        at: Positions = (_take(positions[0], source), _take(positions[1], source))
-        asked = self.adapter.queries(module, _take(hidden, source), at)
+        at: Positions = (take_rows(positions[0], source), take_rows(positions[1], source))
+        asked = self.adapter.queries(module, take_rows(hidden, source), at)
         if self.cache is None:
-            keys, held = self.adapter.keys(module, hidden, positions), rows
+            keys, held, projected = self.adapter.keys(module, hidden, positions), rows, rows.shape[1]
         else:
             keys = self.cache.layers[index].keys
-            held = torch.cat([self.past[index].columns(batch, device), rows], 1)
-        self.record.asked.append((index, queries.shape[1], held.shape[1]))
+            held, projected = torch.cat([self.past[index].columns(batch, device), rows], 1), 0
+        self.record.asked.append((index, queries.shape[1], held.shape[1], projected))
         allowed = may_see(queries, held, self.real) & (queries >= 0)[:, :, None]
         scaling: float = module.self_attn.scaling
         shares = attention_rows(asked, keys, scaling, allowed.to(asked.device)).to(device)
@@ -222,7 +247,7 @@ class Forward:
         key = (id(past), id(self.rows))
         if key not in self.masks:
             rows = hidden.shape[1]
-            dead = past.masked or self.rows.masked or (self.padded and self.rows.untouched)
+            dead = past.masked or self.rows.masked or (self.padded and self.rows.untouched) or self._hidden(past)
             if not dead and needless(self.backend, rows, past.length):
                 mask = None
             else:
@@ -232,16 +257,27 @@ class Forward:
             self.masks[key] = (past, self.rows, mask)
         return self.masks[key][2]
 
+    def _hidden(self, past: Slots) -> bool:
+        """Whether the caller's mask hides tokens that the cache holds, as an edited mask may."""
+        if self.real is None or past.length == 0 or self.unmasked:
+            return False
+        held = past.columns(self.real.shape[0], self.real.device)
+        return not bool((self.real.gather(1, held.clamp(min=0)) | (held < 0)).all())
+
     def finish(self, last: Tensor) -> Tensor:
         """Notes what each cache now holds, and gives dropped rows their place back in the output, as zeros."""
         if self.watch is not None:
             self.watch(self._view(self.layers, last))
         if self.cache is not None:
+            joined: dict[tuple[int, int], Slots] = {}  # layers that hold the same tokens share the slots, and so masks
             for layer, past, ran in zip(self.cache.layers, self.past, self.ran, strict=True):
-                layer.slots = self._joined(past, ran, last)
+                pair = (id(past), id(ran))
+                if pair not in joined:
+                    joined[pair] = self._joined(past, ran, last)
+                layer.slots = joined[pair]
                 layer.seen = self.ledger.columns
             alive = tuple((layer, fresh + cached) for layer, fresh, cached in self.record.cuts)
-            self.cache.layers[0].ledger = replace(self.ledger, alive=alive)
+            self.cache.layers[0].ledger = replace(self.ledger, alive=alive, notes=self.notes)
         if self.rows.untouched:
             return last
         columns = self.rows.columns(last.shape[0], last.device)
@@ -251,25 +287,7 @@ class Forward:
 
     def _joined(self, past: Slots, ran: Slots, last: Tensor) -> Slots:
         if not ran.untouched and ran.table is not None:
-            return past.with_rows(ran.table, ran.masked, self.ledger.columns)
+            return past.with_rows(ran.table, ran.masked, ran.start).with_run(ran.tail)
         if self.padded and not past.untouched:
             return past.with_rows(ran.columns(last.shape[0], last.device), True, self.ledger.columns)
         return past.with_run(self.count)
-
-
-def _take(values: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (B R) of `values` (b T ...), b = 1 or B."""
-    index = index.to(values.device)
-    if values.shape[0] != index.shape[0]:
-        values = values.expand(index.shape[0], *values.shape[1:])
-    if values.ndim == 2:
-        return values.gather(1, index)
-    return values.gather(1, index[..., None].expand(*index.shape, values.shape[-1]))
-
-
-def _replace_rows(hidden: Tensor, place: Tensor, keep: Tensor, merged: Tensor) -> Tensor:
-    """`hidden` with the kept visual tokens' rows replaced by their merged states."""
-    batch, rows, size = hidden.shape
-    index = torch.where(keep & (place >= 0), place, rows)[..., None].expand(-1, -1, size)
-    padded = torch.cat([hidden, hidden.new_zeros((batch, 1, size))], 1)
-    return padded.scatter(1, index, merged.to(hidden.dtype))[:, :-1]

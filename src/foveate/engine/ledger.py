@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Int
 from torch import Tensor
@@ -22,6 +22,7 @@ class Ledger:
         total: visual tokens that each sample has been given.
         text: tokens so far that are neither visual nor padding.
         alive: (layer, visual tokens in the caches from it on), by ascending layer.
+        notes: what scores and schedules remember; see `View.notes`.
     """
 
     tokens: TokenMap
@@ -30,15 +31,19 @@ class Ledger:
     total: Int[Tensor, B]
     text: Int[Tensor, B]
     alive: tuple[tuple[int, Int[Tensor, B]], ...] = ()
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
     def cropped(self, count: int) -> Ledger:
         """The ledger without the last `count` columns, which are text."""
         columns = self.columns - count
         tokens = replace(self.tokens, kind=self.tokens.kind[:, :columns], image=self.tokens.image[:, :columns])
-        return replace(self, tokens=tokens, columns=columns, step=max(0, self.step - count), text=self.text - count)
+        notes = {key: values[:, :columns] for key, values in self.notes.items()}
+        step, text = max(0, self.step - count), self.text - count
+        return replace(self, tokens=tokens, columns=columns, step=step, text=text, notes=notes)
 
     def reindexed(self, rows: Callable[[Tensor], Tensor]) -> Ledger:
         """The ledger of other samples of the batch, as `rows` picks them."""
         tokens = replace(self.tokens, kind=rows(self.tokens.kind), image=rows(self.tokens.image))
         alive = tuple((layer, rows(counts)) for layer, counts in self.alive)
-        return replace(self, tokens=tokens, total=rows(self.total), text=rows(self.text), alive=alive)
+        notes = {key: rows(values) for key, values in self.notes.items()}
+        return replace(self, tokens=tokens, total=rows(self.total), text=rows(self.text), alive=alive, notes=notes)

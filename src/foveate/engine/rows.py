@@ -52,3 +52,21 @@ def attention_rows(
     products = torch.einsum("bkgqe,bkse->bkgqs", grouped, keys.float()) * scaling
     products = products.flatten(1, 2).masked_fill(~allowed[:, None], -torch.inf)
     return products.softmax(-1).nan_to_num(0.0)
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (B R) of `values` (b T ...), b = 1 or B."""
+    index = index.to(values.device)
+    if values.shape[0] != index.shape[0]:
+        values = values.expand(index.shape[0], *values.shape[1:])
+    if values.ndim == 2:
+        return values.gather(1, index)
+    return values.gather(1, index[..., None].expand(*index.shape, values.shape[-1]))
+
+
+def replace_rows(hidden: Tensor, place: Tensor, keep: Tensor, merged: Tensor) -> Tensor:
+    """`hidden` with the kept visual tokens' rows replaced by their merged states."""
+    batch, rows, size = hidden.shape
+    index = torch.where(keep & (place >= 0), place, rows)[..., None].expand(-1, -1, size)
+    padded = torch.cat([hidden, hidden.new_zeros((batch, 1, size))], 1)
+    return padded.scatter(1, index, merged.to(hidden.dtype))[:, :-1]

@@ -32,7 +32,10 @@ class Pass:
         past: such tokens in the cache before it.
         total: visual tokens given so far, this forward's included.
         cuts: (layer, visual rows that run from it on, visual tokens in its cache), by ascending layer.
-        asked: (layer, query rows, keys) of every recomputation of attention.
+        asked: (layer, query rows, keys, rows whose keys were projected anew) of every recomputation of attention.
+        new: visual tokens that came with this forward.
+        cached: whether keys and values are kept.
+        control: FLOPs that schedules say they spent, per sample.
     """
 
     step: int
@@ -40,7 +43,10 @@ class Pass:
     past: Tensor
     total: Tensor
     cuts: list[tuple[int, Tensor, Tensor]]
-    asked: list[tuple[int, int, int]] = field(default_factory=list)
+    new: Tensor
+    cached: bool = True
+    asked: list[tuple[int, int, int, int]] = field(default_factory=list)
+    control: float = 0.0
 
     def visual(self, layers: int) -> tuple[Tensor, Tensor]:
         """Visual rows run, and visual tokens cached before, per layer: two (L B)."""

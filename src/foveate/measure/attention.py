@@ -8,23 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
+from ..core.features import shares_by_type
 from ..core.method import Method
-from ..core.tokens import Kind
 from ..core.view import View
 from ..engine.apply import apply
-
-TYPES = (Kind.SYSTEM, Kind.IMAGE, Kind.INSTRUCTION, Kind.RESPONSE)
-
-
-def shares_by_type(view: View) -> Float[Tensor, "B H 4"]:
-    """Attention that the layer before paid from each sample's newest token to the types of `TYPES`, head by head.
-
-    The four sum to 1 (DyRate, 2501.14204, Section III-B). The newest token itself counts as what it is.
-    """
-    attention = view.attention(view.newest)[:, :, 0]
-    return torch.stack([(attention * view.tokens.are(kind)[:, None]).sum(-1) for kind in TYPES], -1)
 
 
 @torch.inference_mode()

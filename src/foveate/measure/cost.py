@@ -62,7 +62,7 @@ class Cost:
         prefill: decoder layers over prompts.
         decode: decoder layers over generated tokens.
         head: language-model head.
-        score: attention rows recomputed to rank tokens.
+        score: attention rows recomputed to rank tokens, and what schedules say that they compute.
         kv_bytes: bytes of keys and values at the end, all samples together (not FLOPs).
     """
 
@@ -128,7 +128,9 @@ def _tower_flops(body: Any) -> float:
 
 
 def cost_of_trace(shape: Shapes, trace: Trace, *, pictures: int = 0, all_logits: bool = False) -> Cost:
-    """What a recorded run really computed, all samples together; fills of ragged batches are not counted.
+    """What a recorded run really computed, all samples together.
+
+    Padding, and the fills of ragged batches, are not counted: they are the batch's waste and not the samples' work.
 
     Args:
         shape: of the model.
@@ -146,12 +148,14 @@ def cost_of_trace(shape: Shapes, trace: Trace, *, pictures: int = 0, all_logits:
             rows, before = text + f, past + c
             flops += (2 * rows * layer.matrices + 4 * rows * (before + rows) * layer.query).sum().item()
         prefill, decode = (prefill + flops, decode) if done.step == 0 else (prefill, decode + flops)
-        rows_out = (text + (done.total.cpu() if all_logits and done.step == 0 else 0)).sum().item()
+        rows_out = (text + done.new.cpu()).sum().item()
         head += 2 * shape.head * (rows_out if all_logits else len(text))
-        for index, queries, keys in done.asked:
+        for index, queries, keys, projected in done.asked:
             layer = shape.layers[index]
             score += len(text) * queries * (2 * layer.hidden * layer.query + 2 * layer.query * keys)
-        held = (past + text + fresh + cached).sum(1)
+            score += len(text) * projected * 2 * layer.hidden * layer.key
+        score += len(text) * done.control
+        held = (past + text + fresh + cached).sum(1) * done.cached
         kv = sum(2 * layer.key * h * shape.bytes for layer, h in zip(shape.layers, held.tolist(), strict=True))
     return Cost(pictures * shape.tower, prefill, decode, head, score, kv)
 

@@ -54,13 +54,20 @@ def _parse_one(spec: str) -> Method:
     if name not in _FACTORIES:
         raise ValueError(f"unknown method {name!r}{_meant(name, _FACTORIES)}; there are {', '.join(_FACTORIES)}")
     known, given = knobs(name), {}
-    for pair in filter(None, rest.split(",")):
+    for pair in rest.split(",") if rest else ():
         key, equals, text = (part.strip() for part in pair.partition("="))
+        if not pair.strip():
+            raise ValueError(f"{spec!r} has an empty place between commas; expected key=value")
         if key not in known:
             raise ValueError(f"{name} has no knob {key!r}{_meant(key, known)}; it has {', '.join(known)}")
         if not equals or not text:
             raise ValueError(f"{pair!r} in {spec!r} has no value; expected {key}=value")
+        if key in given:
+            raise ValueError(f"{spec!r} gives {key} twice; give it once")
         given[key] = _value(name, key, text, known[key][0])
+    lacking = [key for key, (_, default) in known.items() if default is inspect.Parameter.empty and key not in given]
+    if lacking:
+        raise ValueError(f"{name} needs {' and '.join(f'{key}=...' for key in lacking)}")
     return _FACTORIES[name](**given)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.merging import into_nearest
 from ..core.method import Method
-from ..core.schedules import Cut
+from ..core.schedules import Cut, spelled
 from ..core.scores import Even
 
 
@@ -25,5 +25,5 @@ def downsample(layer: int = 0, keep: float | int = 0.25, pool: bool = False) -> 
     Raises:
         ValueError: a negative layer, or `keep` out of range.
     """
-    name = f"downsample:layer={layer},keep={keep:g}" + (",pool=true" if pool else "")
+    name = f"downsample:layer={layer},keep={spelled(keep)}" + (",pool=true" if pool else "")
     return Method(Even(), Cut(layer, keep), merge=into_nearest if pool else None, within="image", name=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.method import Method
-from ..core.schedules import Cut
+from ..core.schedules import Cut, spelled
 from ..core.scores import Random
 
 
@@ -21,6 +21,8 @@ def random(layer: int = 0, keep: float | int = 0.5, seed: int = 0) -> Method:
         seed: of the order.
 
     Raises:
-        ValueError: a negative layer, or `keep` out of range.
+        ValueError: a negative layer, `keep` out of range, or a seed that is not in 0 to 2**31 - 1.
     """
-    return Method(Random(seed), Cut(layer, keep), name=f"random:layer={layer},keep={keep:g},seed={seed}")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed={seed}; expected 0 to {2**31 - 1}")
+    return Method(Random(seed), Cut(layer, keep), name=f"random:layer={layer},keep={spelled(keep)},seed={seed}")

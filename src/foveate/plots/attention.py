@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from ..measure.attention import TYPES
+from ..core.features import TYPES
 from .canvas import COLORS, save, subplots
 
 

@@ -40,7 +40,7 @@ def find_vtw_layer(
         first: the shallowest layer to try.
 
     Raises:
-        ValueError: no batches, or `first` outside the decoder.
+        ValueError: no batches, a batch without an image, or `first` outside the decoder.
     """
     known = list(batches)
     depth = len(adapter_for(model).body(model).language_model.layers)
@@ -48,6 +48,8 @@ def find_vtw_layer(
         raise ValueError("got no batches to measure on; give about 20 samples")
     if not 0 <= first < depth:
         raise ValueError(f"first={first}; expected a layer of the decoder, 0 to {depth - 1}")
+    if any(batch.get("pixel_values") is None for batch in known):
+        raise ValueError("a batch has no pixel_values; without visual tokens every layer would pass")
     plain = [_last_distribution(model, batch) for batch in known]
     samples = sum(len(p) for p in plain)
     divergence: dict[int, float] = {}
