@@ -123,6 +123,10 @@ class AnyOf:
 
     parts: tuple[Score, ...]
 
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("AnyOf(()) has no parts; give it at least one score")
+
     @property
     def back(self) -> int:
         """Layers that the parts look back."""
@@ -137,15 +141,12 @@ class AnyOf:
 
     def __call__(self, view: View) -> Float[Tensor, "B N"]:
         """Scores <= 0: minus the best rank; ties between parts go to the earlier one."""
-        best = None
+        ranks = []
         for index, part in enumerate(self.parts):
             scores = part(view).masked_fill(~view.mask, -torch.inf)
             rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1).float()
-            rank = rank + index / (len(self.parts) + 1)
-            best = rank if best is None else torch.minimum(best, rank)
-        if best is None:
-            raise ValueError("AnyOf() has no parts; give it at least one score")
-        return -best
+            ranks.append(rank + index / (len(self.parts) + 1))
+        return -torch.stack(ranks).amin(0)
 
 
 @dataclass(frozen=True)

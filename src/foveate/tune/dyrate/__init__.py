@@ -1,0 +1,1 @@
+"""Training DyRate's predictor: the teacher-forced pass, its data, its loop."""

@@ -1,0 +1,54 @@
+"""Attention under a mask of keys that has a gradient (DynamicViT's form, 2106.02034, eq. 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import AttentionInterface
+
+_NAME = "foveate_soft_keys"
+
+
+def soft_key_attention(
+    queries: Float[Tensor, "B H Q D"],
+    keys: Float[Tensor, "B K S D"],
+    values: Float[Tensor, "B K S E"],
+    scaling: float,
+    seen: Bool[Tensor, "B Q S"],
+    weight: Float[Tensor, "B Q S"],
+) -> Float[Tensor, "B Q H E"]:
+    """A_ij = exp(s_ij - max) w_ij / sum_j exp(s_ij - max) w_ij, over the keys that row i may see.
+
+    At weights of 0 and 1 this is attention over the keys of weight 1; and d A / d w is finite at 0, where an additive
+    mask of -inf has none.
+    """
+    batch, _, rows, _ = queries.shape
+    grouped = queries.reshape(batch, keys.shape[1], -1, rows, queries.shape[-1]).float()
+    products = torch.einsum("bkgqd,bksd->bkgqs", grouped, keys.float()) * scaling
+    products = products.masked_fill(~seen[:, None, None], -torch.inf)
+    top = products.amax(-1, keepdim=True).nan_to_num(neginf=0.0).detach()
+    shares = (products - top).exp() * weight[:, None, None]
+    shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-30)
+    out = torch.einsum("bkgqs,bkse->bkgqe", shares, values.float())
+    return out.flatten(1, 2).transpose(1, 2).to(values.dtype)
+
+
+@contextmanager
+def soft_keys(decoder: Any, seen: Bool[Tensor, "B T T"], weight: Float[Tensor, "B T T"]) -> Iterator[None]:
+    """Within it, the decoder's layers attend under `weight`; its own attention comes back at the end."""
+
+    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float, **__: Any) -> tuple[Tensor, None]:
+        return soft_key_attention(q, k, v, scaling, seen, weight), None
+
+    AttentionInterface.register(_NAME, attend)
+    before = decoder.config._attn_implementation
+    decoder.config._attn_implementation_internal = _NAME
+    try:
+        yield
+    finally:
+        decoder.config._attn_implementation_internal = before
