@@ -7,7 +7,7 @@ rows can run at once. DyRate, 2501.14204, Section III-C; masks of key columns, n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ...core.tokens import TokenMap, classify
 from ...core.view import View
 from ...engine.adapters import adapter_for
 from ...engine.rows import attention_rows
+from ..examples import Example, encode
 from .attention import soft_keys
 
 Choose = Callable[[Tensor], Tensor]  # logits (B K) -> one-hot (B K), with a gradient or without
@@ -229,4 +230,34 @@ def _run_above(model: Any, body: Any, views: _Steps, weights: Float[Tensor, "B S
             hidden = out[0] if isinstance(out, tuple) else out
     states = decoder.norm(hidden[:, prompt - 1 : length - 1])
     logits: Tensor = model.get_output_embeddings()(states)
+    return logits
+
+
+def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, Tensor]:
+    """Text tokens of each prompt, and visual ones."""
+    ids, real = inputs["input_ids"][:, :prompt], inputs["attention_mask"][:, :prompt].bool()
+    adapter = adapter_for(model)
+    visual = ids == adapter.image_token(adapter.body(model).config)
+    return (real & ~visual).sum(1), visual.sum(1)
+
+
+def batch_of(model: Any, processor: Any, chosen: Sequence[Example]) -> tuple[Batch, Tensor, Tensor]:
+    """Examples as a batch on the model's device, with the text and the visual tokens of each prompt."""
+    inputs, prompt = encode(processor, chosen)
+    text, total = sizes(model, inputs, prompt)
+    moved = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+    return Batch(moved, prompt), text.to(model.device), total.to(model.device)
+
+
+def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Of the answers' words, mean, in nats."""
+    words = batch.inputs["input_ids"][:, batch.prompt :]
+    return F.cross_entropy(logits[batch.answered].float(), words[batch.answered])
+
+
+@torch.no_grad()
+def unpruned_logits(model: Any, batch: Batch) -> Tensor:
+    """Logits (B S V) of the answers' words with all tokens."""
+    hidden = model(**batch.inputs, use_cache=False).logits
+    logits: Tensor = hidden[:, batch.prompt - 1 : -1]
     return logits

@@ -1,0 +1,129 @@
+"""`foveate train dyrate`: a predictor of DyRate for any model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..core.predictor import RatePredictor
+from ..core.scores import RANKINGS
+from ..demo.bundled import Loaded, load
+from ..engine.adapters import adapter_for
+from ..predictors.store import Card, save_pretrained
+from ..tune.dyrate.judge import Judged, calibrate, judge
+from ..tune.dyrate.plan import Plan
+from ..tune.dyrate.train import train
+from ..tune.examples import Examples, file_examples, scene_examples
+from . import options
+from .output import console, errors
+
+app = typer.Typer(help="Train what a method needs for a model.", no_args_is_help=True)
+_KINDS = ("description", "caption")
+
+
+@app.callback()
+def training() -> None:
+    """Train what a method needs for a model."""
+
+
+@app.command("dyrate")
+def train_dyrate(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")],
+    model: Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
+    data: Annotated[Path | None, typer.Option(help="JSON lines of image, prompt, response; else drawn scenes.")] = None,
+    budget: Annotated[float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")] = Plan.budget,
+    layer: Annotated[int, typer.Option(help="Decides before this layer.")] = Plan.layer,
+    ranking: Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")] = Plan.ranking,
+    num_rates: Annotated[int, typer.Option(help="Rates to choose from: 0, 1/n, .. (n-1)/n.")] = Plan.num_rates,
+    response: Annotated[bool, typer.Option(help="Whether the response's share is a feature.")] = Plan.response,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Plan.steps,
+    batch: Annotated[int, typer.Option(min=1, help="Examples per step, over all processes.")] = Plan.batch,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")] = Plan.lr,
+    kl: Annotated[float, typer.Option(help="Weight of the divergence from the unpruned model.")] = Plan.kl,
+    seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out examples for the report.")] = 64,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Train DyRate's predictor for a model, meet its budget, and report on held-out data."""
+    if ranking not in RANKINGS:
+        raise ValueError(f"unknown ranking {ranking!r}; expected one of {', '.join(RANKINGS)}")
+    plan = Plan(budget, layer, num_rates, ranking, response, steps, batch, lr, kl=kl, seed=seed)
+    learned, judged_on = _data(data, steps * batch, held_out)
+    for reason in learned.unusable:
+        errors.print(f"not used: {reason}", highlight=False)
+    loaded = load(model, device=device, dtype=dtype)
+    predictor = _train(loaded, learned, plan, out)
+    console.print("meeting the budget with the likeliest rates")
+    met = calibrate(*loaded, predictor, learned.rows[:held_out], plan)
+    found = judge(*loaded, predictor, judged_on.rows, plan)
+    card = _card(model, loaded.model, plan, data, len(learned.unusable), found, met)
+    save_pretrained(predictor, card, out)
+    _print(found, plan, len(judged_on.rows))
+    console.print(f"use it with: --method dyrate:predictor={out}")
+
+
+def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path) -> RatePredictor:
+    """The training, with a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task("training", total=plan.steps)
+
+        def report(seen: dict[str, float]) -> None:
+            line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k != "step")
+            progress.update(task, completed=seen["step"], description=line)
+
+        return train(*loaded, learned.rows, plan, out, report)
+
+
+def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Examples]:
+    """Training and held-out examples: of a file, the last rows, a tenth at most, are held out."""
+    if path is None:
+        return scene_examples("train", min(wanted, 4000), 0, _KINDS), scene_examples("val", held_out, 0, _KINDS)
+    found = file_examples(path)
+    apart = min(held_out, max(1, len(found.rows) // 10))
+    if len(found.rows) < 2:
+        raise ValueError(f"{path} has one usable row; at least two are needed, to train and to report")
+    return Examples(found.rows[:-apart], found.unusable), Examples(found.rows[-apart:])
+
+
+def _card(
+    name: str, model: Any, plan: Plan, data: Path | None, unusable: int, found: Judged, calibrated: float
+) -> Card:
+    text = adapter_for(model).body(model).language_model.config
+    facts = {
+        "plan": asdict(plan),
+        "data": "scenes" if data is None else data.name,
+        "unusable rows": unusable,
+        "held out": {**asdict(found), "kept_by_step": [round(k, 4) for k in found.kept_by_step]},
+        "ratio on training data after calibration": calibrated,
+        "versions": {p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
+        "revision": getattr(model.config, "_commit_hash", None),
+    }
+    rates = tuple(k / plan.num_rates for k in range(plan.num_rates))
+    return Card(
+        model=name,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        layer=plan.layer,
+        rates=rates,
+        response=plan.response,
+        ranking=plan.ranking,
+        budget=plan.budget,
+        training=facts,
+    )
+
+
+def _print(found: Judged, plan: Plan, count: int) -> None:
+    console.print(
+        f"held out ({count} examples): FLOPs {found.ratio:.3f} of unpruned (budget {plan.budget:g}), cross-entropy "
+        f"{found.loss:.4f} (unpruned {found.unpruned_loss:.4f})",
+        highlight=False,
+    )
+    shown = [s for s in (0, 1, 2, 4, 8, 16, 32, 64) if s < len(found.kept_by_step)]
+    console.print("kept by step: " + ", ".join(f"{s}: {found.kept_by_step[s]:.0%}" for s in shown), highlight=False)

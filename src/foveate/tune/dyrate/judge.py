@@ -1,0 +1,89 @@
+"""What a predictor does with its likeliest rates, as inference takes them; and the shift that meets a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.predictor import RatePredictor
+from ...core.scores import RANKINGS
+from ...measure.cost import shapes
+from ..examples import Example
+from .flops import flops_ratio
+from .plan import Plan
+from .rollout import batch_of, cross_entropy, roll_out, unpruned_logits
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A predictor with its likeliest rates on some examples.
+
+    Attributes:
+        ratio: FLOPs of prefill and decode over unpruned, mean over batches by their samples.
+        loss: cross-entropy of the answers' words, nats.
+        unpruned_loss: that of the unpruned model.
+        kept_by_step: share of visual tokens alive at each step, mean over the answers that reach it.
+    """
+
+    ratio: float
+    loss: float
+    unpruned_loss: float
+    kept_by_step: tuple[float, ...]
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The rate that inference takes, as a one-hot."""
+    return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits)
+
+
+@torch.no_grad()
+def judge(model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> Judged:
+    """What the predictor does with its likeliest rates, as inference takes them."""
+    shape, ours, words = shapes(model), [], 0
+    kept: list[list[float]] = []
+    for start in range(0, len(examples), plan.batch):
+        batch, text, total = batch_of(model, processor, examples[start : start + plan.batch])
+        found = roll_out(model, predictor, RANKINGS[plan.ranking], plan.layer, batch, likeliest)
+        count = int(batch.answered.sum())
+        ratio = float(flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered))
+        plain = float(cross_entropy(unpruned_logits(model, batch), batch))
+        ours.append((ratio * len(text), float(cross_entropy(found.logits, batch)) * count, plain * count, len(text)))
+        words += count
+        for row, there, whole in zip(found.kept.tolist(), batch.answered.tolist(), total.tolist(), strict=True):
+            kept.append([k / max(1, whole) for k, t in zip(row, there, strict=True) if t])
+    sums = [sum(column) for column in zip(*ours, strict=True)]
+    longest = max(map(len, kept))
+    by_step = [[row[s] for row in kept if len(row) > s] for s in range(longest)]
+    means = tuple(sum(column) / len(column) for column in by_step)
+    return Judged(sums[0] / sums[3], sums[1] / words, sums[2] / words, means)
+
+
+def calibrate(
+    model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan, rounds: int = 8
+) -> float:
+    """Shifts the predictor's bias towards or away from high rates until its likeliest rates cost the budget.
+
+    Training meets the budget on average over sampled rates; inference takes the likeliest, which may cost more or less.
+    The shift is proportional to the rate, so that the order of situations stays as learned. Bisection over `rounds`.
+
+    Returns:
+        The ratio then met on `examples`.
+    """
+    rates = torch.tensor(predictor.rates, device=model.device)
+    base, low, high, ratio = predictor.linear.bias.detach().clone(), -30.0, 30.0, math.nan
+    best = (math.inf, base)
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        predictor.linear.bias.data.copy_(base + middle * rates)
+        ratio = judge(model, processor, predictor, examples, plan).ratio
+        if abs(ratio - plan.budget) < best[0]:
+            best = (abs(ratio - plan.budget), predictor.linear.bias.detach().clone())
+        low, high = (middle, high) if ratio > plan.budget else (low, middle)
+    predictor.linear.bias.data.copy_(best[1])
+    return judge(model, processor, predictor, examples, plan).ratio

@@ -1,0 +1,72 @@
+"""The numbers of a training, and its checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ...core.predictor import RatePredictor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All numbers of a training.
+
+    The loss is ``CE + weight (F/F_full - budget)^2 + kl KL(unpruned || pruned)``; its optimiser is DiffRate's
+    (2305.17997): AdamW, learning rate `lr` to a tenth of it by a cosine, no weight decay. The temperature of
+    Gumbel-Softmax falls from `hot` to `cold` linearly. `batch` is over all processes.
+    """
+
+    budget: float = 0.5
+    layer: int = 2
+    num_rates: int = 10
+    ranking: str = "last"
+    response: bool = True
+    steps: int = 300
+    batch: int = 8
+    lr: float = 1e-2
+    weight: float = 20.0
+    kl: float = 0.0
+    hot: float = 2.0
+    cold: float = 0.5
+    seed: int = 0
+
+
+def save(folder: Path, plan: Plan, predictor: RatePredictor, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes the checkpoint; the old one stays whole until the new one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"predictor/{k}": v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()}
+    for p, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{p}/{k}": torch.as_tensor(v).cpu().contiguous() for k, v in state.items()}
+    save_file(tensors, folder / "state.new", {"step": str(step), "plan": json.dumps(asdict(plan))})
+    os.replace(folder / "state.new", folder / "state.safetensors")
+
+
+def resume(folder: Path, plan: Plan, predictor: RatePredictor, optimizer: torch.optim.Optimizer) -> int:
+    """Takes up the checkpoint, if there is one; returns the steps done.
+
+    Raises:
+        ValueError: it belongs to another plan.
+    """
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    if json.loads(facts["plan"]) != asdict(plan):
+        raise ValueError(f"{path} belongs to another plan; give another folder, or the same numbers to resume")
+    tensors = load_file(path)
+    predictor.load_state_dict({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("predictor/")})
+    whole = optimizer.state_dict()
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, p, k = key.split("/")
+            whole["state"].setdefault(int(p), {})[k] = value
+    optimizer.load_state_dict(whole)
+    return int(facts["step"])

@@ -1,0 +1,148 @@
+"""The training of a predictor: cross-entropy under Gumbel-sampled rates, and a budget of FLOPs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.predictor import RatePredictor, rate_grid
+from ...core.scores import RANKINGS
+from ...engine.adapters import adapter_for
+from ...measure.cost import Shapes, shapes
+from ..examples import Example, encode
+from .flops import flops_ratio, least_ratio
+from .plan import Plan, resume, save
+from .rollout import Batch, Rollout, batch_of, cross_entropy, roll_out, sizes, unpruned_logits
+
+Report = Callable[[dict[str, float]], None]
+
+
+def train(
+    model: Any,
+    processor: Any,
+    examples: Sequence[Example],
+    plan: Plan,
+    folder: Path,
+    report: Report | None = None,
+    save_every: int = 20,
+) -> RatePredictor:
+    """Trains a predictor, or what is left of it in `folder`; the model stays frozen.
+
+    Args:
+        model: of a supported family.
+        processor: the model's.
+        examples: prompts with answers; step number s takes those from s x batch on, round and round.
+        plan: the numbers; a folder belongs to one plan.
+        folder: for the checkpoint.
+        report: called after each step.
+        save_every: steps between checkpoints.
+
+    Raises:
+        ValueError: a budget that no rate of the grid reaches, a layer outside the decoder, or a folder of another plan.
+    """
+    state, shape = _processes(), shapes(model)
+    depth = len(shape.layers)
+    if not 1 <= plan.layer < depth:
+        raise ValueError(f"layer={plan.layer}; expected 1 to {depth - 1}: features are the attention of the one before")
+    heads = adapter_for(model).body(model).language_model.config.num_attention_heads
+    predictor = RatePredictor(heads, rate_grid(plan.num_rates), plan.response).to(model.device)
+    _check_budget(model, processor, examples, plan, shape)
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, weight_decay=0.0)
+    first = resume(folder, plan, predictor, optimizer)
+    with _frozen(model):
+        for step in range(first, plan.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = plan.lr * (0.55 + 0.45 * math.cos(math.pi * step / plan.steps))
+            seen = _step(model, processor, predictor, optimizer, examples, plan, step, shape, state)
+            if report is not None:
+                report({"step": step + 1, **seen})
+            if state.is_main_process and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
+                save(folder, plan, predictor, optimizer, step + 1)
+    return predictor
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """Within it no weight of the model asks for a gradient."""
+    asking = [p for p in model.parameters() if p.requires_grad]
+    for p in asking:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
+
+
+def _processes() -> Any:
+    """accelerate's state of the processes that train together, one where there is no launcher."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError("training needs accelerate; pip install 'foveate[train]'")
+    return importlib.import_module("accelerate").PartialState()
+
+
+def _check_budget(model: Any, processor: Any, examples: Sequence[Example], plan: Plan, shape: Shapes) -> None:
+    inputs, prompt = encode(processor, [examples[i % len(examples)] for i in range(plan.batch)])
+    text, total = sizes(model, inputs, prompt)
+    answered = inputs["attention_mask"][:, prompt:].bool()
+    least = least_ratio(shape, plan.layer, text, total, answered, rate_grid(plan.num_rates)[-1])
+    if not least <= plan.budget <= 1:
+        raise ValueError(
+            f"budget={plan.budget:g} is out of reach: dropping as much as the rates allow before layer {plan.layer} "
+            f"still costs {least:.3f} of the unpruned FLOPs on this data; give a budget from there to 1, a lower "
+            "layer, or more rates"
+        )
+
+
+def _step(
+    model: Any,
+    processor: Any,
+    predictor: RatePredictor,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Example],
+    plan: Plan,
+    step: int,
+    shape: Shapes,
+    state: Any,
+) -> dict[str, float]:
+    share = range(plan.batch)[state.process_index :: state.num_processes]
+    batch, text, total = batch_of(model, processor, [examples[(step * plan.batch + i) % len(examples)] for i in share])
+    tau = plan.hot + (plan.cold - plan.hot) * step / max(1, plan.steps - 1)
+    noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 4096 + state.process_index)
+
+    def choose(logits: Tensor) -> Tensor:
+        uniform = torch.rand(logits.shape, generator=noise).clamp(1e-9, 1 - 1e-9).to(logits)
+        soft = ((logits - (-uniform.log()).log()) / tau).softmax(-1)
+        hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
+        return hard + soft - soft.detach()
+
+    found = roll_out(model, predictor, RANKINGS[plan.ranking], plan.layer, batch, choose)
+    ratio = flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered)
+    answer = cross_entropy(found.logits, batch)
+    loss = answer + plan.weight * (ratio - plan.budget) ** 2
+    if plan.kl:
+        loss = loss + plan.kl * _divergence(model, found, batch)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for p in predictor.parameters():
+        p.grad = importlib.import_module("accelerate.utils").reduce(p.grad, "mean")
+    optimizer.step()
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}; try a lower learning rate")
+    kept = (found.kept / total[:, None].clamp(min=1))[batch.answered].mean()
+    return {"loss": loss.item(), "answer": answer.item(), "flops": ratio.item(), "kept": kept.item()}
+
+
+def _divergence(model: Any, found: Rollout, batch: Batch) -> Tensor:
+    plain = unpruned_logits(model, batch)[batch.answered].float().log_softmax(-1)
+    pruned = found.logits[batch.answered].float().log_softmax(-1)
+    return F.kl_div(pruned, plain, log_target=True, reduction="batchmean")

@@ -1,0 +1,123 @@
+"""Calibration data: images, prompts and the answers to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from ..demo import language
+from ..demo.draw import draw
+from ..demo.world import Scene, sample
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt about images, with its answer. `images` loads the pictures when they are wanted."""
+
+    images: Callable[[], list[Image.Image]]
+    prompt: str
+    answer: str
+
+
+@dataclass
+class Examples:
+    """Examples, and the rows of their source that were of no use, each with its reason."""
+
+    rows: list[Example]
+    unusable: list[str] = field(default_factory=list)
+
+
+def scene_examples(
+    split: str, count: int, start: int = 0, kinds: Sequence[str] = ("description", "caption")
+) -> Examples:
+    """Drawn scenes from number `start` on, asked for `kinds` in turn: description, caption, or a kind of question."""
+    rows = []
+    for index in range(start, start + count):
+        scene, kind = sample(split, index), kinds[index % len(kinds)]
+        if kind == "description":
+            turn = language.Turn(kind, language.DESCRIPTION_PROMPTS[0], language.describe(scene))
+        elif kind == "caption":
+            turn = language.Turn(kind, language.CAPTION_PROMPTS[0], language.captions(scene)[0])
+        else:
+            asked = language.ask(scene, kind, np.random.default_rng((*scene.seed, 17)))
+            if asked is None:
+                continue
+            turn = asked
+        rows.append(Example(partial(_drawn, scene), turn.question, turn.answer))
+    return Examples(rows)
+
+
+def _drawn(scene: Scene) -> list[Image.Image]:
+    return [draw(scene).image]
+
+
+def file_examples(path: Path) -> Examples:
+    """A JSON-lines file of ``image`` (or ``images``), ``prompt`` and ``response``; paths are relative to the file.
+
+    Raises:
+        ValueError: there is no such file, or not one usable row in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    found = Examples([])
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            found.rows.append(_row(json.loads(line), path.parent))
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            found.unusable.append(f"{path.name}:{number}: {type(error).__name__}: {error}")
+    if not found.rows:
+        first = found.unusable[0] if found.unusable else "it is empty"
+        raise ValueError(f"{path} has no usable row; expected JSON lines of image, prompt and response. {first}")
+    return found
+
+
+def _row(row: dict[str, Any], folder: Path) -> Example:
+    names = row["images"] if "images" in row else [row["image"]]
+    prompt, answer = row["prompt"], row["response"]
+    if not (isinstance(prompt, str) and isinstance(answer, str) and answer.strip()):
+        raise ValueError("prompt and response must be text, the response not empty")
+    paths = [folder / name for name in names]
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                picture.verify()
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            raise ValueError(f"cannot read the image {path.name}: {error}") from error
+    return Example(lambda: [Image.open(path).convert("RGB") for path in paths], prompt, answer)
+
+
+def encode(processor: Any, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], int]:
+    """The model's inputs for prompts with their answers, and how many columns the prompts take.
+
+    Prompts are padded on the left, answers, which end in the end-of-sequence token, on the right. Positions are given.
+    """
+    pictures = [example.images() for example in examples]
+    texts = [_prompt(processor, len(p), e.prompt) for p, e in zip(pictures, examples, strict=True)]
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
+    flat = [picture for several in pictures for picture in several]
+    inputs = dict(processor(images=flat or None, text=texts, return_tensors="pt", padding=True))
+    answers = [[*tokenizer(e.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for e in examples]
+    longest = max(map(len, answers))
+    prompt = int(inputs["input_ids"].shape[1])
+    padded = torch.tensor([a + [tokenizer.pad_token_id or 0] * (longest - len(a)) for a in answers])
+    there = torch.tensor([[1] * len(a) + [0] * (longest - len(a)) for a in answers])
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], padded], 1)
+    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], there], 1)
+    inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return inputs, prompt
+
+
+def _prompt(processor: Any, images: int, text: str) -> str:
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))

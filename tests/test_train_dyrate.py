@@ -1,0 +1,168 @@
+"""The training of DyRate's predictor: resumable, on budget, on any data, on several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import foveate
+from foveate.cli.app import run
+from foveate.core.predictor import RatePredictor
+from foveate.demo.bundled import load
+from foveate.demo.draw import draw
+from foveate.demo.world import sample
+from foveate.engine.adapters import adapter_for
+from foveate.measure.cost import cost_of_trace, shapes
+from foveate.methods import dyrate
+from foveate.tune.dyrate.flops import flops_ratio
+from foveate.tune.dyrate.judge import calibrate, judge, likeliest
+from foveate.tune.dyrate.plan import Plan
+from foveate.tune.dyrate.rollout import batch_of, roll_out
+from foveate.tune.dyrate.train import train
+from foveate.tune.examples import encode, file_examples, scene_examples
+
+PLAN = Plan(budget=0.7, layer=2, num_rates=5, steps=3, batch=2)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Any:
+    return load("scenes")
+
+
+@pytest.fixture(scope="module")
+def examples() -> Any:
+    return scene_examples("train", 6).rows
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_predictor(scenes: Any, examples: Any, tmp_path: Path) -> None:
+    whole = train(*scenes, examples, PLAN, tmp_path / "whole", save_every=1)
+
+    def stop(seen: dict[str, float]) -> None:
+        if seen["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(*scenes, examples, PLAN, tmp_path / "part", stop, save_every=1)
+    done: list[float] = []
+    resumed = train(*scenes, examples, PLAN, tmp_path / "part", lambda seen: done.append(seen["step"]), save_every=1)
+    assert done == [3]
+    assert torch.equal(whole.linear.weight, resumed.linear.weight)
+    assert whole.linear.weight.abs().max() > 0
+    assert all(p.requires_grad for p in scenes.model.parameters()), "the model is as it was"
+    with pytest.raises(ValueError, match="another plan"):
+        train(*scenes, examples, Plan(budget=0.6), tmp_path / "part")
+
+
+def test_a_budget_out_of_reach_is_refused(scenes: Any, examples: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="out of reach"):
+        train(*scenes, examples, Plan(budget=0.2, layer=6), tmp_path)
+    with pytest.raises(ValueError, match="layer=8"):
+        train(*scenes, examples, Plan(layer=8), tmp_path)
+
+
+def test_the_budgets_ratio_is_that_of_a_recorded_run(scenes: Any, examples: Any) -> None:
+    """`flops_ratio` on the teacher-forced counts equals the cost model on a trace of decoding the same words."""
+    torch.manual_seed(1)
+    predictor = RatePredictor(6, (0.0, 0.3, 0.6, 0.9))
+    torch.nn.init.normal_(predictor.linear.weight, std=6.0)
+    predictor.linear.bias.data.copy_(torch.tensor([-9.0, 0.0, 0.0, 0.0]))
+    model, processor = scenes
+    batch, text, total = batch_of(model, processor, examples[:1])
+    with torch.no_grad():
+        found = roll_out(model, predictor, foveate.core.scores.RANKINGS["last"], 2, batch, likeliest)
+    ratio = float(flops_ratio(shapes(model), 2, text, total, found.kept, batch.answered))
+    costs = []
+    for methods in ((dyrate(predictor, layer=2),), ()):
+        inputs = {k: v[:, : batch.prompt] if k != "pixel_values" else v for k, v in batch.inputs.items()}
+        with torch.no_grad(), foveate.apply(model, *methods) as trace:
+            cache = model(**inputs, use_cache=True).past_key_values
+            for column in range(batch.prompt, batch.inputs["input_ids"].shape[1] - 1):
+                upto = {"attention_mask": batch.inputs["attention_mask"][:, : column + 1]}
+                upto["position_ids"] = batch.inputs["position_ids"][:, column : column + 1]
+                model(input_ids=batch.inputs["input_ids"][:, column : column + 1], past_key_values=cache, **upto)
+        cost = cost_of_trace(shapes(model), trace)
+        costs.append(cost.prefill + cost.decode)
+    assert found.kept.min() < total.min() < 197
+    assert ratio == pytest.approx(costs[0] / costs[1], rel=1e-6)
+    assert ratio < 0.95
+
+
+def test_calibration_meets_the_budget_with_the_likeliest_rates(scenes: Any, examples: Any) -> None:
+    torch.manual_seed(0)
+    predictor = RatePredictor(6, tuple(k / 20 for k in range(20)))
+    torch.nn.init.normal_(predictor.linear.weight, std=1.0)
+    predictor.linear.bias.data.copy_(torch.linspace(20, 0, 20))
+    plan = Plan(budget=0.6, layer=2, batch=3)
+    before = judge(*scenes, predictor, examples, plan).ratio
+    after = calibrate(*scenes, predictor, examples, plan)
+    assert abs(after - 0.6) < 0.02 < abs(before - 0.6)
+
+
+def test_rows_of_a_file_are_used_or_named(tmp_path: Path, scenes: Any) -> None:
+    draw(sample("train", 0)).image.save(tmp_path / "a.png")
+    rows = [
+        {"image": "a.png", "prompt": "What is it?", "response": "a star"},
+        {"image": "gone.png", "prompt": "What is it?", "response": "a star"},
+        {"images": ["a.png", "a.png"], "prompt": "And these?", "response": "two stars and more words than before"},
+        {"image": "a.png", "prompt": "What is it?", "response": " "},
+        {"image": "a.png", "prompt": "What is it?"},
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join([*(json.dumps(row) for row in rows), "{", ""]))
+    found = file_examples(path)
+    assert [e.answer for e in found.rows] == ["a star", "two stars and more words than before"]
+    assert [reason.split(":")[1] for reason in found.unusable] == ["2", "4", "5", "6"]
+    inputs, prompt = encode(scenes.processor, found.rows)
+    visual = (inputs["input_ids"] == adapter_for(scenes.model).image_token(scenes.model.config)).sum(1)
+    assert visual.tolist() == [196, 392] and inputs["pixel_values"].shape[0] == 3
+    assert inputs["attention_mask"][:, prompt - 1].tolist() == [1, 1], "prompts end together"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="no usable row"):
+        file_examples(path)
+
+
+def test_the_command_trains_reports_and_its_predictor_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "p"
+    argv = ["train", "dyrate", "--steps", "2", "--batch", "2", "--held-out", "4", "--budget", "0.7", "--out", str(out)]
+    assert run([*argv, "--num-rates", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "held out (4 examples)" in said and "dyrate:predictor=" in said
+    card = json.loads((out / "predictor.json").read_text())
+    assert card["training"]["held out"]["unpruned_loss"] > 0 and card["model"] == "scenes"
+    picture = tmp_path / "a.png"
+    draw(sample("test", 0)).image.save(picture)
+    answer = ["generate", str(picture), "Describe the image in detail.", "--repeats", "1", "--max-new-tokens", "8"]
+    assert run([*answer, "--method", f"dyrate:predictor={out}"]) == 0
+    assert run([*argv, "--ranking", "nothing"]) == 2
+    assert run([*argv, "--data", "nowhere.jsonl"]) == 2
+    assert run([*argv, "--budget", "0.01"]) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_predictor_as_each_other(tmp_path: Path) -> None:
+    """Under torchrun over gloo, gradients are averaged: both processes hold one predictor."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, torch\nfrom pathlib import Path\n"
+        "from foveate.demo.bundled import load\nfrom foveate.tune.dyrate.plan import Plan\n"
+        "from foveate.tune.dyrate.train import train\nfrom foveate.tune.examples import scene_examples\n"
+        "import torch.distributed as dist\nfrom safetensors.torch import save_file\n"
+        "loaded = load('scenes')\n"
+        "made = train(*loaded, scene_examples('train', 6).rows, Plan(0.7, steps=3, batch=4), Path(sys.argv[1]))\n"
+        "save_file({'w': made.linear.weight.detach()}, f'{sys.argv[1]}/rank{dist.get_rank()}.safetensors')\n"
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(script), str(folder)], check=True, env=environment, timeout=300)
+    first, second = (load_file(folder / f"rank{rank}.safetensors")["w"] for rank in range(2))
+    assert torch.equal(first, second) and first.abs().max() > 0
