@@ -21,6 +21,7 @@ from foveate.demo.smol import base as language_model
 from foveate.demo.smol import load as loading
 from foveate.demo.smol import lora
 from foveate.demo.smol import model as parts
+from foveate.demo.smol.language import QUESTIONS, language_kept
 from foveate.demo.train import Recipe, train
 from foveate.demo.world import sample
 from foveate.methods import fastv
@@ -114,6 +115,21 @@ def test_what_is_shipped_is_what_was_trained(tmp_path: Path) -> None:
 
 def _decoder(model: Any) -> dict[str, torch.Tensor]:
     return {k: v for k, v in model.state_dict().items() if "language_model" in k}
+
+
+def test_without_an_update_the_language_is_that_of_the_base() -> None:
+    base = stand_in()
+    processor = parts.build_processor(base)
+    same = language_kept(parts.build_model(base), processor, stand_in(), longest=6)
+    assert len(same) == len(QUESTIONS)
+    assert all(k.agreement == 1 and abs(k.divergence) < 1e-5 and k.before == k.now for k in same)
+    other = parts.build_model(base)
+    torch.manual_seed(0)
+    names = parts.linears(other)
+    update = {f"{name}.A": torch.randn(16, layer.in_features) for name, layer in names.items()}
+    update |= {f"{name}.B": 0.05 * torch.randn(layer.out_features, 16) for name, layer in names.items()}
+    parts.merge(other, update)
+    assert max(k.divergence for k in language_kept(other, processor, stand_in(), longest=6)) > 0.01
 
 
 def test_smol_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
