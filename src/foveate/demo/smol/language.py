@@ -58,6 +58,6 @@ def language_kept(model: Any, processor: Any, base: Base, longest: int = 32) -> 
         new = model(input_ids=before).logits[0, rows, : old.shape[-1]].log_softmax(-1)
         same = (new.argmax(-1) == before[0, asked:]).float().mean().item()
         divergence = (old.exp() * (old - new)).sum(-1).mean().item()
-        answers = (tokenizer.decode(a[0, asked:], skip_special_tokens=True).strip() for a in (before, now))
-        found.append(Kept(question, *answers, divergence, same))
+        was, is_now = (tokenizer.decode(a[0, asked:], skip_special_tokens=True).strip() for a in (before, now))
+        found.append(Kept(question, was, is_now, divergence, same))
     return found
