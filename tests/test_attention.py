@@ -16,6 +16,7 @@ from foveate.core.features import TYPES
 from foveate.core.tokens import Kind
 from foveate.core.view import View
 from foveate.measure.attention import attention_shares, mean_over_answers
+from foveate.measure.kept import kept_sets
 from foveate.methods import fastv, random
 from tiny import FAMILIES, LAYERS, Layout, batch, model
 
@@ -102,3 +103,19 @@ def test_the_command_shows_draws_and_refuses(tmp_path: Path, capsys: pytest.Capt
     assert "instruction" in capsys.readouterr().out
     assert run(["inspect", "attention", "nowhere.png"]) == 2
     assert run([*argv, "--plot", "no/such/folder.png"]) == 2
+    assert run([*argv, "--plot", str(tmp_path / "shares.doc")]) == 2
+
+
+def test_kept_sets_are_those_of_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, inputs = model("llava"), batch("llava", ONE).inputs
+    kept = kept_sets(made, inputs, 4, random(layer=1, keep=5))
+    assert kept.alive.sum(1).tolist() == [5] * 4 and kept.grid == (4, 4) and len(kept.answer) == 4
+    with pytest.raises(ValueError, match="no visual tokens"):
+        kept_sets(made, {k: v for k, v in batch("llava", Layout(((3,),))).inputs.items() if k != "pixel_values"}, 2)
+    for command, name in ((["mask", "scene:1"], "mask.png"), (["rate", "--pictures", "2"], "rate.svg")):
+        out = tmp_path / name
+        options = ["--method", "fastv:layer=2,keep=0.25", "--max-new-tokens", "5", "--out", str(out)]
+        assert run(["plot", *command, *options]) == 0
+        assert out.stat().st_size > 5000
+    assert "49 to 49 tokens" in capsys.readouterr().out
+    assert run(["plot", "mask", "scene:x", "--method", "vtw:layer=2", "--out", str(tmp_path / "a.png")]) == 2

@@ -22,6 +22,7 @@ from ..plots.attention import plot_shares
 from . import options
 from .generate import encode, open_image
 from .output import console, errors, print_json
+from .plot import check_picture
 
 app = typer.Typer(help="What a model looks at, and where.", no_args_is_help=True)
 
@@ -44,8 +45,8 @@ def attention(
     as_json: options.Json = False,
 ) -> None:
     """Attention shares of system, image, instruction and response, by step and layer (DyRate, Figure 2)."""
-    if plot is not None and not plot.parent.is_dir():
-        raise ValueError(f"cannot write {plot}: there is no folder {plot.parent}")
+    if plot is not None:
+        check_picture(plot)
     looked_at = [open_image(path) for path in images] if images else _scenes(pictures)
     loaded = load(model, device=device, dtype=dtype)
     answers = []

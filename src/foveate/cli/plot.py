@@ -1,0 +1,94 @@
+"""`foveate plot`: what a method keeps, over the image and over the steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+from rich.progress import track
+
+from ..demo import language
+from ..demo.bundled import load
+from ..demo.draw import draw
+from ..demo.world import sample
+from ..measure.kept import kept_sets
+from ..methods import parse
+from ..plots.kept import plot_kept, plot_rates
+from . import options
+from .generate import encode, open_image
+from .output import console, errors
+
+app = typer.Typer(help="What a method keeps, as pictures; see also `foveate inspect attention --plot`.")
+Out = Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
+Spec = Annotated[str, typer.Option(help="Such as fastv:layer=2,keep=0.5 or dyrate:predictor=...")]
+Prompt = Annotated[str, typer.Option(help="Asked about the image.")]
+Model = Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")]
+Longest = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+
+
+@app.callback()
+def plot() -> None:
+    """What a method keeps, as pictures."""
+
+
+@app.command("mask")
+def mask(
+    image: Annotated[str, typer.Argument(help="The image; or scene:N, the held-out scene number N.")],
+    method: Spec,
+    out: Out,
+    prompt: Prompt = language.DESCRIPTION_PROMPTS[0],
+    model: Model = "scenes",
+    frames: Annotated[int, typer.Option(min=1, max=12, help="Steps to show.")] = 6,
+    max_new_tokens: Longest = 64,
+    device: options.Device = "cpu",
+) -> None:
+    """Kept patches over the image at successive steps (DyRate, Figure 4)."""
+    check_picture(out)
+    methods, picture = parse(method), _picture(image)
+    loaded = load(model, device=device)
+    inputs = dict(encode(loaded.processor, [picture], prompt).to(loaded.model.device, loaded.model.dtype))
+    kept = kept_sets(loaded.model, inputs, max_new_tokens, *methods)
+    words = [loaded.processor.decode([token], skip_special_tokens=True).strip() for token in kept.answer]
+    plot_kept(picture, kept, words, f"{model}, {method}", out, frames)
+    console.print(f"{out}: {len(kept.alive)} steps, {kept.alive[0].sum()} to {kept.alive[-1].sum()} tokens")
+
+
+@app.command("rate")
+def rate(
+    method: Spec,
+    out: Out,
+    images: Annotated[list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")] = None,
+    prompt: Prompt = language.DESCRIPTION_PROMPTS[0],
+    model: Model = "scenes",
+    pictures: Annotated[int, typer.Option(min=1, help="Scenes, where no image is given.")] = 16,
+    max_new_tokens: Longest = 64,
+    device: options.Device = "cpu",
+) -> None:
+    """Share of the visual tokens alive at each step, answer by answer and on average."""
+    check_picture(out)
+    methods = parse(method)
+    looked_at = [_picture(name) for name in images or [f"scene:{index}" for index in range(pictures)]]
+    loaded = load(model, device=device)
+    shares = []
+    for picture in track(looked_at, "answering", console=errors, transient=True):
+        inputs = dict(encode(loaded.processor, [picture], prompt).to(loaded.model.device, loaded.model.dtype))
+        shares.append(kept_sets(loaded.model, inputs, max_new_tokens, *methods).alive.mean(1))
+    plot_rates(shares, f"{model}, {method}", out)
+    first, last = (sum(s[at] for s in shares) / len(shares) for at in (0, -1))
+    console.print(f"{out}: {first:.0%} alive after the prefill, {last:.0%} at the end, mean of {len(shares)} answers")
+
+
+def _picture(name: str) -> Image.Image:
+    if name.startswith("scene:") and name.removeprefix("scene:").isdigit():
+        return draw(sample("val", int(name.removeprefix("scene:")))).image
+    return open_image(name)
+
+
+def check_picture(out: Path) -> None:
+    """Raises ValueError if no picture can be written there."""
+    if not out.parent.is_dir():
+        raise ValueError(f"cannot write {out}: there is no folder {out.parent}")
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"cannot write {out}: expected a name that ends in .png, .svg or .pdf")

@@ -1,0 +1,65 @@
+"""Which visual tokens are alive at each step of an answer (DyRate, Figure 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import nn
+
+from ..core.method import Method
+from ..core.tokens import Kind
+from ..core.view import View
+from ..engine.apply import apply
+
+
+@dataclass(frozen=True)
+class KeptSets:
+    """The tokens alive in the last layer at each step of one answer.
+
+    Attributes:
+        alive: over all visual tokens of the prompt, in order.
+        grid: (rows, columns) of each image's tokens, or None where they form no grid.
+        answer: token ids of the answer; step t ran with its first t words known.
+    """
+
+    alive: Bool[np.ndarray, "S N"]
+    grid: tuple[int, int] | None
+    answer: list[int]
+
+
+@torch.inference_mode()
+def kept_sets(model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method) -> KeptSets:
+    """Records one greedy answer.
+
+    Args:
+        model: of a supported family, as for `apply`.
+        inputs: what the processor made of one prompt.
+        max_new_tokens: longest answer.
+        methods: applied meanwhile.
+
+    Raises:
+        ValueError: `inputs` hold more than one sample, or no visual tokens.
+    """
+    if inputs["input_ids"].shape[0] != 1:
+        raise ValueError(f"inputs hold {inputs['input_ids'].shape[0]} samples; give one at a time")
+    steps: list[np.ndarray] = []
+    grids: list[tuple[int, int] | None] = []
+
+    def record(view: View) -> None:
+        if view.layer != view.layers:
+            return
+        columns = view.tokens.are(Kind.IMAGE)[0].nonzero()[:, 0]
+        steps.append(torch.isin(columns, view.visual[0][view.mask[0]]).cpu().numpy())
+        grids.append(view.tokens.grid)
+
+    chosen: Any = model
+    with apply(model, *methods, watch=record):
+        out = chosen.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    if not steps[0].size:
+        raise ValueError("the prompt holds no visual tokens")
+    return KeptSets(np.stack(steps), grids[0], out[0, inputs["input_ids"].shape[1] :].tolist())
