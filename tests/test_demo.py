@@ -186,6 +186,9 @@ def test_a_run_goes_on_from_a_finished_model(tmp_path: Path) -> None:
     again = LlavaForConditionalGeneration.from_pretrained(finished)
     for name, value in again.state_dict().items():
         torch.testing.assert_close(same.state_dict()[name], value, atol=0, rtol=0, msg=name)
+    export(same, tmp_path / "second" / "final", further, finished)
+    facts = json.loads((tmp_path / "second" / "final" / "training.json").read_text())
+    assert facts["before"]["recipe"] == asdict(recipe) and facts["recipe"]["start"] == further.start
     with pytest.raises(ValueError, match="is not these"):
         train(tmp_path / "third", replace(further, start="0" * 64), start=finished)
     with pytest.raises(ValueError, match="is not these"):

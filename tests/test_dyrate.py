@@ -72,6 +72,17 @@ def test_a_predictor_is_two_files_and_comes_back_whole(tmp_path: Path) -> None:
         made(**inputs)
 
 
+def test_the_control_keeps_by_step_what_the_predictor_kept_on_average(tmp_path: Path) -> None:
+    card = Card(**{**vars(CARD), "training": {"held out": {"kept_by_step": [0.5, 0.5, 0.25]}}})
+    save_pretrained(tiny_predictor(), card, tmp_path / "p")
+    made, inputs = model("llava"), batch("llava", LAYOUT).inputs
+    with foveate.apply(made, dyrate(str(tmp_path / "p"), adapt="step")) as trace:
+        made.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert [trace.prefill(call)[1] for call in range(5)] == [[8] * 3] * 2 + [[4] * 3] * 3
+    with pytest.raises(ValueError, match="adapt='step'"):
+        dyrate(tiny_predictor(), layer=1, adapt="step")
+
+
 def _other(folder: Path, **changed: int) -> str:
     card = Card(**{**vars(CARD), **changed})
     save_pretrained(RatePredictor(card.heads, card.rates), card, folder / "other")

@@ -24,6 +24,8 @@ def train_model(
     tower_steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 1, dense labels.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 2, conversations.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures per step of stage 2.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate of stage 2.")] = None,
+    tower_learns: Annotated[bool, typer.Option(help="Whether the tower learns on in stage 2.")] = False,
     easy_vqa: Annotated[float, typer.Option(min=0, max=1, help="Share of easy-vqa in stage 2.")] = Recipe.easy_vqa,
     start: Annotated[
         Path | None, typer.Option(help="Go on from the finished scenes in this folder, without stage 1.")
@@ -41,6 +43,8 @@ def train_model(
         tower_steps=tower_steps or usual.tower_steps,
         steps=steps or usual.steps,
         batch=batch or usual.batch,
+        lr=lr or usual.lr,
+        tower_learns=tower_learns,
         easy_vqa=easy_vqa,
         skip=skip,
     )
@@ -50,7 +54,7 @@ def train_model(
         recipe = replace(recipe, start=weights_hash(start), ramp=0)  # it needs no easier scenes first
     folder = out or Path("runs") / model
     trained = _run(folder, recipe, device, start)
-    export(trained, folder / "final", recipe)
+    export(trained, folder / "final", recipe, start)
     console.print(f"finished: {folder / 'final'}; score it with: foveate demo evaluate --model {folder / 'final'}")
 
 

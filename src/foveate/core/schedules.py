@@ -79,3 +79,40 @@ def spelled(keep: float | int) -> str:
     """`keep` as text that reads back as the same kind of number: a fraction has a point."""
     text = f"{keep:g}"
     return text if isinstance(keep, Integral) or "." in text or "e" in text else f"{text}.0"
+
+
+@dataclass(frozen=True)
+class ByStep:
+    """A share of the visual tokens for every step, whatever the input: the control of what adapts to it.
+
+    Args:
+        layer: the layer before which tokens leave; all deeper ones run without them.
+        keep: the share kept at step 0 (the prefill), 1, ...; later steps keep the last.
+
+    Raises:
+        ValueError: a negative layer, no shares, or a share out of range.
+    """
+
+    layer: int
+    keep: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.keep:
+            raise ValueError("keep=(); expected a share for at least the prefill, like (0.5, 0.4)")
+        for share in self.keep:
+            check_keep(float(share))
+        if not isinstance(self.layer, Integral) or self.layer < 0:
+            raise ValueError(f"layer={self.layer}; expected a whole number, 0 or more")
+
+    def acts(self, layer: int, step: int) -> bool:
+        """Before its layer, at the steps that have a share."""
+        return layer == self.layer and step < len(self.keep)
+
+    def check(self, layers: int) -> None:
+        """Raises ValueError if the decoder is too shallow."""
+        if self.layer >= layers:
+            raise ValueError(f"tokens leave before layer {self.layer}, but the model has layers 0 to {layers - 1}")
+
+    def __call__(self, view: View) -> Int[Tensor, B]:
+        """Counts to keep."""
+        return tokens_kept(view.total, float(self.keep[min(view.step, len(self.keep) - 1)]))

@@ -24,7 +24,7 @@ from .world import MAX_OBJECTS, sample
 CHATS = 0.15  # share of rows whose segments are turns of one chat
 _WEIGHTS = {"description": 1.0, "caption": 0.5}  # loss per answer token; short answers weigh `_SHORT`
 _SHORT = 3.0
-_ROUND = (*language.KINDS, "existence", "relation")  # what is asked of a scene; the two hardest twice
+_ROUND = (*language.KINDS, "existence", "relation", "count")  # what is asked of a scene; the hardest twice
 _ROUNDS = 3
 _GROUND = 0.2  # weight of the loss on where the named objects are
 

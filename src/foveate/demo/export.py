@@ -18,14 +18,21 @@ from .smol.load import LEARNED, learned_parts
 from .train import Recipe
 
 
-def export(model: Any, folder: Path, recipe: Recipe) -> None:
+def export(model: Any, folder: Path, recipe: Recipe, start: Path | None = None) -> None:
     """Writes what a run made, and the recipe with the libraries' versions, to `folder`.
 
-    Of ``scenes`` this is a whole model, as transformers loads it; of ``smol`` only what we trained.
+    Of ``scenes`` this is a whole model, as transformers loads it; of ``smol`` only what we trained. If the run went on
+    from the finished model in `start`, that one's facts go with it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     {"scenes": _export_scenes, "smol": _export_smol}[recipe.model](model, folder)
-    facts = {"recipe": asdict(recipe), "torch": torch.__version__, "transformers": transformers.__version__}
+    facts: dict[str, Any] = {
+        "recipe": asdict(recipe),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if start is not None and (start / "training.json").is_file():
+        facts["before"] = json.loads((start / "training.json").read_text())
     (folder / "training.json").write_text(json.dumps(facts, indent=1))
 
 

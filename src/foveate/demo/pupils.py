@@ -27,14 +27,14 @@ class Pupil:
         dialect: how it reads conversations.
         ground: the decoder layer that is asked where the named objects are.
         first: optimisers of stage 1, given the modules that learn and the learning rate.
-        second: prepares the model for stage 2, and gives the optimisers likewise.
+        second: prepares the model for stage 2, where the tower learns on or rests, and gives the optimisers likewise.
     """
 
     model: Any
     dialect: Dialect
     ground: int
     first: Callable[[list[nn.Module], float], Optimizers]
-    second: Callable[[list[nn.Module], float], Optimizers]
+    second: Callable[[list[nn.Module], float, bool], Optimizers]
 
 
 def _inner(name: str, parameter: Tensor) -> bool:
@@ -52,11 +52,11 @@ def split_optimizers(modules: list[nn.Module], lr: float, slower: float = 1.0) -
 
 
 def scenes_pupil() -> Pupil:
-    """``scenes``: everything learns; in stage 2 the tower rests."""
+    """``scenes``: everything learns; in stage 2 the tower may rest."""
     model = scenes.build_model()
 
-    def second(modules: list[nn.Module], lr: float) -> Optimizers:
-        model.model.vision_tower.requires_grad_(False)
+    def second(modules: list[nn.Module], lr: float, tower: bool) -> Optimizers:
+        model.model.vision_tower.requires_grad_(tower)
         return split_optimizers(modules, lr)
 
     return Pupil(model, scenes.dialect(), 4, split_optimizers, second)
@@ -74,8 +74,8 @@ def smol_pupil() -> Pupil:
     for part in (model.model.vision_tower, model.model.multi_modal_projector):
         part.requires_grad_(True)
 
-    def second(modules: list[nn.Module], lr: float) -> Optimizers:
-        model.model.vision_tower.requires_grad_(False)
+    def second(modules: list[nn.Module], lr: float, tower: bool) -> Optimizers:
+        model.model.vision_tower.requires_grad_(tower)
         lora.attach(model)
         return split_optimizers(modules, lr, slower=0.5)
 

@@ -27,9 +27,10 @@ class Recipe:
     """All numbers of a run of `model`: `tower_...` of stage 1, the others of stage 2 or of both.
 
     Steps are optimiser steps; `ramp` is the number of rows over which scenes grow to their full number of
-    objects; `decay` is the last part of a stage, over which the learning rate falls to zero. A run may go on from a
-    finished model: `start` is the hash of its weights (there is no stage 1 then), and `skip` the number of training
-    rows of stage 2 to pass over, those that it has seen.
+    objects; `tower_learns` says whether the tower learns on in stage 2 or rests; `decay` is the last part of a stage,
+    over which the learning rate falls to zero. A run may go on from a finished model: `start` is the hash of its
+    weights (there is no stage 1 then), and `skip` the number of training rows of stage 2 to pass over, those that it
+    has seen.
     """
 
     model: str = "scenes"
@@ -43,6 +44,7 @@ class Recipe:
     lr: float = 3e-3
     ramp: int = 4800
     easy_vqa: float = 0.1
+    tower_learns: bool = False
     start: str | None = None
     skip: int = 0
     warmup: int = 50
@@ -166,11 +168,11 @@ def _chat_stage(
     save_every: int,
     extra: EasyVQA | None,
 ) -> None:
-    """The tower has learned to see and rests; projector and decoder learn."""
+    """The tower has learned to see; projector and decoder learn."""
     model, dialect = pupil.model, pupil.dialect
     head = Grounding(model, pupil.ground, dialect.grid).to(device)
     parts: dict[str, nn.Module] = {"model": model, "grounding": head}
-    learners = pupil.second(list(parts.values()), recipe.lr)
+    learners = pupil.second(list(parts.values()), recipe.lr, recipe.tower_learns)
     model.to(device)
     run = Run("chat", folder, parts, learners, recipe.steps, recipe.warmup, recipe.decay, save_every)
     offset = recipe.tower_steps * recipe.tower_batch + recipe.skip

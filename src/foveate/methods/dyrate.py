@@ -12,9 +12,10 @@ from torch import Tensor
 from ..core.features import shares_by_type
 from ..core.method import Method
 from ..core.predictor import RatePredictor
+from ..core.schedules import ByStep, Schedule
 from ..core.scores import RANKINGS, Ranking
 from ..core.view import View
-from ..predictors.store import from_pretrained
+from ..predictors.store import Card, from_pretrained
 
 Semantics = Literal["cached", "recompute"]
 
@@ -85,6 +86,7 @@ def dyrate(
     ranking: Ranking | None = None,
     semantics: Semantics = "cached",
     every: int = 1,
+    adapt: Literal["input", "step"] = "input",
 ) -> Method:
     """At the prefill and before every decode step, a linear predictor picks how many visual tokens stay.
 
@@ -92,12 +94,11 @@ def dyrate(
     Section III. Features: per head, the share of attention that the newest token gives to system, image, instruction
     and response (III-B); rates r_k = (k-1)/K (eq. 1); the tokens that FastV's score ranks last go.
 
-    Deviations: eq. 3's mask keeps nothing at rate 0 as printed; here rate 0 keeps all. The paper does not say what
-    happens to tokens that a later step would want back: with ``semantics="cached"`` they are gone, kept sets only
-    shrink, and keys and values leave the cache; with ``semantics="recompute"`` there is no cache, and every step prunes
-    the whole prompt anew, which is what the paper's FLOPs column implies. The two are different methods in cost and
-    quality; neither runs in the other's place. Original positions are kept. Several prune layers are several methods
-    in one `apply`, with one predictor or with one each.
+    Deviations: eq. 3's mask keeps nothing at rate 0 as printed; here rate 0 keeps all. The paper does not say whether
+    a later step can have dropped tokens back: with ``semantics="cached"`` their keys and values have left the cache and
+    kept sets only shrink; with ``semantics="recompute"`` there is no cache and every step prunes the whole prompt anew,
+    as the paper's FLOPs column implies. Neither runs in the other's place. Original positions are kept. Several prune
+    layers are several methods in one `apply`, with one predictor or one each.
 
     Args:
         predictor: the name of a bundled one, a folder, a hub id, or a `RatePredictor` (then `layer` must be given).
@@ -105,18 +106,29 @@ def dyrate(
         ranking: which tokens go first, by default those that did in training; "last" is the paper's.
         semantics: "cached" or "recompute".
         every: decide only at every `every`-th step; the prefill is step 0.
+        adapt: "input", or the control "step": what the predictor kept at each step on average, whatever the input.
 
     Raises:
-        ValueError: no such predictor; a layer < 1; `every` < 1; an untrained predictor without a layer. At run time:
-            a model of other depth or heads than the predictor's; a cache where there must be none, or the reverse.
+        ValueError: no such predictor, or a knob out of range. At run time: a model of other depth or heads than the
+            predictor's; a cache where there must be none, or the reverse.
     """
-    if isinstance(predictor, str):
-        loaded, card = from_pretrained(predictor)
-        usual, where, depth, name = card.ranking, card.layer, card.layers, predictor
-    else:
-        loaded, usual, where, depth, name = predictor, "last", 0, None, "given"
-    chosen = ranking or usual
-    layer = where if layer is None else layer
-    schedule = LearnedRate(loaded, layer, depth, every, semantics)
-    extra = "" if semantics == "cached" else ",semantics=recompute"
-    return Method(RANKINGS[chosen], schedule, name=f"dyrate:predictor={name},layer={layer},ranking={chosen}{extra}")
+    loaded, card = from_pretrained(predictor) if isinstance(predictor, str) else (predictor, None)
+    where = layer if layer is not None else card.layer if card else 0
+    chosen = ranking or (card.ranking if card else "last")
+    schedule: Schedule = LearnedRate(loaded, where, card.layers if card else None, every, semantics)
+    name = f"dyrate:predictor={predictor if card else 'given'},layer={where},ranking={chosen}"
+    name += "" if semantics == "cached" else ",semantics=recompute"
+    if adapt == "step":
+        schedule, name = ByStep(where, _mean_kept(card, semantics, every)), f"{name},adapt=step"
+    return Method(RANKINGS[chosen], schedule, name=name)
+
+
+def _mean_kept(card: Card | None, semantics: Semantics, every: int) -> tuple[float, ...]:
+    """What the predictor kept at each step of its held-out data, on average."""
+    means = card.training.get("held out", {}).get("kept_by_step") if card else None
+    if not means or semantics != "cached" or every != 1:
+        raise ValueError(
+            "adapt='step' takes what a stored predictor kept at each step of its held-out data; it needs a predictor "
+            "that `foveate train dyrate` stored, semantics='cached' and every=1"
+        )
+    return tuple(float(share) for share in means)
