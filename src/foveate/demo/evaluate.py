@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..core.method import Method
 from ..engine.apply import apply
+from ..engine.trace import Trace
 from . import language
 from .draw import draw
 from .easyvqa import EasyVQA
@@ -75,8 +76,12 @@ def answer(
     methods: Sequence[Method],
     batch: int = 32,
     progress: Progress | None = None,
+    traces: list[Trace] | None = None,
 ) -> list[str]:
-    """Greedy answers, in batches, long and short ones apart so that nobody waits for a description."""
+    """Greedy answers, in batches, long and short ones apart so that nobody waits for a description.
+
+    What was kept is added to `traces`, if it is given.
+    """
     answers = [""] * len(asked)
     long = [i for i, q in enumerate(asked) if q.kind in ("description", "caption")]
     short = [i for i, q in enumerate(asked) if q.kind not in ("description", "caption")]
@@ -86,8 +91,10 @@ def answer(
             texts = [prompt(processor, asked[i].prompt) for i in chosen]
             inputs = processor(images=[asked[i].picture for i in chosen], text=texts, return_tensors="pt", padding=True)
             inputs = inputs.to(model.device, model.dtype)
-            with apply(model, *methods):
+            with apply(model, *methods) as trace:
                 out = model.generate(**inputs, max_new_tokens=new, do_sample=False)
+            if traces is not None:
+                traces.append(trace)
             decoded = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for i, text in zip(chosen, decoded, strict=True):
                 answers[i] = text.strip()
