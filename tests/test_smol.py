@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import foveate
 from foveate.cli.app import run
 from foveate.demo import conversations, evaluate, language, pupils
-from foveate.demo.bundled import load
+from foveate.demo.bundled import BUNDLED, load
 from foveate.demo.draw import draw
 from foveate.demo.export import export
 from foveate.demo.smol import base as language_model
@@ -22,7 +23,7 @@ from foveate.demo.smol import load as loading
 from foveate.demo.smol import lora
 from foveate.demo.smol import model as parts
 from foveate.demo.smol.language import QUESTIONS, language_kept
-from foveate.demo.train import Recipe, train
+from foveate.demo.train import Recipe, normalise, train, weights_hash
 from foveate.demo.world import sample
 from foveate.methods import fastv
 
@@ -198,3 +199,25 @@ def test_the_real_language_model_speaks(real: None) -> None:
     ids = found.tokenizer(text, return_tensors="pt")["input_ids"]
     said = found.tokenizer.decode(found.model.generate(ids, max_new_tokens=12, do_sample=False)[0])
     assert "Paris" in said
+
+
+def test_the_tower_is_taken_from_a_finished_model(tmp_path: Path) -> None:
+    """Stage 1 starts with the tower of `eyes`, fitted to other patches, and only with the one that the recipe names."""
+    eyes = BUNDLED["scenes"]
+    recipe = replace(RECIPE, tower_lr=0.0, eyes=weights_hash(eyes))
+    trained: Any = train(tmp_path / "run", recipe, eyes=eyes)
+    there: Any = load("scenes").model.model.vision_tower
+    ours, theirs = trained.model.vision_tower.state_dict(), there.state_dict()
+    same = [k for k in theirs if ours[k].shape == theirs[k].shape]
+    assert len(same) == len(theirs) - 2 and all(torch.equal(ours[k], theirs[k]) for k in same)
+    picture = torch.from_numpy(draw(sample("val", 3)).pixels)[None]
+    with torch.no_grad():
+        small, large = (
+            tower(normalise(picture)).last_hidden_state[0, 1:] for tower in (there, trained.model.vision_tower)
+        )
+    at = [(r * 16 // 14) * 16 + c * 16 // 14 for r in range(14) for c in range(14)]
+    near = torch.cosine_similarity(small, large[at], dim=-1).mean()
+    far = torch.cosine_similarity(small, large[at[::-1]], dim=-1).mean()
+    assert near > far + 0.2, "a patch must look like the one at its place, and not like another"
+    with pytest.raises(ValueError, match="as its eyes"):
+        train(tmp_path / "other", replace(recipe, eyes="0" * 64), eyes=eyes)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..demo.bundled import BUNDLED
 from ..demo.export import export
 from ..demo.train import RECIPES, Recipe, train, weights_hash
 from . import options
@@ -30,6 +31,9 @@ def train_model(
     start: Annotated[
         Path | None, typer.Option(help="Go on from the finished scenes in this folder, without stage 1.")
     ] = None,
+    eyes: Annotated[
+        Path | None, typer.Option(help="Take the tower of the finished scenes in this folder. [smol: the bundled one]")
+    ] = None,
     skip: Annotated[int, typer.Option(min=0, help="Training rows to pass over: those that it has seen.")] = 0,
     device: options.Device = "cpu",
 ) -> None:
@@ -48,17 +52,27 @@ def train_model(
         easy_vqa=easy_vqa,
         skip=skip,
     )
-    if start is not None:
-        if model != "scenes" or not (start / "model.safetensors").is_file():
-            raise ValueError(f"--start {start}; expected the folder of a finished scenes, with a model.safetensors")
-        recipe = replace(recipe, start=weights_hash(start), ramp=0)  # it needs no easier scenes first
+    recipe, eyes = _begun(recipe, start, eyes)
     folder = out or Path("runs") / model
-    trained = _run(folder, recipe, device, start)
+    trained = _run(folder, recipe, device, start, eyes)
     export(trained, folder / "final", recipe, start)
     console.print(f"finished: {folder / 'final'}; score it with: foveate demo evaluate --model {folder / 'final'}")
 
 
-def _run(folder: Path, recipe: Recipe, device: str, start: Path | None) -> object:
+def _begun(recipe: Recipe, start: Path | None, eyes: Path | None) -> tuple[Recipe, Path | None]:
+    """The recipe with the hashes of what it starts from, and the folder whose tower it takes."""
+    eyes = BUNDLED["scenes"] if eyes is None and recipe.model == "smol" else eyes
+    for option, given in (("--start", start), ("--eyes", eyes)):
+        if given is not None and not (given / "model.safetensors").is_file():
+            raise ValueError(f"{option} {given}; expected the folder of a finished scenes, with a model.safetensors")
+    if start is not None:
+        if recipe.model != "scenes":
+            raise ValueError(f"--start {start} goes on from a finished scenes; {recipe.model} takes its tower: --eyes")
+        recipe = replace(recipe, start=weights_hash(start), ramp=0)  # it needs no easier scenes first
+    return (recipe if eyes is None else replace(recipe, eyes=weights_hash(eyes))), eyes
+
+
+def _run(folder: Path, recipe: Recipe, device: str, start: Path | None, eyes: Path | None) -> object:
     """The training, with a progress bar for each stage."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as progress:
@@ -71,4 +85,4 @@ def _run(folder: Path, recipe: Recipe, device: str, start: Path | None) -> objec
             line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k != "step")
             progress.update(tasks[stage], completed=seen["step"], description=f"{stage} {line}")
 
-        return train(folder, recipe, device, report, start=start)
+        return train(folder, recipe, device, report, start=start, eyes=eyes)

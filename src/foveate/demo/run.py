@@ -35,11 +35,6 @@ class Rows(Dataset[Any]):
         return self.make(self.first + index)
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (B H W 3) to what the image processor gives: float (B 3 H W) in [-1, 1]."""
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
 def rate(step: int, steps: int, warmup: int, decay: float) -> float:
     """Learning-rate factor: linear warm-up, flat, then linear decay to zero over the last part."""
     left = (steps - step) / max(1.0, decay * steps)

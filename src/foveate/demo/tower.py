@@ -71,6 +71,32 @@ def _owned_pixels(owner: np.ndarray, things: int, grid: int) -> np.ndarray:
     return np.stack([np.bincount(patch[owner == k], minlength=grid * grid) for k in range(things)])
 
 
+@torch.no_grad()
+def take(vision: Any, weights: dict[str, Tensor]) -> None:
+    """Gives a tower the weights of another model's, which may have been trained with patches of another size.
+
+    Kernel and positions are then interpolated, as is done to fine-tune at another resolution (Dosovitskiy et al.
+    2010.11929, Section 3.2): a start to train on from, not yet a tower.
+
+    Args:
+        vision: the tower; its width and depth must be the other's.
+        weights: of a whole LLaVA, by name.
+    """
+    prefix = "model.vision_tower."
+    found = {k.removeprefix(prefix): v.float() for k, v in weights.items() if k.startswith(prefix)}
+    kernel, places = "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"
+    had, wanted = found[kernel].shape[-1], vision.config.patch_size
+    if had != wanted:
+        smaller = F.interpolate(found[kernel], size=(wanted, wanted), mode="bicubic", antialias=True)
+        found[kernel] = smaller * (had / wanted) ** 2
+        first, grid = found[places][:1], found[places][1:]
+        side, new = round(len(grid) ** 0.5), vision.config.image_size // wanted
+        square = grid.T.reshape(1, -1, side, side)
+        grown = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)[0]
+        found[places] = torch.cat([first, grown.flatten(1).T])
+    vision.load_state_dict(found)
+
+
 class TowerTeacher(nn.Module):
     """The throw-away part of stage 1: scales of the word classifiers, and heads for part, count, background.
 

@@ -30,7 +30,7 @@ class Recipe:
     objects; `tower_learns` says whether the tower learns on in stage 2 or rests; `decay` is the last part of a stage,
     over which the learning rate falls to zero. A run may go on from a finished model: `start` is the hash of its
     weights (there is no stage 1 then), and `skip` the number of training rows of stage 2 to pass over, those that it
-    has seen.
+    has seen. Or only its tower is that of a finished model, whose hash is `eyes`.
     """
 
     model: str = "scenes"
@@ -47,13 +47,14 @@ class Recipe:
     tower_learns: bool = False
     start: str | None = None
     skip: int = 0
+    eyes: str | None = None
     warmup: int = 50
     decay: float = 0.5
 
 
 RECIPES = {
     "scenes": Recipe(),
-    "smol": Recipe("smol", tower_steps=1500, steps=500, batch=8, lr=2e-3, ramp=400, warmup=20),
+    "smol": Recipe("smol", tower_steps=400, tower_ramp=0, steps=400, batch=4, lr=2e-3, ramp=200, warmup=20),
 }
 
 
@@ -97,6 +98,7 @@ def train(
     report: Report | None = None,
     save_every: int = 50,
     start: Path | None = None,
+    eyes: Path | None = None,
 ) -> nn.Module:
     """Runs what is left of both stages in `folder`, and returns the trained model.
 
@@ -107,15 +109,18 @@ def train(
         report: called after each step with the stage's name and its figures.
         save_every: steps between checkpoints, all that a kill can lose.
         start: folder of the finished model to go on from, whose hash is the recipe's `start`.
+        eyes: folder of the finished model whose tower to take, whose hash is the recipe's `eyes`.
 
     Raises:
-        ValueError: `start` is not the model that the recipe names; the folder holds a run of another recipe; or
-            easy-vqa is wanted and not installed.
+        ValueError: `start` or `eyes` is not the model that the recipe names; the folder holds a run of another recipe;
+            or easy-vqa is wanted and not installed.
     """
-    extra = _prepared(folder, recipe, start)
+    extra = _prepared(folder, recipe, start, eyes)
     torch.manual_seed(recipe.seed)
     pupil = PUPILS[recipe.model]()
     pupil.model.to(device)
+    if eyes is not None:
+        tower.take(pupil.model.model.vision_tower, load_file(eyes / "model.safetensors"))
     if start is not None:
         started = load_file(start / "model.safetensors") | {"lm_head.weight": pupil.model.lm_head.weight}
         pupil.model.load_state_dict(started)
@@ -126,13 +131,14 @@ def train(
     return pupil.model
 
 
-def _prepared(folder: Path, recipe: Recipe, start: Path | None) -> EasyVQA | None:
+def _prepared(folder: Path, recipe: Recipe, start: Path | None, eyes: Path | None) -> EasyVQA | None:
     """Checks that the run can be done here, writes its recipe, and finds easy-vqa. Raises as `train` says."""
     extra = EasyVQA.find() if recipe.easy_vqa else None
     if recipe.easy_vqa and extra is None:
         raise ValueError("easy-vqa is not installed; pip install 'foveate[easy-vqa]', or train without it (share 0)")
-    if (start and weights_hash(start)) != recipe.start:
-        raise ValueError(f"the recipe goes on from weights {recipe.start}, but start={start} is not these")
+    for name, given, wanted in (("start", start, recipe.start), ("eyes", eyes, recipe.eyes)):
+        if (given and weights_hash(given)) != wanted:
+            raise ValueError(f"the recipe names the weights {wanted} as its {name}, but {name}={given} is not these")
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.json"
     if note.exists():
