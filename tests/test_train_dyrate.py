@@ -173,13 +173,23 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(
     scenes: Any, examples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where parts are alike and rates are not sampled, so that nothing else may differ."""
-    monkeypatch.setattr(training, "_gumbel", lambda logits, tau, noise: _straight(logits))
+    monkeypatch.setattr(training, "_gumbel", lambda logits, uniform, tau: _straight(logits))
     plan = Plan(budget=0.5, layer=1, steps=1, batch=4, num_rates=4, drop_all=True)
     whole = train(*scenes, examples[:1], plan, tmp_path / "whole")
     parted = train(*scenes, examples[:1], replace(plan, parts=2), tmp_path / "parts")
     ours, theirs = whole.linear.weight.grad, parted.linear.weight.grad
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert ours is not None and ours.abs().max() > 0.01 and whole.rates == (0, 0.25, 0.5, 0.75, 1)
+
+
+def test_steps_of_an_answer_share_their_noise() -> None:
+    """Alike steps take one rate; over answers, rates are taken as often as the softmax says."""
+    uniform = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0))
+    logits = torch.tensor([0.0, 1.0, 2.0]).expand(4000, 3)
+    first, second = (training._gumbel(logits, uniform, tau).argmax(-1) for tau in (2.0, 0.5))
+    assert torch.equal(first, second)
+    often = torch.bincount(first, minlength=3) / 4000
+    torch.testing.assert_close(often, logits[0].softmax(-1), atol=0.03, rtol=0)
 
 
 def _straight(logits: torch.Tensor) -> torch.Tensor:

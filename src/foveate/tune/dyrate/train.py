@@ -7,6 +7,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,10 @@ def _step(
     parts = [share[start :: plan.parts] for start in range(plan.parts)]
     for part in parts:
         chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
-        loss, found = _loss(model, processor, predictor, chosen, plan, shape, lambda x: _gumbel(x, tau, noise))
+        uniform = torch.rand(len(part), len(plan.rates), generator=noise)
+        loss, found = _loss(
+            model, processor, predictor, chosen, plan, shape, partial(_gumbel, uniform=uniform, tau=tau)
+        )
         (loss * len(part) / len(share)).backward()  # type: ignore[no-untyped-call]
         for key, value in found.items():
             seen[key] = seen.get(key, 0.0) + value * len(part) / len(share)
@@ -134,10 +138,14 @@ def _step(
     return seen
 
 
-def _gumbel(logits: Tensor, tau: float, noise: torch.Generator) -> Tensor:
-    """A one-hot sample with the gradient of its softmax (Gumbel-Softmax, straight-through)."""
-    uniform = torch.rand(logits.shape, generator=noise).clamp(1e-9, 1 - 1e-9).to(logits)
-    soft = ((logits - (-uniform.log()).log()) / tau).softmax(-1)
+def _gumbel(logits: Tensor, uniform: Tensor, tau: float) -> Tensor:
+    """A one-hot sample with the gradient of its softmax (Gumbel-Softmax, straight-through).
+
+    An answer's steps share their noise. Each step's sample is as Gumbel-Softmax has it, and steps with like logits take
+    like rates; with noise of its own at every step, sets that only shrink would end with the highest of many rates.
+    """
+    clamped = uniform.clamp(1e-9, 1 - 1e-9).to(logits)
+    soft = ((logits - (-clamped.log()).log()) / tau).softmax(-1)
     hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
     return hard + soft - soft.detach()
 
