@@ -51,7 +51,7 @@ class Family:
     kinds: str = "a"
     extras: Callable[[Tensor], Pixels] = lambda ids: {}
     join: Callable[[list[list[Pixels]]], Pixels] = field(default_factory=lambda: concatenated)
-    touching: bool = False  # images that touch are one image
+    backends: tuple[str, ...] = ("sdpa", "eager")
 
 
 def concatenated(samples: list[list[Pixels]]) -> Pixels:
@@ -116,6 +116,13 @@ def patches(depth: int, merge: int = 2) -> Callable[[str, int], Pixels]:
         return {"pixel_values" + "_videos" * (kind == "v"): pixels, f"{name}_grid_thw": torch.tensor([grid])}
 
     return picture
+
+
+def stamped(kind: str, count: int) -> list[int]:
+    """Qwen3-VL: two frames of a video stand apart, each after a timestamp."""
+    if kind != "v":
+        return framed(kind, count)
+    return [5, START, *[VIDEO] * (count // 2), END, 6, START, *[VIDEO] * (count // 2), END]
 
 
 def modality(ids: Tensor) -> Pixels:
@@ -240,21 +247,233 @@ def paligemma(version: int) -> Callable[[], Any]:
     return config
 
 
+def llava_next_video() -> Any:
+    return tf.LlavaNextVideoConfig(
+        vision_config=tf.CLIPVisionConfig(**CLIP), text_config=text(), **SPECIAL, video_token_id=VIDEO,
+        vision_feature_layer=-1, image_grid_pinpoints=[[16, 32], [32, 16]],
+    )  # fmt: skip
+
+
+def video_llava() -> Any:
+    return tf.VideoLlavaConfig(
+        vision_config=tf.CLIPVisionConfig(**CLIP), text_config=text(), **SPECIAL, video_token_id=VIDEO,
+        vision_feature_layer=-1,
+    )  # fmt: skip
+
+
+def eight_frames(kind: str, seed: int) -> Pixels:
+    if kind == "v":
+        return {"pixel_values_videos": noise(seed, 1, 8, 3, 16, 16)}
+    return {"pixel_values_images": noise(seed, 1, 3, 16, 16)}
+
+
+def idefics2() -> Any:
+    tower = {**SIGLIP, "model_type": "idefics2_vision"}
+    perceiver = {
+        "hidden_size": 32, "resampler_n_latents": 6, "resampler_depth": 1, "resampler_n_heads": 2,
+        "num_key_value_heads": 1, "resampler_head_dim": 8,
+    }  # fmt: skip
+    return tf.Idefics2Config(
+        vision_config=tower, perceiver_config=perceiver, text_config=text("Mistral", sliding_window=None), **SPECIAL
+    )
+
+
+GLM = {
+    "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4, "intermediate_size": 24,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "image_size": 16,
+}  # fmt: skip
+GLM_ROPE = {"rope_parameters": {**MROPE["rope_parameters"], "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}}
+GLM_IDS = {
+    **SPECIAL, "video_token_id": VIDEO, "image_start_token_id": START, "image_end_token_id": END,
+    "video_start_token_id": 58, "video_end_token_id": 57,
+}  # fmt: skip
+
+
+def glm4v() -> Any:
+    return tf.Glm4vConfig(vision_config=dict(GLM), text_config={**TEXT, **GLM_ROPE}, **GLM_IDS)
+
+
+def glm46v() -> Any:
+    return tf.Glm46VConfig(
+        vision_config={**GLM, "model_type": "glm4v_vision"},
+        text_config={**TEXT, **GLM_ROPE, "model_type": "glm4v_text"}, **GLM_IDS,
+    )  # fmt: skip
+
+
+def glm4v_moe() -> Any:
+    moe = {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1,
+        "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+    }  # fmt: skip
+    return tf.Glm4vMoeConfig(vision_config=dict(GLM), text_config={**TEXT, **GLM_ROPE, **moe}, **GLM_IDS)
+
+
+def glm_ocr() -> Any:
+    return tf.GlmOcrConfig(vision_config=dict(GLM), text_config={**TEXT, **GLM_ROPE}, **GLM_IDS)
+
+
+def in_frames(kind: str, count: int) -> list[int]:
+    """GLM: frames of a video have the image's id, each between image markers. (No images beside videos.)"""
+    return [58, *[START, *[IMAGE] * (count // 2), END, 5] * 2, 57]
+
+
+def in_video(ids: Tensor) -> Pixels:
+    return {"mm_token_type_ids": 2 * (ids == IMAGE).int()}
+
+
+def ovis2() -> Any:
+    tower = {
+        **{k: v for k, v in SIGLIP.items()}, "vocab_size": 24, "num_visual_indicator_tokens": 5, "hidden_stride": 2,
+    }  # fmt: skip
+    return tf.Ovis2Config(
+        vision_config=tower, text_config=text("Qwen2"), **SPECIAL, visual_indicator_token_ids=[58, 59, 60, 61, 62],
+        vocab_size=64, hidden_size=32,
+    )  # fmt: skip
+
+
+def aria() -> Any:
+    language = text("AriaText", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
+    tower = {**SIGLIP, "model_type": "idefics3_vision"}
+    return tf.AriaConfig(
+        vision_config=tower, text_config=language, **SPECIAL, projector_patch_to_query_dict={16: 6},
+        vision_feature_layer=-1,
+    )  # fmt: skip
+
+
+def got_ocr2() -> Any:
+    tower = {
+        "hidden_size": 16, "output_channels": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64,
+        "patch_size": 4, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 24,
+    }  # fmt: skip
+    return tf.GotOcr2Config(vision_config=tower, text_config=text("Qwen2"), **SPECIAL)
+
+
+def deepseek_vl() -> Any:
+    return tf.DeepseekVLConfig(vision_config=tf.SiglipVisionConfig(**SIGLIP), text_config=text(), **SPECIAL)
+
+
+def janus() -> Any:
+    tower = {**SIGLIP, "projection_dim": 32, "depth": 2, "num_image_tokens": 16}
+    return tf.JanusConfig(
+        vision_config=tower, text_config=text(), **SPECIAL,
+        vq_config={"embed_dim": 4, "num_embeddings": 16, "base_channels": 32, "num_patches": 4, "projection_dim": 32,
+                   "channel_multiplier": [1, 1], "image_token_embed_dim": 32},
+    )  # fmt: skip
+
+
+def lighton_ocr() -> Any:
+    tower = tf.PixtralVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
+    )
+    return tf.LightOnOcrConfig(vision_config=tower, text_config=text("Qwen3"), **SPECIAL, spatial_merge_size=2)
+
+
+def qianfan_ocr() -> Any:
+    tower = {**SIGLIP, "image_size": [16, 16], "patch_size": [4, 4]}
+    return tf.QianfanOCRConfig(vision_config=tower, text_config=text("Qwen3"), **SPECIAL, image_seq_length=4)
+
+
+def cohere2() -> Any:
+    return text("Cohere2", sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 2, logit_scale=1.0)
+
+
+def aya_vision() -> Any:
+    return tf.AyaVisionConfig(
+        vision_config=tf.SiglipVisionConfig(**SIGLIP), text_config=cohere2(), **SPECIAL, vision_feature_layer=-1
+    )
+
+
+def cohere2_vision() -> Any:
+    return tf.Cohere2VisionConfig(
+        vision_config=tf.SiglipVisionConfig(**SIGLIP), text_config=cohere2(), **SPECIAL,
+        alignment_intermediate_size=32,
+    )  # fmt: skip
+
+
+def perception_lm() -> Any:
+    """Its own tower is timm's, which this environment lacks; what the decoder is given has the same form."""
+    return tf.PerceptionLMConfig(
+        vision_config=tf.CLIPVisionConfig(**CLIP, model_args={"embed_dim": 16}), text_config=text(), **SPECIAL,
+        video_token_id=VIDEO,
+    )
+
+
+def pooled_tiles(kind: str, seed: int) -> Pixels:
+    name = "pixel_values" + "_videos" * (kind == "v")
+    return {name: noise(seed, 1, 2, 3, 16, 16)}
+
+
+def fast_vlm() -> Any:
+    """Its own tower is timm's, which this environment lacks; any that gives a map of features will do."""
+    tower = tf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, hidden_size=16)
+    return tf.FastVlmConfig(vision_config=tower, text_config=text("Qwen2"), **SPECIAL)
+
+
+def ministral3() -> Any:
+    """Queries that grow with their position, here from the fourth token on."""
+    rope = {
+        "rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.5,
+        "original_max_position_embeddings": 4,
+    }  # fmt: skip
+    made = mistral3()
+    made.text_config = text("Ministral3", rope_parameters=rope, sliding_window=None)
+    return made
+
+
+def video_llama_3() -> Any:
+    tower = {
+        "model_type": "video_llama_3_vision", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "patch_size": 4,
+    }  # fmt: skip
+    return tf.VideoLlama3Config(vision_config=tower, text_config=text("Qwen2"), **SPECIAL, video_token_id=VIDEO)
+
+
+def merged(kind: str, seed: int) -> Pixels:
+    """VideoLLaMA 3: patches with their grid, and by how much each picture is merged."""
+    found = patches(48)(kind, seed)
+    name = "video" if kind == "v" else "image"
+    found[f"{name}_merge_sizes"] = torch.tensor([2])
+    return found
+
+
 FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family(qwen2_vl, patches(96), kinds="abv", extras=modality, touching=True),
-    "qwen2_5_vl": Family(qwen2_5_vl, patches(96), kinds="abv", extras=modality, touching=True),
-    "llava_onevision": Family(llava_onevision, tiles, kinds="abv", touching=True),
-    "internvl": Family(internvl, square(), framed, touching=True),
-    "qwen3_vl": Family(qwen3_vl, patches(96), kinds="abv", extras=modality, touching=True),
-    "qwen3_vl_moe": Family(qwen3_vl_moe, patches(96), kinds="abv", extras=modality, touching=True),
-    "idefics3": Family(idefics3, square(), framed, join=per_sample, touching=True),
-    "smolvlm": Family(smolvlm, square(), framed, join=per_sample, touching=True),
-    "mistral3": Family(mistral3, sized, in_rows, kinds="ab", touching=True),
+    "qwen2_vl": Family(qwen2_vl, patches(96), kinds="abv", extras=modality),
+    "qwen2_5_vl": Family(qwen2_5_vl, patches(96), kinds="abv", extras=modality),
+    "llava_onevision": Family(llava_onevision, tiles, kinds="abv"),
+    "internvl": Family(internvl, square(), framed),
+    "qwen3_vl": Family(qwen3_vl, patches(96), stamped, kinds="abv", extras=modality),
+    "qwen3_vl_moe": Family(qwen3_vl_moe, patches(96), stamped, kinds="abv", extras=modality),
+    "idefics3": Family(idefics3, square(), framed, join=per_sample),
+    "smolvlm": Family(smolvlm, square(), framed, join=per_sample),
+    "mistral3": Family(mistral3, sized, in_rows, kinds="ab"),
     "gemma3": Family(gemma3, square(), framed, extras=lambda ids: {"token_type_ids": (ids == IMAGE).long()}),
     "paligemma": Family(paligemma(1), square(), extras=lambda ids: {"token_type_ids": ids * 0}),
-    "paligemma2": Family(paligemma(2), square(), extras=lambda ids: {"token_type_ids": ids * 0}),
-    "llava_pixtral": Family(llava_pixtral, sized, in_rows, kinds="ab", touching=True),
-    "llava_next": Family(llava_next, tiles, kinds="ab", touching=True),
+    "paligemma2": Family(
+        paligemma(2), square(), extras=lambda ids: {"token_type_ids": ids * 0}, backends=("eager",)
+    ),
+    "llava_pixtral": Family(llava_pixtral, sized, in_rows, kinds="ab"),
+    "llava_next": Family(llava_next, tiles, kinds="ab"),
+    "llava_next_video": Family(llava_next_video, tiles, kinds="abv"),
+    "video_llava": Family(video_llava, eight_frames, kinds="av"),
+    "idefics2": Family(idefics2, square(), framed, join=per_sample),
+    "glm4v": Family(glm4v, patches(96), framed, kinds="ab", extras=modality),
+    "glm46v": Family(glm46v, patches(96), framed, kinds="ab", extras=modality),
+    "glm4v_moe": Family(glm4v_moe, patches(96), framed, kinds="ab", extras=modality),
+    "glm_ocr": Family(glm_ocr, patches(96), framed, kinds="ab", extras=modality),
+    "glm4v_video": Family(glm4v, patches(96), in_frames, kinds="v", extras=in_video),
+    "ovis2": Family(ovis2, square(), framed),
+    "aria": Family(aria, square()),
+    "got_ocr2": Family(got_ocr2, square(64), framed),
+    "deepseek_vl": Family(deepseek_vl, square()),
+    "janus": Family(janus, square(), framed),
+    "lighton_ocr": Family(lighton_ocr, sized, kinds="ab"),
+    "qianfan_ocr": Family(qianfan_ocr, square(), framed),
+    "aya_vision": Family(aya_vision, square(), framed),
+    "cohere2_vision": Family(cohere2_vision, square(), framed),
+    "perception_lm": Family(perception_lm, pooled_tiles, kinds="av"),
+    "fast_vlm": Family(fast_vlm, square()),
+    "ministral3": Family(ministral3, sized, in_rows, kinds="ab"),
+    "video_llama_3": Family(video_llama_3, merged, kinds="abv"),
 }
 
 
@@ -269,7 +488,7 @@ def build(name: str, backend: str) -> Any:
     made.generation_config.eos_token_id = None
     made.generation_config.pad_token_id = PAD
     made = made.eval()
-    made.set_attn_implementation(backend)
+    made.set_attn_implementation({"text_config": backend})
     return made
 
 

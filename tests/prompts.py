@@ -31,10 +31,11 @@ class Prompt:
 def features(name: str, kind: str, pixels: Pixels) -> int:
     """Tokens that the family makes of a picture."""
     made = judge(name)
-    if kind == "v":
+    if kind == "v" and hasattr(made.model, "get_video_features"):
         found = made.model.get_video_features(**pixels)
     else:
-        found = made.model.get_image_features(**(FAMILIES[name].join([[pixels]])))
+        named = {key.removesuffix("_videos"): values for key, values in pixels.items()}
+        found = made.model.get_image_features(**FAMILIES[name].join([[named]]))
     found = getattr(found, "pooler_output", found)
     return sum(part.numel() // part.shape[-1] for part in found)
 
@@ -48,7 +49,7 @@ def prompt(name: str, segments: tuple[Segment, ...], seed: int) -> Prompt:
         if isinstance(segment, int):
             ids += torch.randint(3, WORDS, (segment,), generator=generator).tolist()
         else:
-            kind = segment if segment in family.kinds else "a"
+            kind = segment if segment in family.kinds else family.kinds[0]
             pictures.append(family.picture(kind, 100 * seed + place))
             ids += family.ids(kind, features(name, kind, pictures[-1]))
     return Prompt(family, ids, pictures, owners(name, ids))
@@ -74,4 +75,7 @@ def together(prompts: list[Prompt], ids: list[int] | None = None, left: bool = T
         table[i, at], mask[i, at] = torch.tensor(row), 1
     family = prompts[0].family
     pixels = family.join([p.pictures for p in prompts]) if any(p.pictures for p in prompts) else {}
-    return {"input_ids": table, "attention_mask": mask, **pixels, **family.extras(table)}
+    asked = table.clone()
+    if ids is not None:
+        asked[:, len(prompts[0].ids) :] = PAD  # a placeholder's id in an answer is a word
+    return {"input_ids": table, "attention_mask": mask, **pixels, **family.extras(asked)}

@@ -66,9 +66,32 @@ def check(name: str, backend: str, cases: tuple[Case, ...], layout: str, steps: 
     return far
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", FAMILIES)
+PAIRS = [(name, backend) for name, family in FAMILIES.items() for backend in family.backends]
+
+
+@pytest.mark.parametrize(("name", "backend"), PAIRS)
 @pytest.mark.parametrize("method", ["fastv"])
 def test_dropping_is_masking(name: str, backend: str, method: str) -> None:
     far = check(name, backend, METHODS[method], "sizes")
     assert far > 1e-2, "the method changes nothing, so this test could not fail"
+
+
+@pytest.mark.parametrize(("name", "backend"), PAIRS)
+def test_recomputed_attention_is_the_models_own(name: str, backend: str) -> None:
+    """The contract with each decoder class: the rows that scores see are what eager attention computes, in every layer."""
+    one = prompt(name, (3, "a", 5), seed=1)
+    made, oracle = model(name, backend), judged(name, (), one)
+    oracle.feed()
+    seen = {}
+
+    def watch(view: foveate.View) -> None:
+        if view.layer:
+            seen[view.layer - 1] = view.attention(torch.tensor([[2, 4, len(one.ids) - 1]]))[0]
+
+    with torch.no_grad(), foveate.apply(made, watch=watch):
+        for cached in (True, False):
+            made(**together([one]), use_cache=cached)
+            for layer, got in seen.items():
+                want = oracle.shares[layer][:, [2, 4, len(one.ids) - 1]]
+                torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-3, msg=f"{type(made).__name__}, layer {layer}")
+    assert len(seen) == len(oracle.layers)

@@ -33,10 +33,11 @@ def check_model(model: Any, body: Any, adapter: Adapter) -> None:
             "the model is compiled with torch.compile, which skips the engine's hooks; pass the plain model"
         )
     _check_layers(decoder)
-    if backend.startswith("flash") and special_masks(adapter, decoder.config):
+    scaled = "llama_4_scaling_beta" in (getattr(decoder.config, "rope_parameters", None) or {})
+    if backend.startswith("flash") and (scaled or special_masks(adapter, decoder.config)):
         raise ValueError(
-            f"{body.config.model_type} has sliding windows or images that see both ways, which {backend} would count "
-            "over the tokens that are left; call model.set_attn_implementation('sdpa')"
+            f"{body.config.model_type} has sliding windows, images that see both ways or queries scaled by position, "
+            f"which {backend} would count over the tokens that are left; call model.set_attn_implementation('sdpa')"
         )
     stacked = getattr(getattr(body.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
     if len(stacked) >= len(decoder.layers):

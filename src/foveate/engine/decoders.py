@@ -8,6 +8,6 @@ from __future__ import annotations
 
 PROVEN: tuple[str, ...] = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "qwen2_vl_text", "qwen2_5_vl_text",
-    "qwen3_vl_text", "qwen3_vl_moe_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text", "aria_text", "cohere2", "cohere",
+    "qwen3_vl_text", "qwen3_vl_moe_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text", "aria_text", "cohere2",
     "ministral3",
 )  # fmt: skip

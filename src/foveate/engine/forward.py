@@ -102,7 +102,8 @@ class Forward:
         if not (self.rows.untouched and self.past[index].untouched):
             moved["attention_mask"] = self._mask(index, hidden, kwargs.get("attention_mask"), own)
         kwargs = {**kwargs, **moved}
-        self.before.append(Ran(index, module, hidden, kwargs["position_embeddings"], self.rows, own))
+        at, places = kwargs["position_embeddings"], kwargs.get("position_ids")
+        self.before.append(Ran(index, module, hidden, at, self.rows, own, places))
         self.ran.append(self.rows)
         if hidden is given and not moved:
             return None
@@ -122,7 +123,9 @@ class Forward:
 
     def _rows_of(self, values: Tensor) -> Tensor:
         if id(values) not in self.moved and self.source is not None:
-            self.moved[id(values)] = (values, take_rows(values, self.source))
+            planes = values.ndim == 3 and values.dtype == torch.long  # M-RoPE's positions (3 B T)
+            taken = [take_rows(plane, self.source) for plane in values] if planes else take_rows(values, self.source)
+            self.moved[id(values)] = (values, torch.stack(taken) if planes else taken)
         return self.moved[id(values)][1]
 
     def _consult(self, method: Method, index: int, hidden: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class Ran:
         positions: cosines and sines of its rows (b R E).
         rows: the rows' columns.
         own: the family's own mask, or None where attention is causal.
+        places: position ids of its rows (b R), where the layer was given any.
     """
 
     index: int
@@ -34,10 +35,9 @@ class Ran:
     positions: tuple[Tensor, Tensor]
     rows: Slots
     own: OwnMask | None = None
+    places: Tensor | None = None
 
-    def queries(
-        self, adapter: Adapter, asked: Int[Tensor, "B Q"], columns: int
-    ) -> Float[Tensor, "B H Q E"]:
+    def queries(self, adapter: Adapter, asked: Int[Tensor, "B Q"], columns: int) -> Float[Tensor, "B H Q E"]:
         """Post-RoPE queries of the rows in the columns `asked`."""
         batch = asked.shape[0]
         rows = self.rows.columns(batch, asked.device)
@@ -46,7 +46,13 @@ class Ran:
         where.scatter_(1, torch.where(rows < 0, columns, rows), numbers)
         source = where.gather(1, asked.clamp(min=0))
         at = (take_rows(self.positions[0], source), take_rows(self.positions[1], source))
-        return adapter.queries(self.module, take_rows(self.hidden, source), at)
+        found = adapter.queries(self.module, take_rows(self.hidden, source), at)
+        rope = getattr(self.module.self_attn.config, "rope_parameters", None) or {}
+        if "llama_4_scaling_beta" not in rope or self.places is None:
+            return found
+        far = take_rows(self.places, source) // rope["original_max_position_embeddings"]
+        scale = 1 + rope["llama_4_scaling_beta"] * torch.log1p(far)  # Ministral 3: queries grow with their position
+        return found * scale[:, None, :, None].to(found)
 
     def keys(self, adapter: Adapter) -> Float[Tensor, "B H R E"]:
         """Post-RoPE keys of all rows, where no cache holds them."""
