@@ -1,4 +1,4 @@
-"""ONE ENTRY PER FAMILY: a tiny random-weight model of the real config class, and what its pictures look like in a prompt.
+"""ONE ENTRY PER FAMILY: a tiny random-weight model of the real config class, and its pictures in a prompt.
 
 Every family has pictures of two sizes ("a", "b") where it takes several, and videos ("v") where it takes any.
 """
@@ -43,6 +43,7 @@ class Family:
         extras: (ids) -> further inputs, one entry per token.
         join: puts the pictures of a batch together: per sample, a list.
         backends: attention implementations that the family's modules take.
+        side: of the square grid that an image's tokens form, if all do.
     """
 
     config: Callable[[], Any]
@@ -52,6 +53,7 @@ class Family:
     extras: Callable[[Tensor], Pixels] = lambda ids: {}
     join: Callable[[list[list[Pixels]]], Pixels] = field(default_factory=lambda: concatenated)
     backends: tuple[str, ...] = ("sdpa", "eager")
+    side: int | None = None
 
 
 def concatenated(samples: list[list[Pixels]]) -> Pixels:
@@ -185,7 +187,8 @@ def qwen2_5_vl() -> Any:
 
 QWEN3_TOWER = {
     "depth": 3, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4, "intermediate_size": 24,
-    "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2],
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 2],
 }  # fmt: skip
 
 
@@ -323,7 +326,7 @@ def in_video(ids: Tensor) -> Pixels:
 
 def ovis2() -> Any:
     tower = {
-        **{k: v for k, v in SIGLIP.items()}, "vocab_size": 24, "num_visual_indicator_tokens": 5, "hidden_stride": 2,
+        **SIGLIP, "vocab_size": 24, "num_visual_indicator_tokens": 5, "hidden_stride": 2,
     }  # fmt: skip
     return tf.Ovis2Config(
         vision_config=tower, text_config=text("Qwen2"), **SPECIAL, visual_indicator_token_ids=[58, 59, 60, 61, 62],
@@ -393,7 +396,9 @@ def cohere2_vision() -> Any:
 def perception_lm() -> Any:
     """Its own tower is timm's, which this environment lacks; what the decoder is given has the same form."""
     return tf.PerceptionLMConfig(
-        vision_config=tf.CLIPVisionConfig(**CLIP, model_args={"embed_dim": 16}), text_config=text(), **SPECIAL,
+        vision_config=tf.CLIPVisionConfig(**CLIP, model_args={"embed_dim": 16}),
+        text_config=text(),
+        **SPECIAL,
         video_token_id=VIDEO,
     )
 
@@ -443,13 +448,13 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family(internvl, square(), framed),
     "qwen3_vl": Family(qwen3_vl, patches(96), stamped, kinds="abv", extras=modality),
     "qwen3_vl_moe": Family(qwen3_vl_moe, patches(96), stamped, kinds="abv", extras=modality),
-    "idefics3": Family(idefics3, square(), framed, join=per_sample),
-    "smolvlm": Family(smolvlm, square(), framed, join=per_sample),
+    "idefics3": Family(idefics3, square(), framed, join=per_sample, side=2),
+    "smolvlm": Family(smolvlm, square(), framed, join=per_sample, side=2),
     "mistral3": Family(mistral3, sized, in_rows, kinds="ab"),
-    "gemma3": Family(gemma3, square(), framed, extras=lambda ids: {"token_type_ids": (ids == IMAGE).long()}),
-    "paligemma": Family(paligemma(1), square(), extras=lambda ids: {"token_type_ids": ids * 0}),
+    "gemma3": Family(gemma3, square(), framed, extras=lambda ids: {"token_type_ids": (ids == IMAGE).long()}, side=2),
+    "paligemma": Family(paligemma(1), square(), extras=lambda ids: {"token_type_ids": ids * 0}, side=4),
     "paligemma2": Family(
-        paligemma(2), square(), extras=lambda ids: {"token_type_ids": ids * 0}, backends=("eager",)
+        paligemma(2), square(), extras=lambda ids: {"token_type_ids": ids * 0}, backends=("eager",), side=4
     ),
     "llava_pixtral": Family(llava_pixtral, sized, in_rows, kinds="ab"),
     "llava_next": Family(llava_next, tiles, kinds="ab"),

@@ -28,6 +28,7 @@ class Masked:
     inputs: Callable[[list[int]], dict[str, Tensor]]  # the words of the answer so far -> what the model is called with
     image_of: list[int]
     choosers: list[Chooser]
+    side: int | None = None
     step: int = 0
     first: int = 0
     answer: list[int] = field(default_factory=list)
@@ -74,7 +75,7 @@ class Masked:
                 return self.shares[index - back][:, query]
 
             seen = Situation(
-                index, self.step, depth, alive, total, newest, attention, owners, None, self._kinds(owners),
+                index, self.step, depth, alive, total, newest, attention, owners, self.side, self._kinds(owners),
                 self.first, self.memory,
             )  # fmt: skip
             keep = {*chooser(seen), newest}

@@ -61,7 +61,7 @@ CHUNK = 64  # query rows at a time, so that no whole attention matrix ever exist
 
 
 def _sum_over_rows(view: View, queries: Int[Tensor, "B Q"], own: bool = True) -> Float[Tensor, "B C"]:
-    """Attention from the rows of `queries` (-1: none), mean over heads, summed; without `own`, to earlier ones alone."""
+    """Attention from the rows of `queries` (-1: none), mean over heads, summed; without `own`, to earlier ones."""
     total = torch.zeros(view.tokens.kind.shape, device=queries.device)
     for start in range(0, queries.shape[1], CHUNK):
         part = queries[:, start : start + CHUNK]

@@ -164,7 +164,7 @@ class Engine:
             check_call(self.decoder, kwargs.get("position_ids"), padding)
             kwargs = {**kwargs, "past_key_values": self._cache(kwargs)}
             deep, kwargs = DeepStack.taken_from(kwargs)
-            self.call.forward = self._forward(visual, kwargs["past_key_values"], padding, deep)
+            self.call.forward = self._forward(visual, kwargs, padding, deep)
             self.call.forward.engage(True)
         except BaseException:
             self.busy.release()
@@ -183,7 +183,8 @@ class Engine:
         adopt(cache, self.depth)
         return cache
 
-    def _forward(self, visual: Tensor, cache: Cache | None, mask: Tensor | None, deep: DeepStack | None) -> Forward:
+    def _forward(self, visual: Tensor, kwargs: dict[str, Any], mask: Tensor | None, deep: DeepStack | None) -> Forward:
+        cache: Cache | None = kwargs["past_key_values"]
         count = visual.shape[1]
         old, first = _known(cache)
         if mask is not None and mask.shape[1] != first + count:

@@ -62,9 +62,7 @@ def padding_mask(given: Any, called_with: Any) -> Tensor | None:
     if called_with is None:
         return None
     form = f"{called_with.ndim} dimensions" if isinstance(called_with, Tensor) else f"type {type(called_with).__name__}"
-    raise ValueError(
-        f"attention_mask has {form}; under foveate.apply give the 2-D mask of padding (B, tokens so far)"
-    )
+    raise ValueError(f"attention_mask has {form}; under foveate.apply give the 2-D mask of padding (B, tokens so far)")
 
 
 def placeholders(embeds: Float[Tensor, "B T D"], tokens: tuple[int, ...], table: Any) -> Bool[Tensor, "B T"]:

@@ -20,6 +20,7 @@ from .deepstack import DeepStack
 from .ledger import Ledger
 from .masks import OwnMask, for_backend, needless, own_mask
 from .past import Ran
+from .positions import Positions
 from .rows import replace_rows, take_rows
 from .slots import Slots
 from .trace import Pass
@@ -71,8 +72,7 @@ class Forward:
         self.padded = real is not None and not bool(real[:, first:].all())
         self.unmasked = real is None or bool(real[:, :first].all())
         self.ran: list[Slots] = []
-        self.source: Tensor | None = None  # after a drop: each row's place among the rows that the caller gave
-        self.moved: dict[int, tuple[Tensor, Tensor]] = {}  # gathered positions by the caller's, and those
+        self.positions = Positions()
         self.masks: dict[tuple[int, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
         reach = max((getattr(method.score, "back", 1) for method in methods), default=1)
         self.before: deque[Ran] = deque(maxlen=reach)  # the layers that just ran
@@ -98,7 +98,7 @@ class Forward:
             if method.acts(index, self.ledger.step):
                 hidden = self._consult(method, index, hidden)
         own = own_mask(kwargs.get("attention_mask"), self.first) if self.special else None
-        moved = self._positions(kwargs)
+        moved = self.positions.of(kwargs)
         if not (self.rows.untouched and self.past[index].untouched):
             moved["attention_mask"] = self._mask(index, hidden, kwargs.get("attention_mask"), own)
         kwargs = {**kwargs, **moved}
@@ -108,25 +108,6 @@ class Forward:
         if hidden is given and not moved:
             return None
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-    def _positions(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The layer's position arguments for the rows that are left; layers may be given different ones."""
-        if self.source is None:
-            return {}
-        cos, sin = kwargs["position_embeddings"]
-        moved: dict[str, Any] = {"position_embeddings": (self._rows_of(cos), self._rows_of(sin))}
-        if kwargs.get("position_ids") is not None:
-            # gaps in them would make flash attention believe in packed sequences; rotations are in the embeddings
-            flash = self.backend.startswith("flash")
-            moved["position_ids"] = None if flash else self._rows_of(kwargs["position_ids"])
-        return moved
-
-    def _rows_of(self, values: Tensor) -> Tensor:
-        if id(values) not in self.moved and self.source is not None:
-            planes = values.ndim == 3 and values.dtype == torch.long  # M-RoPE's positions (3 B T)
-            taken = [take_rows(plane, self.source) for plane in values] if planes else take_rows(values, self.source)
-            self.moved[id(values)] = (values, torch.stack(taken) if planes else taken)
-        return self.moved[id(values)][1]
 
     def _consult(self, method: Method, index: int, hidden: Tensor) -> Tensor:
         view = self._view(index, hidden)
@@ -178,7 +159,7 @@ class Forward:
         masked = not bool(valid.all())
         run = self._run_at_the_end(stay)
         self.rows = Slots(table[:, : length - run], masked, self.first + self.count - run, run)
-        self.source, self.moved = (table - self.first).clamp(min=0), {}
+        self.positions = Positions((table - self.first).clamp(min=0), self.backend)
         return take_rows(hidden, order.to(hidden.device))
 
     def _run_at_the_end(self, stay: Tensor) -> int:

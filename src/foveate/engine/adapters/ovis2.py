@@ -7,5 +7,5 @@ from .adapter import Adapter
 ADAPTER = Adapter(
     model_types=("ovis2",),
     image_token=lambda config: config.image_token_id,
-    structure="indicator tokens around an image and between its tiles are text and stay; each tile is an image for quotas",
+    structure="indicator tokens around an image and between its tiles stay; each tile is an image for quotas",
 )
