@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def self_check(model: Any, inputs: Inputs) -> list[Check]:
     found = [_check("keep-all equals the plain model", whole, plain, size, model.dtype)]
     for layer in sorted({0, depth // 2}):
         seen: dict[str, Tensor] = {}
-        with apply(model, random(layer=layer, keep=0.5), watch=lambda view, seen=seen: _note(view, seen)) as trace:
+        with apply(model, random(layer=layer, keep=0.5), watch=partial(_note, seen)) as trace:
             dropped = model(**inputs).logits[0].float()
         if not trace.passes or int(trace.passes[0].total.sum()) == 0:
             raise ValueError("the prompt has no visual tokens, so there is nothing to check")
@@ -96,7 +97,7 @@ def self_check(model: Any, inputs: Inputs) -> list[Check]:
     return found
 
 
-def _note(view: View, seen: dict[str, Tensor]) -> None:
+def _note(seen: dict[str, Tensor], view: View) -> None:
     if view.layer < view.layers:
         return
     visual = view.tokens.are(Kind.IMAGE)[0]
