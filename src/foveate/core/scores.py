@@ -45,7 +45,8 @@ class Received:
     """Attention received in the layer before from all later tokens that run now, mean over them (FastV's text).
 
     FastV (2403.06764, Section 4.1) says "the average attention-score received from all other tokens"; a causal model
-    pays none to later ones, so earlier tokens are not counted. Rows are computed `CHUNK` at a time.
+    pays none to later ones, so earlier tokens are not counted (nor are they where images see both ways). Rows are
+    computed `CHUNK` at a time.
     """
 
     def __call__(self, view: View) -> Float[Tensor, "B N"]:
@@ -60,13 +61,13 @@ CHUNK = 64  # query rows at a time, so that no whole attention matrix ever exist
 
 
 def _sum_over_rows(view: View, queries: Int[Tensor, "B Q"], own: bool = True) -> Float[Tensor, "B C"]:
-    """Attention from the rows of `queries` (-1: none), mean over heads, summed over rows; without `own`, to others."""
+    """Attention from the rows of `queries` (-1: none), mean over heads, summed; without `own`, to earlier ones."""
     total = torch.zeros(view.tokens.kind.shape, device=queries.device)
     for start in range(0, queries.shape[1], CHUNK):
         part = queries[:, start : start + CHUNK]
         paid = view.attention(part).mean(1)
-        if not own:
-            paid = paid.scatter(-1, part.clamp(min=0)[..., None], 0.0)  # rows of -1 pay nothing anyway
+        if not own:  # nor to later ones, where images see both ways
+            paid = paid * (torch.arange(paid.shape[-1], device=part.device) < part[..., None])
         total = total + paid.sum(1)
     return total
 

@@ -17,10 +17,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from ..core.method import Method
 from ..core.tokens import classify
 from ..core.view import View
-from .adapters import Adapter, adapter_for
+from .adapters import Adapter, adapter_for, decoder_of
 from .cache import KeptLayer, adopt
-from .call import Call
-from .checks import check_call, check_model, decoder_layers, unwrapped
+from .call import Call, padding_mask, placeholders, regular
+from .checks import check_call, check_model, decoder_layers, special_masks, unwrapped
+from .deepstack import DeepStack
 from .forward import Forward
 from .ledger import Ledger
 from .trace import Pass, Trace
@@ -51,8 +52,8 @@ def apply(
         A context manager; entering it gives the `Trace`.
 
     Raises:
-        ValueError: unknown family, no visual tokens, an unsupported decoder, attention backend or cache, sliding
-            windows, a compiled model, gradient checkpointing, a schedule that does not fit the depth.
+        ValueError: unknown or refused family, no visual tokens, an unsupported decoder, attention backend or cache,
+            a compiled model, gradient checkpointing, a schedule that does not fit the depth.
         RuntimeError: `apply` is already active on this model.
         TypeError: something among `methods` is not a `Method`.
 
@@ -68,7 +69,7 @@ def apply(
         if not isinstance(method, Method):
             raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
         method.check(depth)
-    check_model(model, body)
+    check_model(model, body, adapter)
     return _applied(adapter, body, methods, watch)
 
 
@@ -98,7 +99,7 @@ class Engine:
         self, adapter: Adapter, body: Any, methods: tuple[Method, ...], watch: Callable[[View], None] | None = None
     ) -> None:
         self.adapter, self.body, self.methods, self.watch = adapter, body, methods, watch
-        self.decoder = body.language_model
+        self.decoder = decoder_of(body)
         self.depth = len(self.decoder.layers)
         self.trace = Trace(self.depth, tuple(m.name for m in methods))
         self.call = Call()
@@ -133,14 +134,14 @@ class Engine:
     def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes which columns of the call are visual."""
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        image = self.adapter.image_token(self.body.config)
+        visual = self.adapter.visual_tokens(self.body.config)
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-        self.call.ids = ids
+        self.call.ids, self.call.mask = ids, given.get("attention_mask")
+        self.call.regular = regular(self.body.config, given)
         if ids is not None:
-            self.call.visual = ids == image
+            self.call.visual = torch.isin(ids, torch.tensor(visual, device=ids.device))
         elif embeds is not None:
-            token = torch.tensor(image, device=embeds.device)
-            self.call.visual = (embeds == self.body.get_input_embeddings()(token)).all(-1)
+            self.call.visual = placeholders(embeds, visual, self.body.get_input_embeddings())
 
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -159,9 +160,11 @@ class Engine:
                 "or give each its own model"
             )
         try:
-            check_call(self.decoder, kwargs)
+            padding = padding_mask(kwargs.get("attention_mask"), self.call.mask)
+            check_call(self.decoder, kwargs.get("position_ids"), padding)
             kwargs = {**kwargs, "past_key_values": self._cache(kwargs)}
-            self.call.forward = self._forward(visual, kwargs)
+            deep, kwargs = DeepStack.taken_from(kwargs)
+            self.call.forward = self._forward(visual, kwargs, padding, deep)
             self.call.forward.engage(True)
         except BaseException:
             self.busy.release()
@@ -180,16 +183,10 @@ class Engine:
         adopt(cache, self.depth)
         return cache
 
-    def _forward(self, visual: Tensor, kwargs: dict[str, Any]) -> Forward:
+    def _forward(self, visual: Tensor, kwargs: dict[str, Any], mask: Tensor | None, deep: DeepStack | None) -> Forward:
         cache: Cache | None = kwargs["past_key_values"]
-        mask = kwargs.get("attention_mask")
         count = visual.shape[1]
         old, first = _known(cache)
-        if mask is not None and mask.ndim != 2:
-            raise ValueError(
-                f"attention_mask has {mask.ndim} dimensions; under foveate.apply give the 2-D mask of padding "
-                "(B, tokens so far)"
-            )
         if mask is not None and mask.shape[1] != first + count:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns; expected {first + count}: {first} seen and {count} new"
@@ -208,8 +205,9 @@ class Engine:
         cuts = [(layer, fresh, alive) for layer, alive in old.alive] if old is not None else [(0, fresh, fresh * 0)]
         record = Pass(ledger.step, ledger.text - past, past, ledger.total, cuts, fresh, cache is not None)
         backend = self.decoder.config._attn_implementation
-        shared = (self.adapter, self.methods, self.watch, self.depth, backend)
-        return Forward(*shared, ledger, first, count, real, cache, record)
+        special = special_masks(self.adapter, self.decoder.config)
+        shared = (self.adapter, self.methods, self.watch, self.depth, backend, special)
+        return Forward(*shared, ledger, first, count, real, cache, record, deep)
 
     def _ledger(self, old: Ledger | None, visual: Tensor, real: Tensor | None) -> Ledger:
         """The conversation with the columns of this forward added."""
@@ -221,8 +219,8 @@ class Engine:
         tokens = classify(
             visual,
             here,
-            per_image=self.adapter.per_image(self.body.config),
-            grid=self.adapter.grid(self.body.config),
+            per_image=self.adapter.per_image(self.body.config) if self.call.regular else None,
+            grid=self.adapter.grid(self.body.config) if self.call.regular else None,
             opening=old is None,
         )
         total, text = visual.sum(1), (here & ~visual).sum(1)

@@ -5,7 +5,8 @@ preallocated buffer that grows geometrically. It is useful with no method at all
 
     model.generate(**inputs, past_key_values=foveate.KeptCache(model.config))
 
-and the engine puts it into any empty `DynamicCache` it meets.
+and the engine puts it into any empty `DynamicCache` it meets. Layers with a sliding window keep the whole past too:
+transformers' mask then hides what lies before the window, by original positions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .ledger import Ledger
 from .slots import Gather, Move, Slots
@@ -182,7 +183,7 @@ class KeptCache(DynamicCache):
         config: the model's configuration; its text part gives the number of layers.
 
     Raises:
-        ValueError: the model has layers that are not full attention (sliding windows, linear attention).
+        TypeError: the model has layers that are not attention (linear attention, convolution).
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -209,9 +210,10 @@ def adopt(cache: Cache, layers: int | None = None) -> None:
             f"past_key_values is a {type(cache).__name__}{' with offloading' if cache.offloading else ''}; supported "
             "are DynamicCache and foveate.KeptCache. Pass one of these, or none."
         )
-    odd = {type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer}
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    odd = {type(layer).__name__ for layer in cache.layers if type(layer) not in plain}
     if odd:
-        raise TypeError(f"the cache has layers of type {', '.join(sorted(odd))}; supported is full attention alone")
+        raise TypeError(f"the cache has layers of type {', '.join(sorted(odd))}; supported is attention alone")
     if cache.get_seq_length() > 0:
         raise ValueError(
             f"past_key_values already holds {cache.get_seq_length()} tokens that were not run under foveate.apply, "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .forward import Forward
@@ -18,6 +20,8 @@ class Call(threading.local):
         forward: the decoder's forward under way.
         refused: whether `Engine._begin` has just raised.
         ids: the call's `input_ids`, if it has any.
+        mask: the call's `attention_mask`, as the caller gave it.
+        regular: whether images have the number of tokens that the configuration tells.
         repeated: the `input_ids` of the last forward without a cache, and how many of its columns were the prompt.
     """
 
@@ -25,6 +29,8 @@ class Call(threading.local):
     forward: Forward | None = None
     refused: bool = False
     ids: Tensor | None = None
+    mask: Any = None
+    regular: bool = True
     repeated: tuple[Tensor, int] | None = None
 
     def prompt_columns(self, count: int) -> int:
@@ -42,3 +48,33 @@ class Call(threading.local):
                 prompt = before
         self.repeated = (ids, prompt)
         return prompt
+
+
+def padding_mask(given: Any, called_with: Any) -> Tensor | None:
+    """The 2-D mask of padding: what the decoder was given, or, where the family makes its own of it, the caller's.
+
+    Raises:
+        ValueError: the caller gave a mask that is not 2-D.
+    """
+    for mask in (given, called_with):
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            return mask
+    if called_with is None:
+        return None
+    form = f"{called_with.ndim} dimensions" if isinstance(called_with, Tensor) else f"type {type(called_with).__name__}"
+    raise ValueError(f"attention_mask has {form}; under foveate.apply give the 2-D mask of padding (B, tokens so far)")
+
+
+def placeholders(embeds: Float[Tensor, "B T D"], tokens: tuple[int, ...], table: Any) -> Bool[Tensor, "B T"]:
+    """Which embeddings are a placeholder's, where a prompt comes without ids."""
+    found = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    for token in tokens:
+        if token < table.num_embeddings:  # some families' placeholders lie outside of the vocabulary
+            found |= (embeds == table(torch.tensor(token, device=embeds.device))).all(-1)
+    return found
+
+
+def regular(config: Any, given: dict[str, Any]) -> bool:
+    """Whether this call's images have the number of tokens that the configuration tells."""
+    chosen = given.get("vision_feature_select_strategy")
+    return chosen is None or chosen == getattr(config, "vision_feature_select_strategy", chosen)

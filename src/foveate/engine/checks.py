@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from torch import Tensor
+
+from .adapters import Adapter, decoder_of
+from .decoders import PROVEN
 from .masks import SUPPORTED
 
 
@@ -14,9 +18,9 @@ def unwrapped(model: Any) -> Any:
     return model if inner is None else inner()
 
 
-def check_model(model: Any, body: Any) -> None:
+def check_model(model: Any, body: Any, adapter: Adapter) -> None:
     """Raises ValueError where the engine could not be right."""
-    decoder = body.language_model
+    decoder = decoder_of(body)
     backend = decoder.config._attn_implementation
     if backend not in SUPPORTED:
         raise ValueError(
@@ -29,7 +33,18 @@ def check_model(model: Any, body: Any) -> None:
             "the model is compiled with torch.compile, which skips the engine's hooks; pass the plain model"
         )
     _check_layers(decoder)
-    check_call(decoder, {})
+    scaled = "llama_4_scaling_beta" in (getattr(decoder.config, "rope_parameters", None) or {})
+    if backend.startswith("flash") and (scaled or special_masks(adapter, decoder.config)):
+        raise ValueError(
+            f"{body.config.model_type} has sliding windows, images that see both ways or queries scaled by position, "
+            f"which {backend} would count over the tokens that are left; call model.set_attn_implementation('sdpa')"
+        )
+    stacked = getattr(getattr(body.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+    if len(stacked) >= len(decoder.layers):
+        raise ValueError(
+            f"DeepStack has {len(stacked)} levels for {len(decoder.layers)} layers; supported are fewer than layers"
+        )
+    check_call(decoder, None, None)
     settings = getattr(model, "generation_config", None)
     kind = getattr(settings, "cache_implementation", None)
     if kind not in (None, "dynamic"):
@@ -44,10 +59,11 @@ def decoder_layers(body: Any) -> Any:
     Raises:
         ValueError: the language model is not a stack of `layers`.
     """
-    layers = getattr(body.language_model, "layers", None)
+    decoder = decoder_of(body)
+    layers = getattr(decoder, "layers", None)
     if layers is None:
         raise ValueError(
-            f"the language model is a {type(body.language_model).__name__}, which has no `layers`; supported are "
+            f"the language model is a {type(decoder).__name__}, which has no `layers`; supported are "
             "decoders like Llama, Mistral, Qwen2 and Qwen3"
         )
     return layers
@@ -63,46 +79,62 @@ def _compiled(part: Any) -> bool:
     )
 
 
+def special_masks(adapter: Adapter, config: Any) -> bool:
+    """Whether who sees whom is more than causal order: windows in some layers, or images that see both ways."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        windows = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None) is not None
+    else:
+        windows = "sliding_attention" in kinds
+    return adapter.own_masks or bool(windows)
+
+
 def _check_layers(decoder: Any) -> None:
-    """Raises ValueError unless all layers are full attention, of the form whose rows the engine can recompute."""
+    """Raises ValueError unless all layers are attention of a form whose rows the engine can recompute."""
     config = decoder.config
-    odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    known = getattr(config, "layer_types", None) is not None or not getattr(config, "use_sliding_window", True)
-    window = None if known else getattr(config, "sliding_window", None)
-    if odd or window:
-        what = ", ".join(sorted(odd)) or f"a sliding window of {window}"
+    odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if odd:
         raise ValueError(
-            f"the language model ({config.model_type}) has {what}; supported is full attention in every layer. Where "
-            "the window is longer than your prompts, set text_config.sliding_window=None and load the model again."
+            f"the language model ({config.model_type}) has layers of {', '.join(sorted(odd))}, through which dropping "
+            "a token changes its neighbours; supported are full attention and sliding windows in every layer"
         )
     for layer in decoder.layers:
         attention = getattr(layer, "self_attn", None)
-        lacks = [name for name in ("q_proj", "k_proj", "head_dim") if not hasattr(attention, name)]
+        lacks = [name for name in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, name)]
         lacks += [] if hasattr(layer, "input_layernorm") else ["input_layernorm"]
         rotary = hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb")
         lacks += [] if rotary else ["rotary embedding"]
-        if lacks or float(getattr(config, "partial_rotary_factor", None) or 1.0) != 1.0:
+        if lacks:
             raise ValueError(
                 f"the layers of the language model ({config.model_type}) are not of the supported form: "
-                f"{', '.join(lacks) or 'rotary embedding on a part of each head'}"
-                f"{' is missing' if lacks else ''}. Supported are decoders like Llama, Mistral, Qwen2 and Qwen3."
+                f"{', '.join(lacks)} is missing. Supported are decoders like Llama, Mistral, Qwen2 and Qwen3."
             )
+    if config.model_type not in PROVEN:
+        raise ValueError(
+            f"nobody has proven the engine right for the decoder {config.model_type!r}; proven are {', '.join(PROVEN)}"
+        )
 
 
-def check_call(decoder: Any, kwargs: dict[str, Any]) -> None:
-    """Raises ValueError where one call of the decoder could not be right."""
+def check_call(decoder: Any, positions: Tensor | None, padding: Tensor | None) -> None:
+    """Raises ValueError where one call of the decoder could not be right.
+
+    Args:
+        decoder: the language model.
+        positions: (B T), M-RoPE's (3 B T), or (4 B T) with those of the text first.
+        padding: (B C), 1 for what is real.
+    """
     if getattr(decoder, "gradient_checkpointing", False):
         raise ValueError(
             "gradient checkpointing runs every layer twice, which would drop tokens twice; "
             "call model.gradient_checkpointing_disable() first"
         )
-    positions = kwargs.get("position_ids")
+    if positions is not None and positions.ndim == 3 and positions.shape[0] == 4:
+        positions = positions[0]
     if positions is None or positions.ndim != 2 or positions.shape[1] < 2:
         return
     back = positions[:, 1:] < positions[:, :-1]
-    mask = kwargs.get("attention_mask")
-    if mask is not None and mask.ndim == 2 and mask.shape[1] >= positions.shape[1]:
-        real = mask[:, -positions.shape[1] :].bool()
+    if padding is not None and padding.shape[1] >= positions.shape[1]:
+        real = padding[:, -positions.shape[1] :].bool()
         back = back & real[:, 1:] & real[:, :-1]
     if bool(back.any()):
         raise ValueError(

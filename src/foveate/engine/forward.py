@@ -16,13 +16,14 @@ from ..core.tokens import Kind
 from ..core.view import View
 from .adapters import Adapter
 from .cache import KeptLayer
+from .deepstack import DeepStack
 from .ledger import Ledger
-from .masks import for_backend, may_see, needless
-from .rows import attention_rows, replace_rows, take_rows
+from .masks import OwnMask, for_backend, needless, own_mask
+from .past import Ran
+from .positions import Positions
+from .rows import replace_rows, take_rows
 from .slots import Slots
 from .trace import Pass
-
-Positions = tuple[Tensor, Tensor]
 
 
 class Forward:
@@ -34,12 +35,14 @@ class Forward:
         watch: called with the view before each layer and after the last, or None.
         layers: depth of the decoder.
         backend: transformers' name of the attention implementation.
+        special: whether the family's masks are more than causal order and padding.
         ledger: the conversation with this forward's columns already in it.
         first: first column of this forward.
         count: columns of this forward (T).
         real: which columns so far are not padding (B C), or None if all are.
         cache: the cache, of `KeptLayer`s, or None.
         record: what the trace will keep of this forward.
+        deep: DeepStack features that are added to visual rows on the way, or None.
     """
 
     def __init__(
@@ -49,15 +52,17 @@ class Forward:
         watch: Callable[[View], None] | None,
         layers: int,
         backend: str,
+        special: bool,
         ledger: Ledger,
         first: int,
         count: int,
         real: Tensor | None,
         cache: Cache | None,
         record: Pass,
+        deep: DeepStack | None = None,
     ) -> None:
         self.adapter, self.methods, self.watch = adapter, methods, watch
-        self.layers, self.backend = layers, backend
+        self.layers, self.backend, self.special, self.deep = layers, backend, special, deep
         self.ledger, self.first, self.count, self.real = ledger, first, count, real
         self.cache, self.record = cache, record
         self.rows = Slots(None, False, first, count)
@@ -67,10 +72,10 @@ class Forward:
         self.padded = real is not None and not bool(real[:, first:].all())
         self.unmasked = real is None or bool(real[:, :first].all())
         self.ran: list[Slots] = []
-        self.moved: dict[str, Any] = {}  # position arguments after a drop, in place of the caller's
-        self.masks: dict[tuple[int, int], tuple[Slots, Slots, Tensor | None]] = {}  # holds its keys alive
+        self.positions = Positions()
+        self.masks: dict[tuple[int, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
         reach = max((getattr(method.score, "back", 1) for method in methods), default=1)
-        self.before: deque[tuple[int, Any, Tensor, Positions, Slots]] = deque(maxlen=reach)  # the layers that just ran
+        self.before: deque[Ran] = deque(maxlen=reach)  # the layers that just ran
         self.notes = dict(ledger.notes)
 
     def engage(self, on: bool) -> None:
@@ -84,23 +89,27 @@ class Forward:
         """What layer `index` shall be called with, or None for what it was given."""
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         given = hidden
+        if self.deep is not None:
+            columns = self.rows.columns(hidden.shape[0], hidden.device)
+            hidden = self.deep.added(hidden, index - 1, torch.where(columns < 0, -1, columns - self.first))
         if self.watch is not None:
             self.watch(self._view(index, hidden))
         for method in self.methods:
             if method.acts(index, self.ledger.step):
-                hidden = self._consult(method, index, hidden, kwargs)
-        moved = self.moved
+                hidden = self._consult(method, index, hidden)
+        own = own_mask(kwargs.get("attention_mask"), self.first) if self.special else None
+        moved = self.positions.of(kwargs)
         if not (self.rows.untouched and self.past[index].untouched):
-            moved = {**moved, "attention_mask": self._mask(index, hidden)}
-        if moved:
-            kwargs = {**kwargs, **moved}
-        self.before.append((index, module, hidden, kwargs["position_embeddings"], self.rows))
+            moved["attention_mask"] = self._mask(index, hidden, kwargs.get("attention_mask"), own)
+        kwargs = {**kwargs, **moved}
+        at, places = kwargs["position_embeddings"], kwargs.get("position_ids")
+        self.before.append(Ran(index, module, hidden, at, self.rows, own, places))
         self.ran.append(self.rows)
         if hidden is given and not moved:
             return None
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
-    def _consult(self, method: Method, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _consult(self, method: Method, index: int, hidden: Tensor) -> Tensor:
         view = self._view(index, hidden)
         if view.visual.shape[1] == 0:
             return hidden
@@ -115,7 +124,7 @@ class Forward:
         gone = torch.where(view.mask & ~keep, view.visual, -1)
         alive = torch.nn.functional.pad(alive, (0, 1)).scatter(1, torch.where(gone < 0, alive.shape[1], gone), False)
         alive = alive[:, :-1]
-        hidden = self._drop_rows(alive, hidden, kwargs)
+        hidden = self._drop_rows(alive, hidden)
         self._evict(index, alive)
         self.record.cuts = [cut for cut in self.record.cuts if cut[0] < index] + self._counts(index, hidden.shape[0])
         return hidden
@@ -135,7 +144,7 @@ class Forward:
                 found.append((layer, fresh, visual(last)))
         return found
 
-    def _drop_rows(self, alive: Tensor, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _drop_rows(self, alive: Tensor, hidden: Tensor) -> Tensor:
         """Gathers the rows that stay, right-aligned; padding leaves with the first drop, for nobody reads it."""
         columns = self.rows.columns(hidden.shape[0], alive.device)
         real = columns >= 0
@@ -150,13 +159,7 @@ class Forward:
         masked = not bool(valid.all())
         run = self._run_at_the_end(stay)
         self.rows = Slots(table[:, : length - run], masked, self.first + self.count - run, run)
-        source = (table - self.first).clamp(min=0)
-        cos, sin = kwargs["position_embeddings"]
-        self.moved["position_embeddings"] = (take_rows(cos, source), take_rows(sin, source))
-        if kwargs.get("position_ids") is not None:
-            # gaps in them would make flash attention believe in packed sequences; rotations are in the embeddings
-            flash = self.backend.startswith("flash")
-            self.moved["position_ids"] = None if flash else take_rows(kwargs["position_ids"], source)
+        self.positions = Positions((table - self.first).clamp(min=0), self.backend)
         return take_rows(hidden, order.to(hidden.device))
 
     def _run_at_the_end(self, stay: Tensor) -> int:
@@ -214,48 +217,37 @@ class Forward:
 
     def _attend(self, index: int, queries: Tensor) -> Tensor:
         """Attention of layer `index`, which has just run, from the rows of `queries` to all columns."""
-        held_back = [entry for entry in self.before if entry[0] == index]
+        held_back = [ran for ran in self.before if ran.index == index]
         if not held_back:
             raise ValueError(
                 f"attention of layer {index} was not held back; a score that looks further back than the layer before "
                 "says so by an attribute `back`, the number of layers"
             )
-        _, module, hidden, positions, ran = held_back[0]
-        batch, columns, device = hidden.shape[0], self.ledger.columns, queries.device
-        rows = ran.columns(batch, device)
-        where = torch.zeros((batch, columns + 1), dtype=torch.long, device=device)
-        numbers = torch.arange(rows.shape[1], device=device).expand_as(rows)
-        where.scatter_(1, torch.where(rows < 0, columns, rows), numbers)
-        source = where.gather(1, queries.clamp(min=0)).to(hidden.device)
-        at: Positions = (take_rows(positions[0], source), take_rows(positions[1], source))
-        asked = self.adapter.queries(module, take_rows(hidden, source), at)
+        ran, batch, device = held_back[0], queries.shape[0], queries.device
+        rows = ran.rows.columns(batch, device)
+        asked = ran.queries(self.adapter, queries, self.ledger.columns)
         if self.cache is None:
-            keys, held, projected = self.adapter.keys(module, hidden, positions), rows, rows.shape[1]
+            keys, held, projected = ran.keys(self.adapter), rows, rows.shape[1]
         else:
             keys = self.cache.layers[index].keys
             held, projected = torch.cat([self.past[index].columns(batch, device), rows], 1), 0
         self.record.asked.append((index, queries.shape[1], held.shape[1], projected))
-        allowed = may_see(queries, held, self.real) & (queries >= 0)[:, :, None]
-        scaling: float = module.self_attn.scaling
-        shares = attention_rows(asked, keys, scaling, allowed.to(asked.device)).to(device)
-        out = shares.new_zeros((*shares.shape[:-1], columns + 1))
-        slot = torch.where(held < 0, columns, held)[:, None, None].expand(shares.shape)
-        return out.scatter_add(-1, slot, shares)[..., :columns]
+        return ran.attention(asked, queries, keys, held, self.real, self.ledger.columns)
 
-    def _mask(self, index: int, hidden: Tensor) -> Tensor | None:
+    def _mask(self, index: int, hidden: Tensor, given: Any, own: OwnMask | None) -> Tensor | None:
         past = self.past[index]
-        key = (id(past), id(self.rows))
+        key = (id(past), id(self.rows), id(given) if own is not None else 0)
         if key not in self.masks:
             rows = hidden.shape[1]
             dead = past.masked or self.rows.masked or (self.padded and self.rows.untouched) or self._hidden(past)
-            if not dead and needless(self.backend, rows, past.length):
+            if not dead and own is None and needless(self.backend, rows, past.length):
                 mask = None
             else:
                 asked = self.rows.columns(hidden.shape[0], hidden.device)
                 held = torch.cat([past.columns(hidden.shape[0], hidden.device), asked], 1)
-                mask = for_backend(self.backend, asked, held, self.real, hidden.dtype)
-            self.masks[key] = (past, self.rows, mask)
-        return self.masks[key][2]
+                mask = for_backend(self.backend, asked, held, self.real, hidden.dtype, own)
+            self.masks[key] = ((past, self.rows, given), mask)
+        return self.masks[key][1]
 
     def _hidden(self, past: Slots) -> bool:
         """Whether the caller's mask hides tokens that the cache holds, as an edited mask may."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -9,14 +12,50 @@ from torch import Tensor
 SUPPORTED = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
 
+@dataclass(frozen=True)
+class OwnMask:
+    """Who sees whom by the family's own rule: sliding windows, images that see both ways. Over original columns.
+
+    Attributes:
+        seen: rows of the forward under way against all columns so far; b = 1 or B.
+        first: column of the first row.
+    """
+
+    seen: Bool[Tensor, "b T C"]
+    first: int
+
+    def between(self, queries: Int[Tensor, "B R"], keys: Int[Tensor, "B S"]) -> Bool[Tensor, "B R S"]:
+        """The entries of some columns."""
+        at = (queries - self.first).clamp(min=0)[:, :, None].to(self.seen.device)
+        rows = self.seen.expand(queries.shape[0], -1, -1).gather(1, at.expand(-1, -1, self.seen.shape[2]))
+        columns = keys.clamp(min=0)[:, None].to(self.seen.device).expand(-1, queries.shape[1], -1)
+        return rows.gather(2, columns).to(queries.device)
+
+
 def may_see(
-    queries: Int[Tensor, "B R"], keys: Int[Tensor, "B S"], real: Bool[Tensor, "B C"] | None
+    queries: Int[Tensor, "B R"],
+    keys: Int[Tensor, "B S"],
+    real: Bool[Tensor, "B C"] | None,
+    own: OwnMask | None = None,
 ) -> Bool[Tensor, "B R S"]:
-    """Causal by column; fills and padding are never seen, and fills themselves see all (their rows are unused)."""
-    seen = (keys >= 0)[:, None] & (keys[:, None] <= queries[:, :, None])
+    """Causal by column, or as the family's own mask says; fills and padding are never seen, fills themselves see all.
+
+    (A fill's row is unused.)
+    """
+    if own is None:
+        seen = (keys >= 0)[:, None] & (keys[:, None] <= queries[:, :, None])
+    else:
+        seen = (keys >= 0)[:, None] & own.between(queries, keys)
     if real is not None:
-        seen &= real.gather(1, keys.clamp(min=0))[:, None]
+        seen = seen & real.gather(1, keys.clamp(min=0))[:, None]
     return seen | (queries < 0)[:, :, None]
+
+
+def own_mask(given: Any, first: int) -> OwnMask | None:
+    """The mask that a decoder gives its layer, bool or additive (b 1 T C); None where it gives none: all is causal."""
+    if not isinstance(given, Tensor) or given.ndim != 4:
+        return None
+    return OwnMask((given if given.dtype == torch.bool else given == 0)[:, 0], first)
 
 
 def for_backend(
@@ -25,12 +64,13 @@ def for_backend(
     keys: Int[Tensor, "B S"],
     real: Bool[Tensor, "B C"] | None,
     dtype: torch.dtype,
+    own: OwnMask | None = None,
 ) -> Tensor:
     """The mask as `backend` wants it: bool (B 1 R S), additive (B 1 R S), or flash attention's key mask (B S)."""
     if backend.startswith("flash"):
         alive = keys >= 0
         return (alive if real is None else alive & real.gather(1, keys.clamp(min=0))).long()
-    seen = may_see(queries, keys, real)[:, None]
+    seen = may_see(queries, keys, real, own)[:, None]
     if backend == "eager":
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
     return seen

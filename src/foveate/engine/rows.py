@@ -37,7 +37,8 @@ def _project(layer: Any, which: str, hidden: Tensor, positions: tuple[Tensor, Te
     norm = getattr(attention, f"{which}_norm", None)
     states = (states if norm is None else norm(states)).transpose(1, 2)
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    return rotate(states, states, *positions)[0]
+    cos, sin = (p.to(states.device) for p in positions)
+    return rotate(states, states, cos, sin)[0]
 
 
 def attention_rows(
@@ -45,11 +46,17 @@ def attention_rows(
     keys: Float[Tensor, "B K S E"],
     scaling: float,
     allowed: Bool[Tensor, "B Q S"],
+    softcap: float | None = None,
 ) -> Float[Tensor, "B H Q S"]:
-    """Softmax of the scaled products in float32; rows that may look at nothing are zeros."""
+    """Softmax of the scaled products in float32; rows that may look at nothing are zeros.
+
+    `softcap` c squeezes the products x into c tanh(x / c), as Gemma 2 does.
+    """
     batch, _, rows, _ = queries.shape
     grouped = queries.view(batch, keys.shape[1], -1, rows, queries.shape[-1]).float()
     products = torch.einsum("bkgqe,bkse->bkgqs", grouped, keys.float()) * scaling
+    if softcap is not None:
+        products = softcap * torch.tanh(products / softcap)
     products = products.flatten(1, 2).masked_fill(~allowed[:, None], -torch.inf)
     return products.softmax(-1).nan_to_num(0.0)
 

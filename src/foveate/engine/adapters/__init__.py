@@ -7,7 +7,8 @@ import pkgutil
 from functools import cache
 from typing import Any
 
-from .adapter import Adapter
+from ..refused import REFUSED
+from .adapter import Adapter, decoder_of
 
 
 @cache
@@ -32,6 +33,8 @@ def adapter_for(model: Any) -> Adapter:
     known = adapters()
     if kind in known:
         return known[kind]
+    if kind in REFUSED:
+        raise ValueError(f"{kind} ({type(model).__name__}) is not supported: {REFUSED[kind]}")
     supported = f"Supported families: {', '.join(sorted(known))}."
     if getattr(config, "vision_config", None) is None:
         raise ValueError(f"{type(model).__name__} ({kind}) has no visual tokens to keep. {supported}")
@@ -41,4 +44,4 @@ def adapter_for(model: Any) -> Adapter:
     )
 
 
-__all__ = ["Adapter", "adapter_for", "adapters"]
+__all__ = ["Adapter", "adapter_for", "adapters", "decoder_of"]

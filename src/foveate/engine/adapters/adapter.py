@@ -14,7 +14,13 @@ from ..rows import project_keys, project_queries
 def multimodal_body(model: Any) -> Any:
     """The module that merges image features into the text and calls the language model."""
     inner = getattr(model, "model", None)
-    return inner if hasattr(inner, "language_model") else model
+    return inner if hasattr(inner, "language_model") or hasattr(inner, "text_model") else model
+
+
+def decoder_of(body: Any) -> Any:
+    """The language model inside a multimodal body: Idefics and its kin call it `text_model`."""
+    inner = getattr(body, "language_model", None)
+    return body.text_model if inner is None else inner
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,13 @@ class Adapter:
         image_token: the id of visual tokens in `input_ids`, from the model's configuration.
         per_image: visual tokens of every image where the configuration fixes them, else None.
         grid: (rows, columns) of every image's tokens in raster order, or None where they form no such grid.
-        body: the multimodal module; its `language_model` has `layers`.
+        body: the multimodal module; its decoder (see `decoder_of`) has `layers`.
         queries: post-RoPE query rows (B H Q D) of a decoder layer's attention, from the layer's input.
         keys: post-RoPE keys (B H T D), likewise; asked only where there is no cache.
+        video_token: the id of the tokens of video frames, where it is another than the images'.
+        own_masks: whether attention in a prompt is more than causal order and sliding windows, as where images see
+            both ways.
+        structure: what stands around an image's tokens, and whether it may be dropped; for the docs.
     """
 
     model_types: tuple[str, ...]
@@ -38,3 +48,12 @@ class Adapter:
     body: Callable[[Any], Any] = multimodal_body
     queries: Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor] = project_queries
     keys: Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor] = project_keys
+    video_token: Callable[[Any], int | None] = lambda config: None
+    own_masks: bool = False
+    structure: str = "every placeholder is a token of the image and may be dropped; there are no others"
+
+    def visual_tokens(self, config: Any) -> tuple[int, ...]:
+        """Ids of the placeholders of images and of video frames."""
+        video = self.video_token(config)
+        image = self.image_token(config)
+        return (image,) if video is None or video == image else (image, video)

@@ -1,0 +1,95 @@
+"""`foveate doctor`: what a model is, what is supported, and whether the engine is right on its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image
+from rich import box
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from ..demo.bundled import BUNDLED, load
+from ..measure.doctor import Finding, examine, skeleton
+from ..measure.selfcheck import placeholder_inputs, self_check
+from . import options
+from .generate import encode
+from .output import console, errors, print_json
+
+
+def doctor(
+    model: Annotated[str, typer.Argument(help="scenes or smol (bundled), a folder, a hub id, or a config.json.")],
+    check: Annotated[bool, typer.Option(help="Run the self-check on the weights.")] = True,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    attention: Annotated[str, typer.Option(help="sdpa or eager.")] = "sdpa",
+    as_json: options.Json = False,
+) -> int:
+    """Say whether and how foveate works with a model; exits with 1 if it does not, or if a check fails."""
+    path = Path(model)
+    bare = path.suffix == ".json" or (path.is_dir() and not any(path.glob("*.safetensors")))
+    if path.suffix == ".json" and not path.is_file():
+        raise ValueError(f"there is no file {model!r}")
+    if bare or not check:
+        found = examine(model, skeleton(_config(path if bare else Path(model), model)))
+        found.note = "no weights, so no self-check" if bare else "--no-check"
+    else:
+        found = _with_weights(model, device, dtype, attention)
+    if as_json:
+        print_json({**asdict(found), "healthy": found.healthy})
+    else:
+        _print(found)
+    return 0 if found.healthy else 1
+
+
+def _config(path: Path, name: str) -> Any:
+    source = str(BUNDLED.get(name, path))
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except Exception as error:  # a damaged file fails in many ways
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot read a model's configuration from {name!r}: {first}") from error
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(f"{name!r} is a {config.model_type} model, not a vision-language model")
+    return config
+
+
+def _with_weights(name: str, device: str, dtype: str, attention: str) -> Finding:
+    with errors.status("loading"):
+        loaded = load(name, device=device, dtype=dtype, attention=attention)
+    found = examine(name, loaded.model, loaded.processor)
+    if not found.supported:
+        return found
+    pixels = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)
+    try:
+        inputs = dict(encode(loaded.processor, [Image.fromarray(pixels)], "What is in the image?"))
+        found.note = "on a picture of noise"
+    except Exception as error:  # processors are as many as families; without one, bare placeholders will do
+        inputs = placeholder_inputs(loaded.model)
+        found.note = f"on bare placeholders, for the processor said: {type(error).__name__}: {error}"
+    moved = {k: v.to(loaded.model.device) for k, v in inputs.items()}
+    moved = {k: v.to(loaded.model.dtype) if v.is_floating_point() else v for k, v in moved.items()}
+    with errors.status("checking"):
+        found.checks = self_check(loaded.model, moved)
+    return found
+
+
+def _print(found: Finding) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title=f"{found.name}: {found.family}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in found.facts.items():
+        shown = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        table.add_row(key, ", ".join(map(str, shown)) if isinstance(shown, list) else str(shown))
+    table.add_row("supported", "[green]yes[/green]" if found.supported else f"[red]no[/red]: {found.reason}")
+    for one in found.checks:
+        mark = "[green]ok[/green]" if one.passed else "[red]FAILED[/red]"
+        against = "" if one.against is None else f"; the plain model is {one.against:.1e} away"
+        table.add_row(one.name, f"{mark} (off by {one.error:.1e} of the largest logit{against})")
+    if found.note:
+        table.add_row("self-check", found.note)
+    console.print(table)

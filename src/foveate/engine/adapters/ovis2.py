@@ -1,0 +1,11 @@
+"""Ovis2: visual words; indicator tokens between tiles have ids of their own."""
+
+from __future__ import annotations
+
+from .adapter import Adapter
+
+ADAPTER = Adapter(
+    model_types=("ovis2",),
+    image_token=lambda config: config.image_token_id,
+    structure="indicator tokens around an image and between its tiles stay; each tile is an image for quotas",
+)

@@ -1,0 +1,12 @@
+"""PerceptionLM: pooled tiles of 16 x 16 tokens, or frames of a video."""
+
+from __future__ import annotations
+
+from .adapter import Adapter
+
+ADAPTER = Adapter(
+    model_types=("perception_lm",),
+    image_token=lambda config: config.image_token_id,
+    video_token=lambda config: config.video_token_id,
+    structure="tiles of an image, or frames of a video, are placeholders side by side; all may be dropped",
+)

@@ -1,0 +1,113 @@
+"""What foveate can do for a model: from its configuration alone, or from its weights too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from ..engine.adapters import Adapter, adapter_for, decoder_of
+from ..engine.apply import apply
+from ..engine.checks import special_masks
+from ..engine.masks import SUPPORTED
+from .selfcheck import Check
+
+SIDES = (224, 336, 448, 672)  # pictures that are asked for their number of tokens where it depends on the picture
+
+
+@dataclass
+class Finding:
+    """What is known of a model.
+
+    Attributes:
+        name: as it was asked for.
+        family: transformers' `model_type`.
+        supported: whether `apply` takes it.
+        reason: why not, or None.
+        facts: of the decoder and the visual tokens, in the order in which they are told.
+        checks: of its own weights, if they were run.
+        note: why they were not.
+    """
+
+    name: str
+    family: str
+    supported: bool
+    reason: str | None
+    facts: dict[str, Any]
+    checks: list[Check] = field(default_factory=list)
+    note: str | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Supported, and no check failed."""
+        return self.supported and all(check.passed for check in self.checks)
+
+
+def skeleton(config: Any) -> Any:
+    """The model of a configuration without weights.
+
+    Raises:
+        ValueError: transformers cannot build it.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config)
+    except Exception as error:  # any library that a family needs may be missing
+        raise ValueError(
+            f"transformers cannot build a {config.model_type} from this configuration: {type(error).__name__}: {error}"
+        ) from error
+
+
+def examine(name: str, model: Any, processor: Any = None) -> Finding:
+    """Family, decoder, visual tokens, and whether `apply` takes the model, which may be a skeleton."""
+    family = model.config.model_type
+    try:
+        adapter = adapter_for(model)
+        apply(model)
+    except ValueError as error:
+        return Finding(name, family, False, str(error), {"class": type(model).__name__})
+    return Finding(name, family, True, None, _facts(adapter, model, processor))
+
+
+def _facts(adapter: Adapter, model: Any, processor: Any) -> dict[str, Any]:
+    body = adapter.body(model)
+    decoder, config = decoder_of(body), body.config
+    text = decoder.config
+    kinds = getattr(text, "layer_types", None) or ()
+    rope = getattr(text, "rope_parameters", None) or {}
+    return {
+        "class": type(model).__name__,
+        "decoder": text.model_type,
+        "layers": len(decoder.layers),
+        "layers with a window": sum(kind == "sliding_attention" for kind in kinds),
+        "heads (of keys)": f"{text.num_attention_heads} ({text.num_key_value_heads})",
+        "positions": "time, height and width (M-RoPE)" if "mrope_section" in rope else "in a row",
+        "masks": "the family's own" if special_masks(adapter, text) else "causal",
+        "attention": text._attn_implementation,
+        "attention supported": [b for b in SUPPORTED if not (b[:5] == "flash" and special_masks(adapter, text))],
+        "placeholder ids": list(adapter.visual_tokens(config)),
+        "visual tokens per image": tokens_per_image(adapter, config, processor),
+        "structure tokens": adapter.structure,
+    }
+
+
+def tokens_per_image(adapter: Adapter, config: Any, processor: Any) -> Any:
+    """A number, or a number for each of some sizes of picture, or words."""
+    fixed = adapter.per_image(config)
+    if fixed is not None:
+        return fixed
+    if processor is None:
+        return "depends on the picture or its processor"
+    found = {}
+    for side in SIDES:
+        try:
+            token = getattr(processor, "image_token", None) or "<image>"
+            ids = processor(images=[Image.new("RGB", (side, side))], text=[f"{token} a"], return_tensors="pt").input_ids
+        except Exception:  # a processor may want another prompt; the number is a courtesy
+            return "depends on the picture or its processor"
+        found[f"{side}x{side}"] = int(torch.isin(ids, torch.tensor(adapter.visual_tokens(config))).sum())
+    counts = set(found.values())
+    return counts.pop() if len(counts) == 1 else found
