@@ -58,8 +58,9 @@ class State:
 
     @property
     def bytes(self) -> int:
-        """Of the tensors that this state alone holds."""
-        return sum(t.numel() * t.element_size() for t in (self.hidden, *(ran.hidden for ran in self.trail)))
+        """Of the tensors that this state holds, its batch's inputs included."""
+        held = (self.hidden, *(ran.hidden for ran in self.trail), *self.prompt.batch.inputs.values())
+        return sum(t.numel() * t.element_size() for t in held)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Runner:
         """Drops down to `share` of the visual tokens before the layer, then runs it."""
         hidden, columns = self._dropped(state, share)
         ran = Ran(state.layer, hidden, columns)
-        out = self._run(ran, state.prompt)
+        out = self.run_layer(ran, state.prompt)
         trail = (*state.trail, ran)[-self.reach :]
         return State(state.layer + 1, out, columns, state.prompt, trail, (*state.keep, share))
 
@@ -258,7 +259,8 @@ class Runner:
         cos, sin = (take_rows(part, columns.clamp(min=0)) for part in prompt.positions)
         return cos, sin
 
-    def _run(self, ran: Ran, prompt: Prompt) -> Tensor:
+    def run_layer(self, ran: Ran, prompt: Prompt) -> Tensor:
+        """The layer's output (B T D)."""
         masked = bool((ran.columns < 0).any())
         plain = not masked and needless(self.backend, ran.columns.shape[1], 0)
         mask = None if plain else for_backend(self.backend, ran.columns, ran.columns, None, ran.hidden.dtype)
