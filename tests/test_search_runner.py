@@ -46,7 +46,7 @@ def decoded(made: Any, given: Batch, *methods: Method) -> Tensor:
     with foveate.apply(made, *methods):
         out = made(**first, use_cache=True)
         cache, logits = out.past_key_values, [out.logits[:, -1]]
-        for column in range(prompt, prompt + NEW - 1):
+        for column in range(prompt, seen["input_ids"].shape[1] - 1):
             mask = torch.ones_like(seen["attention_mask"][:, : column + 1])
             mask[:, :prompt] = seen["attention_mask"][:, :prompt]
             ids, places = (seen[k][:, column : column + 1] for k in ("input_ids", "position_ids"))
@@ -55,11 +55,14 @@ def decoded(made: Any, given: Batch, *methods: Method) -> Tensor:
     return torch.stack(logits, 1)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("family", "backend"), [*((f, "sdpa") for f in FAMILIES), ("llava", "eager"), ("llava_next", "eager")]
-)
-@pytest.mark.parametrize("ranking", RANKINGS)
+CROSSED = [  # every ranking on ragged batches, every family and backend on every layout
+    *((ranking, "llava", "sdpa", layout) for ranking in RANKINGS for layout in ("ragged", "several")),
+    *(("mix", family, "sdpa", layout) for family in FAMILIES for layout in LAYOUTS),
+    *(("layers", "llava_next", "eager", layout) for layout in LAYOUTS),
+]
+
+
+@pytest.mark.parametrize(("ranking", "family", "backend", "layout"), CROSSED)
 def test_layer_by_layer_equals_apply(ranking: str, family: str, backend: str, layout: str) -> None:
     made, given = model(family, backend), taught(family, backend, layout)
     runner = Runner(made, RANKINGS[ranking])

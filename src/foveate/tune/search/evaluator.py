@@ -123,10 +123,10 @@ class Evaluator:
 
     def _enter(self, index: int, keep: tuple[float, ...]) -> State:
         """The deepest state known on the way of `keep`; on the way, what enters the layer after `prefix` is held."""
-        state = self.held.get(index)
-        if state is None or state.keep != keep[: state.layer]:
-            state = self._start(index)
-            self._let(index, state)
+        held = self.held.get(index)
+        state = held if held is not None and held.keep == keep[: held.layer] else self._start(index)
+        if held is None or held.keep != self.prefix[: held.layer]:
+            self._let(index, state)  # what is held no longer serves the schedules to come
         reach = len(self.prefix) if self.prefix == keep[: len(self.prefix)] else 0
         if state.layer < reach:
             for share in keep[state.layer : reach]:

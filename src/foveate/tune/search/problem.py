@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -15,6 +15,7 @@ Keep = Sequence[float]
 Report = Callable[[str], None]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """What a problem needs of an evaluator."""
 

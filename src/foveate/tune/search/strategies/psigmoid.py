@@ -78,7 +78,7 @@ def solved(problem: Problem, budget: float, curve: Callable[[float], list[float]
             f"{least:.3f}; give a budget from there to 1, or a lower --start-layer"
         )
     low, high = 0.0, 1.0
-    for _ in range(60):
+    for _ in range(44):
         middle = (low + high) / 2
         low, high = (middle, high) if problem.cost(curve(middle)) <= budget else (low, middle)
     return [round(share, 6) for share in curve(low)]
