@@ -13,6 +13,7 @@ from rich.table import Table
 from ..core.scores import RANKINGS
 from ..demo.bundled import load
 from ..plots.ranking import plot_ranking
+from ..tune.chats import folder_examples
 from ..tune.examples import Example, file_examples, scene_examples
 from ..tune.search.premise import MASS, SHARES, Premise, premise
 from . import options
@@ -22,7 +23,7 @@ from .plot import check_picture
 
 def ranking(
     model: Annotated[str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
-    data: Annotated[Path | None, typer.Option(help="JSON lines of image, prompt, response; else drawn scenes.")] = None,
+    data: Annotated[Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")] = None,
     samples: Annotated[int, typer.Option(min=2, help="Prompts to look at.")] = 32,
     by: Annotated[str, typer.Option("--ranking", help=f"One of {', '.join(RANKINGS)}.")] = "last",
     device: options.Device = "cpu",
@@ -47,7 +48,9 @@ def ranking(
 
 
 def _examples(data: Path | None, samples: int) -> list[Example]:
-    return (scene_examples("train", samples) if data is None else file_examples(data)).rows[:samples]
+    if data is None:
+        return scene_examples("train", samples).rows
+    return (folder_examples(data) if data.is_dir() else file_examples(data)).rows[:samples]
 
 
 def as_dict(found: Premise) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..core.scores import RANKINGS
 from ..demo.bundled import load
 from ..plots.schedule import plot_schedules
 from ..schedules.store import ScheduleFile
+from ..tune.chats import folder_examples
 from ..tune.examples import Examples, file_examples, scene_examples
 from ..tune.search.costs import COSTS
 from ..tune.search.objective import OBJECTIVES
@@ -30,7 +31,7 @@ def search(
     out: Annotated[Path, typer.Option(help="The schedule to write, .json; beside it lies the record of the trials.")],
     model: Annotated[str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
     algorithm: Annotated[str, typer.Option(help=f"One of {', '.join(strategies())}.")] = "gsearch",
-    data: Annotated[Path | None, typer.Option(help="JSON lines of image, prompt, response; else drawn scenes.")] = None,
+    data: Annotated[Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")] = None,
     kinds: Annotated[str, typer.Option(help="What drawn scenes are asked for.")] = "description,caption",
     calibration: Annotated[int, typer.Option(min=1, help="Examples to search on.")] = 64,
     held_out: Annotated[int, typer.Option(min=1, help="Examples to report on.")] = 64,
@@ -47,7 +48,7 @@ def search(
     cost: Annotated[str, typer.Option("--budget-of", help=f"What costs: {', '.join(COSTS)}.")] = "keep",
     trials: Annotated[int | None, typer.Option(help="Schedules tried (psigmoid, random: 24).")] = None,
     warm: Annotated[str | None, typer.Option(help="A schedule whose fit psigmoid tries first.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples per forward.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Examples per forward; fewer are given up sooner.")] = 8,
     cache_gb: Annotated[float, typer.Option(min=0, help="Held between trials; the rest is run anew.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of what draws.")] = 0,
     device: options.Device = "cpu",
@@ -56,25 +57,23 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Search what each layer must keep; interrupt and give the same command again to go on."""
-    given = {"tolerance": tolerance, "variant": variant, "stride": stride, "grid": grid, "weight": weight}
-    given |= {"budget": budget, "trials": trials, "warm": warm}
-    plan = _plan(
-        algorithm=algorithm, knobs=settled(algorithm, given), objective=objective, cost=cost, ranking=ranking,
-        within=within, first=start_layer, batch=batch, cache_gb=cache_gb, seed=seed,
-    )  # fmt: skip
+    knobs = {"tolerance": tolerance, "variant": variant, "stride": stride, "grid": grid, "weight": weight}
+    knobs |= {"budget": budget, "trials": trials, "warm": warm}
+    numbers = {"objective": objective, "cost": cost, "ranking": ranking, "within": within, "first": start_layer}
+    numbers |= {"batch": batch, "cache_gb": cache_gb, "seed": seed}
+    plan = _plan(algorithm=algorithm, knobs=settled(algorithm, knobs), **numbers)
     _check_paths(out, plot)
     used = _data(data, kinds, calibration, held_out)
-    together = launched()
-    loaded = load(model, device=_own(device, together), dtype=dtype)
-    quiet = as_json or together.rank > 0
-    if algorithm == "gsearch" and not quiet:
-        print_premise(premise(*loaded, used.calibration[:16], ranking))
-    found = _run(loaded, plan, used, model, out, together)
-    if together.rank > 0:
-        return
+    found = _run(plan, used, model, out, device, dtype, as_json)
+    if found is not None:
+        _finish(found, plan, model, out, plot, as_json)
+
+
+def _finish(found: ScheduleFile, plan: Search, model: str, out: Path, plot: Path | None, as_json: bool) -> None:
+    """Writes the schedule, draws it, prints it."""
     found.save(out)
     if plot is not None:
-        plot_schedules({out.stem: found.keep}, f"{model}, {algorithm}", plot)
+        plot_schedules({out.stem: found.keep}, f"{model}, {plan.algorithm}", plot)
     if as_json:
         print_json({"keep": found.keep, "costs": found.costs, "scores": found.scores, "search": found.search})
         return
@@ -113,7 +112,7 @@ def _data(path: Path | None, kinds: str, wanted: int, held_out: int) -> Data:
         asked = [kind.strip() for kind in kinds.split(",")]
         parts = (scene_examples(split, count, 0, asked).rows for split, count in (("train", wanted), ("val", held_out)))
         return Data(f"scenes: {','.join(asked)}", *parts)
-    found: Examples = file_examples(path)
+    found: Examples = folder_examples(path) if path.is_dir() else file_examples(path)
     for reason in found.unusable:
         errors.print(f"not used: {reason}", highlight=False)
     apart = min(held_out, max(1, len(found.rows) // 3))
@@ -122,10 +121,13 @@ def _data(path: Path | None, kinds: str, wanted: int, held_out: int) -> Data:
     return Data(path.name, found.rows[:-apart][:wanted], found.rows[-apart:])
 
 
-def _run(loaded: Any, plan: Search, used: Data, model: str, out: Path, together: Processes) -> ScheduleFile:
-    """The search, with its trials as they come."""
-    record = out.with_suffix(".trials.jsonl")
-    count = 0
+def _run(plan: Search, used: Data, model: str, out: Path, device: str, dtype: str, quiet: bool) -> ScheduleFile | None:
+    """The premise, then the search, with its trials as they come; None in all processes but the first."""
+    together = launched()
+    loaded = load(model, device=_own(device, together), dtype=dtype)
+    if plan.algorithm == "gsearch" and not quiet and together.rank == 0:
+        print_premise(premise(*loaded, used.calibration[:16], plan.ranking))
+    record, count = out.with_suffix(".trials.jsonl"), 0
     with errors.status("searching") as status:
 
         def report(schedule: str) -> None:
@@ -133,7 +135,8 @@ def _run(loaded: Any, plan: Search, used: Data, model: str, out: Path, together:
             count += 1
             status.update(f"trial {count}: {schedule}")
 
-        return find_schedule(loaded.model, loaded.processor, plan, used, model, record, together, report)
+        found = find_schedule(loaded.model, loaded.processor, plan, used, model, record, together, report)
+    return found if together.rank == 0 else None
 
 
 def _print(found: ScheduleFile, plan: Search) -> None:

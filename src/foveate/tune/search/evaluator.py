@@ -50,7 +50,7 @@ class Evaluator:
         objective: Objective,
         ranking: str,
         within: Literal["sample", "image"] = "sample",
-        batch: int = 16,
+        batch: int = 8,
         cache_bytes: float = 2e9,
         processes: Processes | None = None,
     ) -> None:
@@ -64,6 +64,7 @@ class Evaluator:
         self.held: dict[int, State] = {}
         self.plain: dict[int, Tensor] = {}
         self.held_bytes = self.most_bytes = 0
+        self.last: dict[int, float] = {}
         self.prefix: tuple[float, ...] = ()
         tokenize = processor.tokenizer
         words = [len(tokenize(e.answer, add_special_tokens=False)["input_ids"]) + 1 for e in examples]
@@ -80,8 +81,10 @@ class Evaluator:
         )  # a Gaussian process may round differently elsewhere
         mine: dict[int, Tensor] = {}
         given_up = False
-        for index in range(self.processes.rank, self.batches, self.processes.world):
+        ours = range(self.processes.rank, self.batches, self.processes.world)
+        for index in sorted(ours, key=lambda index: self.last.get(index, 0.0)):  # the worst first: it may settle it
             mine[index] = self._of(index, same).cpu()
+            self.last[index] = float(mine[index].sum())
             if floor is not None and self._hopeless(mine, floor):
                 given_up = True
                 break

@@ -63,7 +63,7 @@ class Search:
     ranking: str = "last"
     within: Literal["sample", "image"] = "sample"
     first: int = 2
-    batch: int = 16
+    batch: int = 8
     cache_gb: float = 2.0
     seed: int = 0
 
@@ -134,24 +134,30 @@ def find_schedule(
     judge = _evaluator(model, processor, plan, data.calibration, plan.objective, together)
     problem = _problem(model, processor, plan, data, judge, journal, report)
     keep = search(plan.algorithm, problem, **plan.knobs)
-    found = ScheduleFile(
+    found = _file(model, processor, plan, data, facts["model"], keep)
+    if plan.cost == "seconds":
+        timed = journal.once("timed", lambda: time_prefill(model, processor, data.calibration[0], method_of(found)))
+        found.costs.update({"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed})
+    found.scores.update(_scores(model, processor, plan, data, problem, keep, together))
+    found.search.update(_spent(problem, plan, data, judge))
+    return found
+
+
+def _file(
+    model: Any, processor: Any, plan: Search, data: Data, facts: dict[str, Any], keep: tuple[float, ...]
+) -> ScheduleFile:
+    """The schedule with what is known of it before it is judged."""
+    return ScheduleFile(
         keep=keep,
         ranking=plan.ranking,
         within=plan.within,
-        model=facts["model"],
+        model=facts,
         algorithm={k: v for k, v in asdict(plan).items() if k not in ("ranking", "within", "seed")},
         seed=plan.seed,
         data=data.facts(),
         costs=ratios(shapes(model), Sizes.of(model, processor, data.calibration, plan.batch), keep),
         versions={p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
     )
-    if plan.cost == "seconds":
-        method = method_of(found)
-        timed = journal.once("timed", lambda: time_prefill(model, processor, data.calibration[0], method))
-        found.costs.update({"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed})
-    found.scores.update(_scores(model, processor, plan, data, problem, keep, together))
-    found.search.update(_spent(problem, plan, data, judge))
-    return found
 
 
 def _problem(
