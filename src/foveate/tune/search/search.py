@@ -90,7 +90,7 @@ class Data:
 
     def facts(self) -> dict[str, Any]:
         """How many examples there are, and a hash of their prompts and answers."""
-        texts = [[(e.prompt, e.answer) for e in part] for part in (self.calibration, self.held_out)]
+        texts = [[(e.earlier, e.prompt, e.answer) for e in part] for part in (self.calibration, self.held_out)]
         digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
         return {
             "name": self.name,
@@ -132,19 +132,20 @@ def find_schedule(
     journal = Journal(record if together.rank == 0 else None, facts)
     journal.known = together.of_first(journal.known)
     judge = _evaluator(model, processor, plan, data.calibration, plan.objective, together)
-    problem = _problem(model, processor, plan, data, judge, journal, report)
+    sizes = Sizes.of(model, processor, data.calibration, plan.batch)
+    problem = _problem(model, processor, plan, data, sizes, judge, journal, report)
     keep = search(plan.algorithm, problem, **plan.knobs)
-    found = _file(model, processor, plan, data, facts["model"], keep)
+    found = _file(plan, data, facts["model"], keep, ratios(shapes(model), sizes, keep))
     if plan.cost == "seconds":
         timed = journal.once("timed", lambda: time_prefill(model, processor, data.calibration[0], method_of(found)))
         found.costs.update({"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed})
     found.scores.update(_scores(model, processor, plan, data, problem, keep, together))
-    found.search.update(_spent(problem, plan, data, judge))
+    found.search.update(_spent(problem, plan, data, judge, sizes))
     return found
 
 
 def _file(
-    model: Any, processor: Any, plan: Search, data: Data, facts: dict[str, Any], keep: tuple[float, ...]
+    plan: Search, data: Data, facts: dict[str, Any], keep: tuple[float, ...], costs: dict[str, float]
 ) -> ScheduleFile:
     """The schedule with what is known of it before it is judged."""
     return ScheduleFile(
@@ -155,13 +156,20 @@ def _file(
         algorithm={k: v for k, v in asdict(plan).items() if k not in ("ranking", "within", "seed")},
         seed=plan.seed,
         data=data.facts(),
-        costs=ratios(shapes(model), Sizes.of(model, processor, data.calibration, plan.batch), keep),
+        costs=costs,
         versions={p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
     )
 
 
 def _problem(
-    model: Any, processor: Any, plan: Search, data: Data, judge: Evaluator, journal: Journal, report: Report | None
+    model: Any,
+    processor: Any,
+    plan: Search,
+    data: Data,
+    sizes: Sizes,
+    judge: Evaluator,
+    journal: Journal,
+    report: Report | None,
 ) -> Problem:
     """The calibration examples as a problem."""
 
@@ -174,7 +182,6 @@ def _problem(
     def statistics() -> Any:
         return lost_mass(model, processor, data.calibration, plan.batch)
 
-    sizes = Sizes.of(model, processor, data.calibration, plan.batch)
     cost = cost_of(plan.cost, model, sizes, lambda: journal.once("seconds", seconds))
     return Problem(judge, cost, judge.depth, plan.first, journal, plan.seed, report, statistics)
 
@@ -232,14 +239,14 @@ def compared(
     return out
 
 
-def _spent(problem: Problem, plan: Search, data: Data, judge: Evaluator) -> dict[str, Any]:
+def _spent(problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: Sizes) -> dict[str, Any]:
     """What searching cost, in whole passes over the calibration examples, beside searching naively."""
     spent, whole = problem.spent(), len(data.calibration) * problem.layers
-    rows = problem.journal.known[" ".join(["1"] * problem.layers)]["spent"][1]
+    rows = sum(times * sum(size) for size, times in sizes.counts) * problem.layers
     out: dict[str, Any] = {
         "trials": len([f for f in problem.journal.known.values() if isinstance(f, dict) and "spent" in f]),
         "passes": spent["layers"] / whole,
-        "passes, by tokens": spent["rows"] / max(1, rows),
+        "passes, by tokens": spent["rows"] / rows,
         "through the tower": spent["towers"] / len(data.calibration),
         "held GB at most": judge.most_bytes / 1e9,
     }
