@@ -154,7 +154,9 @@ class Runner:
         per_image, grid = self.adapter.per_image(config), self.adapter.grid(config)
         tokens = classify(visual, real, per_image=per_image, grid=grid)
         cos, sin = kwargs["position_embeddings"]
-        return Prompt(batch, tokens, visual.sum(1), (cos, sin), kwargs.get("position_ids"), extra)
+        places = kwargs.get("position_ids")
+        places = places if places is not None and places.ndim == 2 else None  # else rotations alone say where
+        return Prompt(batch, tokens, visual.sum(1), (cos, sin), places, extra)
 
     @torch.no_grad()
     def advance(self, state: State, share: float) -> State:
