@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from foveate import Kind, View, methods
+from foveate import Kind, ScheduleFile, View, methods
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor
 from foveate.core.scores import RANKINGS, Accumulated, Even, Instruction, LastQuery, LayersMax, Received
@@ -208,6 +208,19 @@ def dyrate(layer: int, twelfths: int = 0) -> Chooser:
     return choose
 
 
+SEARCHED = ScheduleFile((1.0, 0.7, 0.7, 0.3), "last", "sample", {"layers": 4})
+
+
+def per_layer(keep: tuple[float, ...]) -> Chooser:
+    def choose(s: Situation) -> list[int]:
+        if s.step or not s.layer or keep[s.layer] == keep[s.layer - 1]:
+            return s.alive
+        share = s.attention(s.newest).mean(0)
+        return sorted(s.alive, key=lambda c: (-share[c].item(), c))[: half_up(s.total, keep[s.layer])]
+
+    return choose
+
+
 def ragged(view: View) -> Tensor:
     """Test schedule, a plain function: each layer keeps two fewer than there are, samples differ by content."""
     more = (view.total * 7 + view.tokens.are(Kind.SYSTEM).sum(1) * 3) % 4
@@ -227,6 +240,7 @@ LISTED: dict[str, Case] = {
     "vtw": Case(methods.vtw(layer=2), vtw(2), content_free=True),
     "random": Case(methods.random(layer=0, keep=0.4, seed=3), random(0, 0.4, 3), content_free=True),
     "dyrate": Case(methods.dyrate(tiny_predictor(), layer=1), dyrate(1)),
+    "schedule": Case(methods.schedule(SEARCHED), per_layer(SEARCHED.keep)),
     "downsample": Case(methods.downsample(layer=0, keep=0.25), downsample(0, 0.25), content_free=True),
 }
 EXTRA: dict[str, Case] = {

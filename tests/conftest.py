@@ -6,7 +6,7 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-CHECKED = ("core", "methods", "engine", "measure", "tune", "demo")  # the storeys that have tensors
+CHECKED = ("core", "methods", "schedules", "engine", "measure", "tune", "demo")  # the storeys that have tensors
 install_import_hook([f"foveate.{part}" for part in CHECKED], "checker.typechecked")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 settings.register_profile("default", max_examples=15, deadline=None, derandomize=True)

@@ -20,7 +20,13 @@ from foveate.measure.cost import kept_by
 from foveate.methods import downsample, factories, fastv, parse, random, vtw
 
 SOURCE = Path(foveate.__file__).parent
-STOREYS = [{"core"}, {"methods", "predictors"}, {"engine"}, {"measure", "tune", "plots", "serve", "demo"}, {"cli"}]
+STOREYS = [
+    {"core"},
+    {"methods", "predictors", "schedules"},
+    {"engine"},
+    {"measure", "tune", "plots", "serve", "demo"},
+    {"cli"},
+]
 
 
 def test_no_import_runs_upwards_and_core_imports_torch_alone() -> None:
@@ -38,7 +44,7 @@ def test_no_import_runs_upwards_and_core_imports_torch_alone() -> None:
                 assert height.get(named, -1) <= height[parts[0]], f"{path} imports {named}, which is above it"
             else:
                 names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-                if parts[0] in ("core", "methods"):
+                if parts[0] in ("core", "methods", "schedules"):
                     assert not any(n.startswith("transformers") for n in names), path
 
 

@@ -8,6 +8,20 @@ from .demo.bundled import Loaded, load
 from .engine.apply import apply
 from .engine.cache import KeptCache
 from .engine.trace import Trace
+from .schedules.store import ScheduleFile, load_schedule
 
 __version__ = "0.1.0"
-__all__ = ["KeptCache", "Kind", "Loaded", "Method", "TokenMap", "Trace", "View", "apply", "load", "methods"]
+__all__ = [
+    "KeptCache",
+    "Kind",
+    "Loaded",
+    "Method",
+    "ScheduleFile",
+    "TokenMap",
+    "Trace",
+    "View",
+    "apply",
+    "load",
+    "load_schedule",
+    "methods",
+]

@@ -11,7 +11,21 @@ from rich.markup import escape
 from transformers.utils import logging
 
 from .. import __version__
-from . import demo, doctor, evaluate, generate, inspect, language, methods, plot, train, train_dyrate
+from . import (
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    inspect_ranking,
+    language,
+    methods,
+    plot,
+    plot_schedule,
+    search,
+    train,
+    train_dyrate,
+)
 from .output import errors
 
 # typer's releases carry click inside or depend on it; its errors are the bases of typer's own
@@ -27,6 +41,9 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("methods")(methods.list_methods)
 app.command("doctor")(doctor.doctor)
+app.command("search")(search.search)
+inspect.app.command("ranking")(inspect_ranking.ranking)
+plot.app.command("schedule")(plot_schedule.schedule)
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(plot.app, name="plot")
 app.add_typer(train_dyrate.app, name="train")

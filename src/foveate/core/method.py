@@ -44,10 +44,14 @@ class Method:
         acts = getattr(self.schedule, "acts", None)
         return True if acts is None else bool(acts(layer, step))
 
-    def check(self, layers: int) -> None:
-        """Raises ValueError if the schedule does not fit a decoder of `layers` layers."""
+    def check(self, layers: int, family: str = "") -> None:
+        """Raises ValueError if the schedule does not fit a decoder of `layers` layers, or a model of this family."""
         check = getattr(self.schedule, "check", None)
-        if check is not None:
+        if check is None:
+            return
+        if getattr(self.schedule, "family", ""):
+            check(layers, family)
+        else:
             check(layers)
 
     def select(self, view: View) -> Bool[Tensor, "B N"] | None:

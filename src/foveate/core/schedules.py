@@ -6,6 +6,7 @@ A schedule may also say, without tensors, when it acts at all (`acts`), and refu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Protocol, runtime_checkable
@@ -116,3 +117,61 @@ class ByStep:
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
         return tokens_kept(view.total, float(self.keep[min(view.step, len(self.keep) - 1)]))
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """A fraction of the visual tokens for every layer, in the prefill: what a search finds.
+
+    Fractions are of the tokens that each sample started with (of each image's, where the method ranks within images),
+    so one schedule serves any number of tokens.
+
+    Args:
+        keep: the share that each layer of the decoder runs with; never more than the layer before, since a dropped
+            token cannot come back.
+        family: the `model_type` that the schedule is for; "" for any.
+
+    Raises:
+        ValueError: no shares, a share out of [0, 1], or one that is larger than the share before it.
+    """
+
+    keep: tuple[float, ...]
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.keep:
+            raise ValueError("keep=(); expected one share for every layer of the decoder, like (1.0, 1.0, 0.5, 0.25)")
+        for share in self.keep:
+            check_keep(float(share))
+        for layer, (before, share) in enumerate(zip(self.keep, self.keep[1:], strict=False), 1):
+            if share > before:
+                raise ValueError(
+                    f"layer {layer} is to keep {share:g} and the layer before it {before:g}; expected shares that "
+                    "never grow, since a dropped token cannot come back"
+                )
+
+    def acts(self, layer: int, step: int) -> bool:
+        """In a prefill, before every layer that keeps less than the one before."""
+        return step == 0 and layer < len(self.keep) and self.keep[layer] < (1.0, *self.keep)[layer]
+
+    def check(self, layers: int, family: str = "") -> None:
+        """Raises ValueError if the schedule is for a decoder of another depth, or for another family."""
+        if layers != len(self.keep):
+            raise ValueError(
+                f"the schedule is for a decoder of {len(self.keep)} layers, but this model has {layers}; "
+                "search one for it: foveate search MODEL --out file.json"
+            )
+        if family and self.family and family != self.family:
+            raise ValueError(
+                f"the schedule is for a model of the family {self.family!r}, but this one is {family!r}; "
+                "search one for it: foveate search MODEL --out file.json"
+            )
+
+    def __call__(self, view: View) -> Int[Tensor, B]:
+        """Counts to keep."""
+        return tokens_kept(view.total, float(self.keep[view.layer]))
+
+
+def mean_keep(keep: Sequence[float]) -> float:
+    """Share of the visual tokens that a layer runs with, mean over layers."""
+    return sum(keep) / len(keep)

@@ -68,7 +68,7 @@ def apply(
     for method in methods:
         if not isinstance(method, Method):
             raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
-        method.check(depth)
+        method.check(depth, getattr(model.config, "model_type", ""))
     check_model(model, body, adapter)
     return _applied(adapter, body, methods, watch)
 

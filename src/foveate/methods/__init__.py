@@ -43,6 +43,8 @@ def knobs(name: str) -> dict[str, tuple[Any, Any]]:
 def parse(spec: str) -> list[Method]:
     """Methods from text, as the command line takes them: ``fastv:layer=2,keep=0.5``, joined by ``+``.
 
+    The value of a knob that has no default may come first and without its name: ``schedule:found.json``.
+
     Raises:
         ValueError: unknown method or knob, or a value of the wrong type; says what was meant, if that can be told.
     """
@@ -54,10 +56,13 @@ def _parse_one(spec: str) -> Method:
     if name not in _FACTORIES:
         raise ValueError(f"unknown method {name!r}{_meant(name, _FACTORIES)}; there are {', '.join(_FACTORIES)}")
     known, given = knobs(name), {}
-    for pair in rest.split(",") if rest else ():
+    needed = [key for key, (_, default) in known.items() if default is inspect.Parameter.empty]
+    for place, pair in enumerate(rest.split(",") if rest else ()):
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not pair.strip():
             raise ValueError(f"{spec!r} has an empty place between commas; expected key=value")
+        if not equals and place == 0 and needed:
+            key, equals, text = needed[0], "=", key
         if key not in known:
             raise ValueError(f"{name} has no knob {key!r}{_meant(key, known)}; it has {', '.join(known)}")
         if not equals or not text:
@@ -65,7 +70,7 @@ def _parse_one(spec: str) -> Method:
         if key in given:
             raise ValueError(f"{spec!r} gives {key} twice; give it once")
         given[key] = _value(name, key, text, known[key][0])
-    lacking = [key for key, (_, default) in known.items() if default is inspect.Parameter.empty and key not in given]
+    lacking = [key for key in needed if key not in given]
     if lacking:
         raise ValueError(f"{name} needs {' and '.join(f'{key}=...' for key in lacking)}")
     return _FACTORIES[name](**given)

@@ -1,5 +1,6 @@
 """What finds a method's numbers."""
 
+from .search.search import Data, Search, find_schedule
 from .vtw_search import VTWSearch, find_vtw_layer
 
-__all__ = ["VTWSearch", "find_vtw_layer"]
+__all__ = ["Data", "Search", "VTWSearch", "find_schedule", "find_vtw_layer"]

@@ -1,0 +1,90 @@
+"""`foveate inspect ranking`: whether layers rank visual tokens alike, which G-Search presumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich import box
+from rich.table import Table
+
+from ..core.scores import RANKINGS
+from ..demo.bundled import load
+from ..plots.ranking import plot_ranking
+from ..tune.chats import folder_examples
+from ..tune.examples import Example, file_examples, scene_examples
+from ..tune.search.premise import MASS, SHARES, Premise, premise
+from . import options
+from .output import console, errors, print_json
+from .plot import check_picture
+
+
+def ranking(
+    model: Annotated[str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
+    data: Annotated[Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Prompts to look at.")] = 32,
+    by: Annotated[str, typer.Option("--ranking", help=f"One of {', '.join(RANKINGS)}.")] = "last",
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Draw it, as .png, .svg or .pdf.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Kendall's tau of the visual ranking between layers, common top tokens, essential counts (2412.00556)."""
+    if plot is not None:
+        check_picture(plot)
+    looked_at = _examples(data, samples)
+    loaded = load(model, device=device, dtype=dtype)
+    with errors.status("looking"):
+        found = premise(*loaded, looked_at, by)
+    if plot is not None:
+        title = f"{model}, ranking {by}, {len(found.essential)} prompts"
+        plot_ranking(found.tau, found.overlap, found.essential, MASS, title, plot)
+    if as_json:
+        print_json({"model": model, "ranking": by, **as_dict(found)})
+        return
+    print_premise(found)
+
+
+def _examples(data: Path | None, samples: int) -> list[Example]:
+    if data is None:
+        return scene_examples("train", samples).rows
+    return (folder_examples(data) if data.is_dir() else file_examples(data)).rows[:samples]
+
+
+def as_dict(found: Premise) -> dict[str, Any]:
+    """The figures, as JSON has them."""
+    return {
+        "samples": len(found.essential),
+        "tau": np.round(found.tau, 4).tolist(),
+        "overlap": {str(share): np.round(common, 4).tolist() for share, common in found.overlap.items()},
+        "essential_mass": MASS,
+        "essential": [None if np.isnan(v) else round(float(v), 4) for v in found.essential.mean(0)],
+        "growth": [
+            {"layer": layer, "mean": mean, "low": low, "high": high} for layer, mean, low, high in found.growth()
+        ],
+        "warnings": found.warnings(),
+    }
+
+
+def print_premise(found: Premise) -> None:
+    """A row per layer, and what is wrong with them in plain words."""
+    title = "does every layer rank the visual tokens alike?"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    names = ("layer", "tau with the layer before", *(f"common in top {s:.1%}" for s in SHARES), "mean tau")
+    for name in (*names, f"tokens with {MASS:.0%} of the score"):
+        table.add_column(name, justify="right")
+    others = (found.tau.sum(1) - 1) / max(1, len(found.tau) - 1)
+    for layer in range(len(found.tau)):
+        first = layer == 0
+        near = ["", *("" for _ in SHARES)] if first else [f"{found.tau[layer, layer - 1]:.2f}"]
+        near += [] if first else [f"{100 * found.overlap[s][layer, layer - 1]:.0f} %" for s in SHARES]
+        share = found.essential.mean(0)[layer]
+        table.add_row(str(layer), *near, f"{others[layer]:.2f}", "" if np.isnan(share) else f"{100 * share:.1f} %")
+    console.print(table)
+    said = found.warnings()
+    for line in said:
+        console.print(f"[yellow]warning:[/yellow] {line}", highlight=False)
+    if not said:
+        console.print("the premise of G-Search holds here: rankings agree, and essential counts do not grow")

@@ -1,0 +1,22 @@
+"""`foveate plot schedule`: what searched schedules keep, layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..plots.schedule import plot_schedules
+from ..schedules.store import load_schedule
+from .output import console
+from .plot import Out, check_picture
+
+
+def schedule(files: Annotated[list[Path], typer.Argument(help="Files that `foveate search` wrote.")], out: Out) -> None:
+    """Visual tokens kept per layer, a staircase for every schedule."""
+    check_picture(out)
+    found = {path.stem: load_schedule(path) for path in files}
+    models = ", ".join(dict.fromkeys(str(one.model.get("name", "")) for one in found.values()))
+    plot_schedules({name: one.keep for name, one in found.items()}, models, out)
+    console.print(f"{out}: {len(found)} schedules")

@@ -1,0 +1,36 @@
+"""A searched schedule from its file: G-Search, P-Sigmoid, and whatever else `foveate search` finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ..core.method import Method
+from ..core.scores import RANKINGS, Ranking
+from ..schedules.store import ScheduleFile, load_schedule
+
+
+def schedule(
+    path: str | ScheduleFile, ranking: Ranking | None = None, within: Literal["sample", "image"] | None = None
+) -> Method:
+    """Before every layer, keep the share of the visual tokens that a search found for it.
+
+    Paper: "Accelerating Multimodel Large Language Models by Searching Optimal Vision Token Reduction", Zhao et al.,
+    arXiv 2412.00556; `foveate search` is its G-Search and P-Sigmoid, and other searches beside them.
+
+    Deviations: only the paper's abstract is public to us, so the method is a reconstruction. Tokens are ranked anew
+    before every layer that drops some, by the attention of the layer before. Original positions are kept.
+
+    Args:
+        path: the JSON file that `foveate search` wrote, or what `foveate.load_schedule` read.
+        ranking: by what tokens are ranked, if not as in the search; one of `core.scores.RANKINGS`.
+        within: "image" gives every image of a sample its share, "sample" ranks all together; by default as searched.
+
+    Raises:
+        ValueError: no such file, or no schedule in it. At `apply`: the model has another depth or is of another family.
+    """
+    found = path if isinstance(path, ScheduleFile) else load_schedule(path)
+    name = f"schedule:{'given' if isinstance(path, ScheduleFile) else Path(path).name}"
+    name += ("" if ranking is None else f",ranking={ranking}") + ("" if within is None else f",within={within}")
+    kind: Literal["sample", "image"] = within or ("image" if found.within == "image" else "sample")
+    return Method(RANKINGS[ranking or found.ranking], found.schedule, within=kind, name=name)

@@ -1,0 +1,1 @@
+"""Searched schedules: how they are stored."""

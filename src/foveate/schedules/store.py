@@ -1,0 +1,84 @@
+"""A schedule as one JSON file: what each layer keeps, by which ranking, for which model, and how it was found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.schedules import PerLayer
+from ..core.scores import RANKINGS
+
+FORMAT, VERSION = "foveate schedule", 1
+
+
+@dataclass(frozen=True)
+class ScheduleFile:
+    """What `foveate search` writes, and every other command reads.
+
+    Attributes:
+        keep: share of the visual tokens that each layer runs with.
+        ranking: by what tokens are ranked; one of `core.scores.RANKINGS`.
+        within: "sample", or "image" where every image keeps its share.
+        model: what it is for: `family` and `layers` are checked; name, decoder, hidden, heads and revision are noted.
+        algorithm: the name of the strategy, and its numbers.
+        seed: of the search.
+        data: what it was searched and judged on.
+        scores: quality and its 95 % intervals, "calibration" and "held out", each of this schedule and unpruned.
+        costs: FLOPs ratio, mean share kept, KV bytes ratio.
+        search: what searching cost.
+        versions: of foveate, torch, transformers.
+    """
+
+    keep: tuple[float, ...]
+    ranking: str
+    within: str
+    model: dict[str, Any]
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self.schedule
+        if self.ranking not in RANKINGS:
+            raise ValueError(f"unknown ranking {self.ranking!r}; expected one of {', '.join(RANKINGS)}")
+        if self.within not in ("sample", "image"):
+            raise ValueError(f"within={self.within!r}; expected sample or image")
+        if self.model.get("layers") != len(self.keep):
+            raise ValueError(f"it is for {self.model.get('layers')} layers, but keeps shares of {len(self.keep)}")
+
+    @property
+    def schedule(self) -> PerLayer:
+        """The schedule, which refuses other models."""
+        return PerLayer(tuple(float(share) for share in self.keep), str(self.model.get("family", "")))
+
+    def save(self, path: Path | str) -> None:
+        """Writes the file."""
+        body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        Path(path).write_text(json.dumps(body, indent=1) + "\n")
+
+
+def load_schedule(path: Path | str) -> ScheduleFile:
+    """Reads a schedule that `foveate search` wrote.
+
+    Raises:
+        ValueError: there is no such file, it is no schedule, or it is of a later version of the format.
+    """
+    try:
+        body = json.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read a schedule from {path}: {error}") from error
+    if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is no schedule; expected JSON as `foveate search` writes it")
+    version = body.pop("version", None)
+    if version != VERSION:
+        raise ValueError(f"{path} is of version {version} of the format, this foveate reads {VERSION}; update foveate")
+    try:
+        return ScheduleFile(**{**body, "keep": tuple(body["keep"])})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no whole schedule: {error}") from error

@@ -1,0 +1,115 @@
+"""What a schedule costs, as a share of the unpruned model's: from token counts, or from measured times of a layer."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...core.schedules import mean_keep
+from ...measure.cost import Cost, Shapes, cost_of_counts, shapes
+from ..dyrate.rollout import batch_of, sizes
+from ..examples import Example, encode
+from .runner import Ran, Runner
+
+CostOf = Callable[[Sequence[float]], float]
+COSTS = ("keep", "flops", "kv", "seconds")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many samples have (text tokens of the prompt, visual tokens, words of the answer)."""
+
+    counts: tuple[tuple[tuple[int, int, int], int], ...]
+
+    @classmethod
+    def of(cls, model: Any, processor: Any, examples: Sequence[Example], batch: int = 16) -> Sizes:
+        """Read off the encoded examples."""
+        found: Counter[tuple[int, int, int]] = Counter()
+        for start in range(0, len(examples), batch):
+            inputs, prompt = encode(processor, examples[start : start + batch])
+            text, visual = sizes(model, inputs, prompt)
+            words = inputs["attention_mask"][:, prompt:].sum(1)
+            found.update(zip(text.tolist(), visual.tolist(), words.tolist(), strict=True))
+        return cls(tuple(sorted(found.items())))
+
+
+def whole_cost(shape: Shapes, given: Sizes, keep: Sequence[float]) -> Cost:
+    """Of the prefill and the decoding of all samples; tower and head left out, which no schedule changes."""
+    out = Cost()
+    for (text, visual, words), times in given.counts:
+        kept = [int(visual * share + 0.5 + 1e-9) for share in keep]
+        one = cost_of_counts(shape, kept, text=text, new_tokens=words, pictures=0)
+        out += Cost(prefill=times * one.prefill, decode=times * one.decode, kv_bytes=times * one.kv_bytes)
+    return out
+
+
+def ratios(shape: Shapes, given: Sizes, keep: Sequence[float]) -> dict[str, float]:
+    """Mean share kept, and FLOPs (prefill, decode, both) and KV bytes over the unpruned model's."""
+    ours, plain = whole_cost(shape, given, keep), whole_cost(shape, given, [1.0] * len(keep))
+    return {
+        "keep": mean_keep(keep),
+        "flops": (ours.prefill + ours.decode) / (plain.prefill + plain.decode),
+        "prefill": ours.prefill / plain.prefill,
+        "decode": ours.decode / plain.decode if plain.decode else 1.0,
+        "kv": ours.kv_bytes / plain.kv_bytes,
+    }
+
+
+def cost_of(kind: str, model: Any, given: Sizes, layer_seconds: Callable[[], list[float]]) -> CostOf:
+    """The cost named `kind`, which never falls when more is kept.
+
+    Raises:
+        ValueError: there is no such cost.
+    """
+    if kind not in COSTS:
+        raise ValueError(f"unknown cost {kind!r}; expected one of {', '.join(COSTS)}")
+    if kind == "seconds":
+        table = layer_seconds()
+        return lambda keep: sum(_between(table, share) for share in keep) / (len(keep) * table[-1])
+    if kind == "keep":
+        return mean_keep
+    shape = shapes(model)
+    return lambda keep: ratios(shape, given, keep)[kind]
+
+
+def _between(table: Sequence[float], share: float) -> float:
+    place = share * (len(table) - 1)
+    low = min(int(place), len(table) - 2)
+    return table[low] + (place - low) * (table[low + 1] - table[low])
+
+
+@torch.no_grad()
+def measure_layer(runner: Runner, processor: Any, example: Example, points: int = 9, repeats: int = 7) -> list[float]:
+    """Seconds of the middle layer's prefill for one sample, keeping shares 0, 1/(points-1), .. 1 of its visual tokens.
+
+    The median of `repeats`, in turn, after one that does not count; made never to fall, as noise might have it.
+    Layers are taken to be equally fast; the tower, the head and the ranking are left out.
+    """
+    batch, _, _ = batch_of(runner.model, processor, [example])
+    state = runner.start(batch)
+    visual = runner.view(state).visual[0].tolist()
+    times: list[list[float]] = [[] for _ in range(points)]
+    for turn in range(repeats + 1):
+        for point in range(points):
+            gone = set(visual[int(len(visual) * point / (points - 1) + 0.5) :])
+            stay = torch.tensor([c < batch.prompt and c not in gone for c in state.columns[0].tolist()])
+            ran = Ran(len(runner.layers) // 2, state.hidden[:, stay.to(state.hidden.device)], state.columns[:, stay])
+            _wait(state.hidden)
+            begin = time.perf_counter()
+            runner.run_layer(ran, state.prompt)
+            _wait(state.hidden)
+            if turn:
+                times[point].append(time.perf_counter() - begin)
+    medians = [statistics.median(seen) for seen in times]
+    return [max(medians[: point + 1]) for point in range(points)]
+
+
+def _wait(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)

@@ -1,0 +1,67 @@
+"""The record of a search, a line per trial: what was found is never run again, however the search was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """JSON lines: first whose search it is, then a line per trial. Without a path it lives in memory.
+
+    Args:
+        path: of the file, or None.
+        plan: everything that the result depends on; a file belongs to one plan.
+
+    Raises:
+        ValueError: the file belongs to another search, or is none.
+    """
+
+    def __init__(self, path: Path | None, plan: dict[str, Any]) -> None:
+        self.path, self.known = path, dict[str, Any]()
+        lines = path.read_bytes().splitlines(keepends=True) if path is not None and path.exists() else []
+        whole = [line for line in lines if line.endswith(b"\n")]  # a line cut short by a kill was never a trial
+        if whole:
+            self._read(path, whole, plan)
+        if self.path is not None:
+            if len(whole) != len(lines):
+                self.path.write_bytes(b"".join(whole))
+            if not whole:
+                self._append({"plan": plan})
+
+    def _read(self, path: Path | None, lines: list[bytes], plan: dict[str, Any]) -> None:
+        try:
+            first, *rows = (json.loads(line) for line in lines)
+            theirs = first["plan"]
+            self.known = {row["key"]: row["found"] for row in rows}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no record of a search: {error}; give another --out") from error
+        ours = json.loads(json.dumps(plan))
+        if theirs != ours:
+            names = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
+            raise ValueError(
+                f"{path} is the record of another search (it differs in {', '.join(names)}); give another --out, or "
+                "remove the file"
+            )
+
+    def add(self, key: str, found: Any) -> None:
+        """Notes what a trial found; it is on the disk when this returns."""
+        self.known[key] = found
+        self._append({"key": key, "found": found})
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, run once and for all: for measurements that a restart must not take again."""
+        if key not in self.known:
+            self.add(key, make())
+        return self.known[key]
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

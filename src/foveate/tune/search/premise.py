@@ -1,0 +1,154 @@
+"""The premise of G-Search, measured: is the ranking of visual tokens alike in all layers, and do essential counts fall?
+
+Everything is read off the unpruned model's prefill. The finding of arXiv 2412.00556 is a similar ranking in every layer
+but the first (Kendall's tau of 0.7 or more, as second-hand notes have it); its assumption, essential counts that never
+grow with depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...core.scores import RANKINGS
+from ..dyrate.rollout import batch_of
+from ..examples import Example
+from .runner import Runner
+
+SHARES, MASS, ALIKE = (0.5, 0.25, 0.125), 0.9, 0.7
+
+
+@dataclass(frozen=True)
+class Premise:
+    """How the visual ranking behaves over the layers whose attention gives it, 0 to L - 1.
+
+    Attributes:
+        tau: Kendall's tau-b between layers, mean over samples.
+        overlap: for every share in `SHARES`, what part of the top so many tokens two layers have in common.
+        essential: per sample and layer, the least share of tokens that hold `MASS` of the score; nan for rankings that
+            are no shares of attention.
+    """
+
+    tau: Float[np.ndarray, "L L"]
+    overlap: dict[float, Float[np.ndarray, "L L"]]
+    essential: Float[np.ndarray, "S L"]
+
+    @property
+    def neighbours(self) -> Float[np.ndarray, " K"]:
+        """Tau of each layer with the next."""
+        return np.diagonal(self.tau, 1)
+
+    def growth(self, seed: int = 0) -> list[tuple[int, float, float, float]]:
+        """(layer, growth of the mean essential share over the layer before, and its 95 % bootstrap interval)."""
+        rng, steps = np.random.default_rng(seed), np.diff(self.essential, axis=1)
+        drawn = steps[rng.integers(len(steps), size=(2000, len(steps)))].mean(1)
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        return [
+            (layer + 1, float(mean), float(a), float(b))
+            for layer, (mean, a, b) in enumerate(zip(steps.mean(0), low, high, strict=True))
+        ]
+
+    def warnings(self) -> list[str]:
+        """Where the premise fails, in plain words; layer 0 is left out, as the paper leaves out the first."""
+        said = []
+        inner = self.tau[1:, 1:][np.triu_indices(len(self.tau) - 1, 1)]
+        if len(inner) and inner.mean() < ALIKE:
+            said.append(
+                f"rankings differ from layer to layer: Kendall's tau between layers (the first left out) is "
+                f"{inner.mean():.2f} on average, where the paper finds {ALIKE} or more. A token that a layer drops may "
+                "be one that a deeper layer wants, so the search may keep more than it would have to."
+            )
+        grown = [row for row in self.growth() if row[0] > 1 and row[2] > 0.01]
+        if grown:
+            named = ", ".join(f"{layer} (+{mean:.0%} of the tokens)" for layer, mean, _, _ in grown)
+            said.append(
+                f"essential counts grow with depth at layer {named}, counted as the tokens that hold {MASS:.0%} of the "
+                "attention. The search lets no layer keep more than the one before, so what it finds has passed, but "
+                "need not be the least."
+            )
+        return said
+
+
+@torch.no_grad()
+def premise(model: Any, processor: Any, examples: Sequence[Example], ranking: str = "last", batch: int = 8) -> Premise:
+    """Measures on the prompts of some examples.
+
+    Args:
+        model: of a supported family.
+        processor: the model's.
+        examples: prompts with images; their answers are not looked at.
+        ranking: one of `core.scores.RANKINGS`.
+        batch: examples at a time.
+
+    Raises:
+        ValueError: no example has an image, or the ranking is unknown.
+    """
+    if ranking not in RANKINGS:
+        raise ValueError(f"unknown ranking {ranking!r}; expected one of {', '.join(RANKINGS)}")
+    found: list[Tensor] = []
+    for start in range(0, len(examples), batch):
+        found += _scores(Runner(model, RANKINGS[ranking]), processor, examples[start : start + batch])
+    if not found:
+        raise ValueError("none of the examples has an image, so there is no visual ranking to measure")
+    overlap = {share: np.mean([overlaps(scores, share) for scores in found], 0) for share in SHARES}
+    essential = np.array([essential_share(scores) for scores in found])
+    return Premise(np.mean([kendall(scores) for scores in found], 0), overlap, essential)
+
+
+def _scores(runner: Runner, processor: Any, examples: Sequence[Example]) -> list[Tensor]:
+    """Per sample with an image, the scores (L N) of its visual tokens by the attention of every layer."""
+    batch, _, _ = batch_of(runner.model, processor, examples)
+    state, rows = runner.start(batch), []
+    for _ in runner.layers:
+        state = runner.advance(state, 1.0)
+        view = runner.view(state)
+        rows.append((runner.score(view) if not hasattr(runner.score, "notice") else _noticed(runner, view), view.mask))
+    return [
+        torch.stack([scores[sample][mask[sample]].float().cpu() for scores, mask in rows])
+        for sample in range(len(examples))
+        if bool(rows[0][1][sample].any())
+    ]
+
+
+def _noticed(runner: Runner, view: Any) -> Tensor:
+    score: Any = runner.score
+    score.notice(view)
+    out: Tensor = score(view)
+    return out
+
+
+def kendall(scores: Float[Tensor, "L N"]) -> Float[np.ndarray, "L L"]:
+    """Kendall's tau-b between the rows: agreements of all pairs' signs, ties allowed for."""
+    layers, count = scores.shape
+    agree = torch.zeros(layers, layers, dtype=torch.float64)
+    for first in range(count - 1):
+        signs = (scores[:, first, None] - scores[:, first + 1 :]).sign().double()
+        agree += signs @ signs.T
+    norm = agree.diagonal().clamp(min=1).sqrt()
+    out: np.ndarray = (agree / norm[:, None] / norm).numpy()
+    return out
+
+
+def overlaps(scores: Float[Tensor, "L N"], share: float) -> Float[np.ndarray, "L L"]:
+    """What part of the top `share` of the tokens two layers have in common; `share` itself by chance."""
+    count = max(1, round(scores.shape[1] * share))
+    top = torch.zeros(scores.shape, dtype=torch.float64)
+    top.scatter_(1, scores.argsort(dim=1, descending=True, stable=True)[:, :count], 1.0)
+    out: np.ndarray = (top @ top.T / count).numpy()
+    return out
+
+
+def essential_share(scores: Float[Tensor, "L N"]) -> Float[np.ndarray, " L"]:
+    """The least share of tokens that hold `MASS` of each row's sum; nan where scores are no shares of anything."""
+    if bool((scores < 0).any()) or not bool((scores.sum(1) > 0).all()):
+        return np.full(len(scores), np.nan)
+    held = scores.double().sort(dim=1, descending=True).values.cumsum(1)
+    enough = held >= MASS * held[:, -1:]
+    out: np.ndarray = ((enough.long().argmax(1) + 1) / scores.shape[1]).double().numpy()
+    return out

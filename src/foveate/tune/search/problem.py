@@ -1,0 +1,148 @@
+"""What a strategy sees of a search: how good a schedule is, whether it passes, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from .costs import CostOf
+from .evaluator import Evaluator
+from .journal import Journal
+
+Keep = Sequence[float]
+Report = Callable[[str], None]
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What a problem needs of an evaluator."""
+
+    weights: torch.Tensor
+
+    def hold(self, prefix: Keep) -> None:
+        """Schedules to come begin with `prefix`."""
+        ...
+
+    def parts(self, keep: Keep, floor: float | None = None) -> torch.Tensor | None:
+        """Each example's sum, or None if quality is certainly below `floor`."""
+        ...
+
+
+class Problem:
+    """A search under way. Strategies are deterministic in what this tells them, so a journal is all a restart needs.
+
+    Args:
+        judge: of the calibration examples.
+        cost: of a schedule over unpruned, in [0, 1]; never falls when more is kept.
+        layers: of the decoder.
+        first: the first layer before which tokens may leave.
+        journal: what was found before.
+        seed: of strategies that draw.
+        report: called with a line before every trial that is run.
+        lost_mass: of `statistics.lost_mass`, for strategies that go by statistics.
+
+    Raises:
+        ValueError: `first` outside the decoder.
+
+    Attributes:
+        trials: how many schedules were asked for, the unpruned included.
+        fresh: how many of them were run now.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        cost: CostOf,
+        layers: int,
+        first: int = 2,
+        journal: Journal | None = None,
+        seed: int = 0,
+        report: Report | None = None,
+        lost_mass: Callable[[], Any] | None = None,
+    ) -> None:
+        if not 0 <= first < layers:
+            raise ValueError(f"the search starts at layer {first}; expected a layer of the decoder, 0 to {layers - 1}")
+        self.judge, self._cost, self.layers, self.first, self.seed = judge, cost, layers, first, seed
+        self.journal, self.report, self._lost_mass = journal or Journal(None, {}), report, lost_mass
+        self.trials = self.fresh = 0
+
+    @property
+    def unpruned(self) -> tuple[float, ...]:
+        """The schedule that keeps all."""
+        return (1.0,) * self.layers
+
+    @property
+    def full(self) -> float:
+        """Quality of the unpruned model."""
+        return self.quality(self.unpruned)
+
+    def cost(self, keep: Keep) -> float:
+        """Of a schedule, over unpruned."""
+        return self._cost(keep)
+
+    def hold(self, prefix: Keep) -> None:
+        """Says that the schedules to come begin with `prefix`, so that what enters the next layer is run once."""
+        self.judge.hold(prefix)
+
+    def quality(self, keep: Keep) -> float:
+        """Of a schedule, on the calibration examples; higher is better."""
+        found = self._found(keep, None)
+        return float(torch.tensor(found["parts"], dtype=torch.float64).sum() / self.judge.weights.sum())
+
+    def passes(self, keep: Keep, floor: float) -> bool:
+        """Whether quality is at least `floor`; stops early where it cannot be."""
+        found = self._found(keep, floor)
+        if found["parts"] is None:
+            return False
+        return float(torch.tensor(found["parts"], dtype=torch.float64).sum() / self.judge.weights.sum()) >= floor
+
+    def parts(self, keep: Keep) -> torch.Tensor:
+        """Each calibration example's sum."""
+        return torch.tensor(self._found(keep, None)["parts"], dtype=torch.float64)
+
+    def statistics(self) -> list[Any]:
+        """`statistics.lost_mass` of the calibration examples, as nested lists (L 2 P).
+
+        Raises:
+            ValueError: there is no model behind this problem.
+        """
+        if self._lost_mass is None:
+            raise ValueError("this search has no model behind it, so there are no statistics of attention")
+        make = self._lost_mass
+        found: list[Any] = self.journal.once("statistics", lambda: make().tolist())
+        return found
+
+    def _found(self, keep: Keep, floor: float | None) -> dict[str, Any]:
+        whole = " ".join(f"{share:.6g}" for share in keep)
+        at_least = whole if floor is None else f"{whole} >= {floor:.9g}"
+        self.trials += 1
+        for key in (whole, at_least):
+            if key in self.journal.known:
+                return self.journal.known[key]
+        if self.report is not None:
+            self.report(whole)
+        self.fresh += 1
+        before = _tally(self.judge)
+        parts = self.judge.parts(keep, floor)
+        spent = [after - b for after, b in zip(_tally(self.judge), before, strict=True)]
+        found = {"parts": None if parts is None else parts.tolist(), "spent": spent}
+        self.journal.add(at_least if parts is None else whole, found)
+        return found
+
+    def spent(self) -> dict[str, int]:
+        """Samples x layers, samples x layers x tokens, and samples through the tower, over all trials so far."""
+        rows = [f["spent"] for f in self.journal.known.values() if isinstance(f, dict) and "spent" in f]
+        sums = [sum(column) for column in zip(*rows, strict=True)] if rows else [0, 0, 0]
+        return dict(zip(("layers", "rows", "towers"), sums, strict=True))
+
+
+def _tally(judge: Judge) -> tuple[int, int, int]:
+    """Of all processes together."""
+    if not isinstance(judge, Evaluator):
+        return 0, 0, 0
+    mine = judge.runner.tally
+    everyone = judge.processes.gather((mine.layers, mine.rows, mine.towers))
+    layers, rows, towers = (sum(column) for column in zip(*everyone, strict=True))
+    return layers, rows, towers

@@ -1,0 +1,281 @@
+"""A decoder run layer by layer, from any layer on, with fewer tokens: what a search's trials share is run once.
+
+Prompts and their answers run together, teacher forced. The prompt alone decides what is kept, as in a prefill; the
+answer's rows then see what is left, as in cached decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ...core.method import Method
+from ...core.schedules import PerLayer
+from ...core.scores import Score
+from ...core.tokens import Kind, TokenMap, classify
+from ...core.view import View
+from ...engine.adapters import adapter_for
+from ...engine.checks import check_model, unwrapped
+from ...engine.masks import for_backend, may_see, needless
+from ...engine.rows import attention_rows, take_rows
+from ..dyrate.rollout import Batch
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a layer ran on: its input (B T D) and the columns of its rows (B T), -1 at fills."""
+
+    layer: int
+    hidden: Tensor
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """What enters a layer. Tensors are never written to, so that many trials may start here.
+
+    Attributes:
+        layer: the layer about to run.
+        hidden: its input, before anything is dropped there.
+        columns: of the rows, ascending; -1 at fills. A column is a place in `Batch.inputs`.
+        prompt: the batch's own facts.
+        trail: the layers that ran last, as far as the ranking looks back.
+        keep: what the layers before kept.
+    """
+
+    layer: int
+    hidden: Float[Tensor, "B T D"]
+    columns: Int[Tensor, "B T"]
+    prompt: Prompt
+    trail: tuple[Ran, ...] = ()
+    keep: tuple[float, ...] = ()
+    memo: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors that this state holds, its batch's inputs included."""
+        held = (self.hidden, *(ran.hidden for ran in self.trail), *self.prompt.batch.inputs.values())
+        return sum(t.numel() * t.element_size() for t in held)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch as its layers need it: `batch`, what every prompt column is, its position embeddings, layer arguments."""
+
+    batch: Batch
+    tokens: TokenMap
+    total: Int[Tensor, B]
+    positions: tuple[Tensor, Tensor]
+    ids: Tensor | None
+    extra: dict[str, Any]
+
+
+class _Reached(Exception):  # noqa: N818
+    """The first layer is about to run."""
+
+
+@dataclass
+class Tally:
+    """What was run.
+
+    Attributes:
+        layers: samples x layers.
+        rows: samples x layers x tokens, fills included.
+        towers: samples whose pictures went through the tower.
+    """
+
+    layers: int = 0
+    rows: int = 0
+    towers: int = 0
+
+
+class Runner:
+    """Runs batches of one model under schedules of one ranking.
+
+    Args:
+        model: of a supported family; frozen.
+        score: ranks the tokens.
+        within: as `Method` has it.
+
+    Raises:
+        ValueError: a model that `apply` would refuse, or one whose decoder is fed between its layers.
+    """
+
+    def __init__(self, model: Any, score: Score, within: Literal["sample", "image"] = "sample") -> None:
+        self.model = unwrapped(model)
+        self.adapter = adapter_for(self.model)
+        self.body = self.adapter.body(self.model)
+        check_model(self.model, self.body)
+        self.decoder = self.body.language_model
+        if hasattr(self.decoder, "_deepstack_process"):
+            raise ValueError(
+                f"the decoder of {type(self.model).__name__} takes visual features between its layers (DeepStack), "
+                "which a search layer by layer does not do; searched can be families without it, like llava"
+            )
+        self.layers = list(self.decoder.layers)
+        self.backend = str(self.decoder.config._attn_implementation)
+        self.score, self.within = score, within
+        self.reach = int(getattr(score, "back", 1))
+        self.tally = Tally()
+
+    @torch.no_grad()
+    def start(self, batch: Batch) -> State:
+        """The batch's embeddings, as they enter layer 0."""
+        caught: list[tuple[Tensor, dict[str, Any]]] = []
+
+        def catch(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            caught.append((args[0] if args else kwargs["hidden_states"], kwargs))
+            raise _Reached
+
+        handle = self.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            self.model(**batch.inputs, use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        hidden, kwargs = caught[0]
+        self.tally.towers += len(hidden)
+        real = batch.inputs["attention_mask"].bool()
+        columns = torch.where(real, torch.arange(real.shape[1], device=real.device), -1)
+        return State(0, hidden, columns, self._prompt(batch, kwargs))
+
+    def _prompt(self, batch: Batch, kwargs: dict[str, Any]) -> Prompt:
+        config, own = self.body.config, ("position_embeddings", "position_ids")
+        extra = {k: v for k, v in kwargs.items() if k not in (*own, "hidden_states", "past_key_values")}
+        extra.pop("attention_mask", None)
+        ids = batch.inputs["input_ids"][:, : batch.prompt]
+        visual, real = ids == self.adapter.image_token(config), batch.inputs["attention_mask"][:, : batch.prompt].bool()
+        per_image, grid = self.adapter.per_image(config), self.adapter.grid(config)
+        tokens = classify(visual, real, per_image=per_image, grid=grid)
+        cos, sin = kwargs["position_embeddings"]
+        places = kwargs.get("position_ids")
+        places = places if places is not None and places.ndim == 2 else None  # else rotations alone say where
+        return Prompt(batch, tokens, visual.sum(1), (cos, sin), places, extra)
+
+    @torch.no_grad()
+    def advance(self, state: State, share: float) -> State:
+        """Drops down to `share` of the visual tokens before the layer, then runs it."""
+        hidden, columns = self._dropped(state, share)
+        ran = Ran(state.layer, hidden, columns)
+        out = self.run_layer(ran, state.prompt)
+        trail = (*state.trail, ran)[-self.reach :]
+        return State(state.layer + 1, out, columns, state.prompt, trail, (*state.keep, share))
+
+    def to_end(self, state: State, keep: Sequence[float]) -> Float[Tensor, "B S D"]:
+        """Normalised states that predict the answers' words, after running the remaining layers with `keep[layer]`."""
+        for share in keep[state.layer :]:
+            state = self.advance(state, share)
+        return self.answers(state)
+
+    @torch.no_grad()
+    def answers(self, state: State) -> Float[Tensor, "B S D"]:
+        """As `to_end`, of a state after the last layer: row s predicts column prompt + s."""
+        batch = state.prompt.batch
+        samples, length = batch.inputs["input_ids"].shape
+        where = torch.zeros((samples, length + 1), dtype=torch.long, device=state.columns.device)
+        numbers = torch.arange(state.columns.shape[1], device=where.device).expand_as(state.columns)
+        where.scatter_(1, torch.where(state.columns < 0, length, state.columns), numbers)
+        return self.decoder.norm(
+            take_rows(state.hidden, where[:, batch.prompt - 1 : length - 1].to(state.hidden.device))
+        )
+
+    def _dropped(self, state: State, share: float) -> tuple[Tensor, Tensor]:
+        """The rows that stay, right-aligned."""
+        if share >= (1.0, *state.keep)[-1]:
+            return state.hidden, state.columns
+        view = self.view(state)
+        if view.visual.shape[1] == 0:
+            return state.hidden, state.columns
+        schedule = PerLayer((*state.keep, *[share] * (len(self.layers) - state.layer)))
+        keep = Method(lambda seen: self._ranked(state, seen), schedule, within=self.within).select(view)
+        if keep is None:
+            return state.hidden, state.columns
+        keep = keep | (view.visual == view.newest)  # as the engine has it: its state is the prompt's output
+        length = state.prompt.batch.inputs["input_ids"].shape[1]
+        alive = torch.ones((len(keep), length + 1), dtype=torch.bool, device=keep.device)
+        alive = alive.scatter(1, torch.where(view.mask & ~keep, view.visual, length), False)
+        stay = alive.gather(1, state.columns.clamp(min=0)) & (state.columns >= 0)
+        most = max(1, int(stay.sum(1).max()))
+        order = stay.long().argsort(dim=1, stable=True)[:, -most:]
+        columns = torch.where(stay.gather(1, order), state.columns.gather(1, order), -1)
+        return take_rows(state.hidden, order.to(state.hidden.device)), columns
+
+    def _ranked(self, state: State, view: View) -> Tensor:
+        """The score at this state, computed for the first trial that asks."""
+        if "score" not in state.memo:
+            notice = getattr(self.score, "notice", None)
+            if notice is not None:
+                notice(view)
+            state.memo["score"] = self.score(view)
+        return state.memo["score"]
+
+    def view(self, state: State) -> View:
+        """What the engine would show before the layer in the prompt's prefill."""
+        prompt, tokens = state.prompt.batch.prompt, state.prompt.tokens
+        rows = torch.where(state.columns < prompt, state.columns, -1)  # the answer has not been said yet
+        present = torch.zeros((len(rows), prompt + 1), dtype=torch.bool, device=rows.device)
+        present.scatter_(1, torch.where(rows < 0, prompt, rows), True)
+        visual = present[:, :-1] & tokens.are(Kind.IMAGE)
+        count = visual.sum(1, keepdim=True)
+        order = (~visual).long().argsort(dim=1, stable=True)[:, : int(count.max())]
+        mask = torch.arange(order.shape[1], device=rows.device) < count
+        return View(
+            layer=state.layer,
+            step=0,
+            layers=len(self.layers),
+            total=state.prompt.total,
+            visual=torch.where(mask, order, -1),
+            mask=mask,
+            hidden=state.hidden,
+            rows=rows,
+            tokens=tokens,
+            attend=lambda index, queries: self._attend(state, index, queries),
+        )
+
+    def _attend(self, state: State, index: int, queries: Tensor) -> Tensor:
+        """Attention of layer `index` from the prompt's columns `queries` to all its columns."""
+        ran = next(r for r in state.trail if r.layer == index)
+        module: Any = self.layers[index]
+        prompt = state.prompt.batch.prompt
+        held = torch.where(ran.columns < prompt, ran.columns, -1)
+        where = torch.zeros((len(held), prompt + 1), dtype=torch.long, device=held.device)
+        numbers = torch.arange(held.shape[1], device=held.device).expand_as(held)
+        where.scatter_(1, torch.where(held < 0, prompt, held), numbers)
+        source = where.gather(1, queries.clamp(min=0))
+        asked = self.adapter.queries(module, take_rows(ran.hidden, source), self._turned(state.prompt, queries))
+        keys = self.adapter.keys(module, ran.hidden, self._turned(state.prompt, ran.columns))
+        allowed = may_see(queries, held, None) & (queries >= 0)[:, :, None]
+        shares = attention_rows(asked, keys, module.self_attn.scaling, allowed)
+        out = shares.new_zeros((*shares.shape[:-1], prompt + 1))
+        slot = torch.where(held < 0, prompt, held)[:, None, None].expand(shares.shape)
+        return out.scatter_add(-1, slot, shares)[..., :prompt]
+
+    def _turned(self, prompt: Prompt, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Position embeddings at these columns."""
+        cos, sin = (take_rows(part, columns.clamp(min=0)) for part in prompt.positions)
+        return cos, sin
+
+    def run_layer(self, ran: Ran, prompt: Prompt) -> Tensor:
+        """The layer's output (B T D)."""
+        masked = bool((ran.columns < 0).any())
+        plain = not masked and needless(self.backend, ran.columns.shape[1], 0)
+        mask = None if plain else for_backend(self.backend, ran.columns, ran.columns, None, ran.hidden.dtype)
+        places = prompt.ids if prompt.ids is None else take_rows(prompt.ids, ran.columns.clamp(min=0))
+        flash = self.backend.startswith("flash")  # gaps would make it believe in packed sequences
+        out = self.layers[ran.layer](
+            ran.hidden,
+            attention_mask=mask,
+            position_embeddings=self._turned(prompt, ran.columns),
+            position_ids=None if flash else places,
+            **prompt.extra,
+        )
+        self.tally.layers += len(ran.columns)
+        self.tally.rows += ran.columns.numel()
+        hidden: Tensor = out[0] if isinstance(out, tuple) else out
+        return hidden

@@ -1,0 +1,274 @@
+"""A whole search: calibration, strategy, held-out report, and the file that comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...core.method import Method
+from ...core.scores import RANKINGS
+from ...engine.adapters import adapter_for
+from ...engine.apply import apply
+from ...measure.cost import shapes
+from ...methods.schedule import schedule as method_of
+from ...schedules.store import ScheduleFile
+from ..dyrate.rollout import batch_of
+from ..examples import Example
+from .costs import Sizes, cost_of, measure_layer, ratios
+from .evaluator import Evaluator
+from .journal import Journal
+from .objective import OBJECTIVES
+from .problem import Problem, Report
+from .processes import Processes
+from .runner import Runner
+from .statistics import lost_mass
+from .strategies import search, settled
+
+FREE = ("random", "even")  # rankings that need no attention, so that tokens may leave before layer 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """Objective x cost x strategy, and the numbers of a search.
+
+    Attributes:
+        algorithm: a strategy, by name.
+        knobs: the strategy's own; what is not given is its default.
+        objective: one of `objective.OBJECTIVES`.
+        cost: what a budget is a share of: keep (mean share of tokens), flops, kv (bytes) or seconds (measured).
+        ranking: by what tokens are ranked, one of `core.scores.RANKINGS`.
+        within: as `Method` has it.
+        first: the first layer before which tokens may leave.
+        batch: examples per forward.
+        cache_gb: what each process may hold between trials.
+        seed: of strategies that draw, and of the bootstrap.
+    """
+
+    algorithm: str = "gsearch"
+    knobs: dict[str, Any] = field(default_factory=dict)
+    objective: str = "kl"
+    cost: str = "flops"
+    ranking: str = "last"
+    within: Literal["sample", "image"] = "sample"
+    first: int = 2
+    batch: int = 8
+    cache_gb: float = 2.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"unknown objective {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
+        if self.ranking not in RANKINGS:
+            raise ValueError(f"unknown ranking {self.ranking!r}; expected one of {', '.join(RANKINGS)}")
+        if self.first < 1 and self.ranking not in FREE:
+            raise ValueError(
+                f"ranking {self.ranking!r} is by the attention of the layer before; start at layer 1 or more"
+            )
+        if self.batch < 1 or self.cache_gb < 0:
+            raise ValueError(f"batch={self.batch}, cache_gb={self.cache_gb}; expected 1 or more, and 0 or more")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a search learns from, and what it is judged on; `name` says where that came from."""
+
+    name: str
+    calibration: Sequence[Example]
+    held_out: Sequence[Example]
+
+    def facts(self) -> dict[str, Any]:
+        """How many examples there are, and a hash of their prompts and answers."""
+        texts = [[(e.earlier, e.prompt, e.answer) for e in part] for part in (self.calibration, self.held_out)]
+        digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+        return {
+            "name": self.name,
+            "calibration": len(self.calibration),
+            "held out": len(self.held_out),
+            "sha256": digest,
+        }
+
+
+def find_schedule(
+    model: Any,
+    processor: Any,
+    plan: Search,
+    data: Data,
+    name: str = "",
+    record: Path | None = None,
+    processes: Processes | None = None,
+    report: Report | None = None,
+) -> ScheduleFile:
+    """Searches a schedule, and judges it on held-out examples.
+
+    Args:
+        model: of a supported family.
+        processor: the model's.
+        plan: what to search, and how.
+        data: calibration and held-out examples.
+        name: of the model, for the record.
+        record: journal of the trials; with it, an interrupted search goes on where it was.
+        processes: that share the work, each with its own copy of the model.
+        report: called with a line before every trial that is run.
+
+    Raises:
+        ValueError: a plan that fits no such model or data, a budget out of reach, or another search's record.
+    """
+    together = processes or Processes()
+    plan = replace(plan, knobs=settled(plan.algorithm, plan.knobs))
+    facts = {"model": model_facts(model, name), "data": data.facts(), **asdict(plan)}
+    facts.pop("cache_gb")  # the same is found with any
+    journal = Journal(record if together.rank == 0 else None, facts)
+    journal.known = together.of_first(journal.known)
+    judge = _evaluator(model, processor, plan, data.calibration, plan.objective, together)
+    sizes = Sizes.of(model, processor, data.calibration, plan.batch)
+    problem = _problem(model, processor, plan, data, sizes, judge, journal, report)
+    keep = search(plan.algorithm, problem, **plan.knobs)
+    found = _file(plan, data, facts["model"], keep, ratios(shapes(model), sizes, keep))
+    if plan.cost == "seconds":
+        timed = journal.once("timed", lambda: time_prefill(model, processor, data.calibration[0], method_of(found)))
+        found.costs.update({"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed})
+    found.scores.update(_scores(model, processor, plan, data, problem, keep, together))
+    found.search.update(_spent(problem, plan, data, judge, sizes))
+    return found
+
+
+def _file(
+    plan: Search, data: Data, facts: dict[str, Any], keep: tuple[float, ...], costs: dict[str, float]
+) -> ScheduleFile:
+    """The schedule with what is known of it before it is judged."""
+    return ScheduleFile(
+        keep=keep,
+        ranking=plan.ranking,
+        within=plan.within,
+        model=facts,
+        algorithm={k: v for k, v in asdict(plan).items() if k not in ("ranking", "within", "seed")},
+        seed=plan.seed,
+        data=data.facts(),
+        costs=costs,
+        versions={p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
+    )
+
+
+def _problem(
+    model: Any,
+    processor: Any,
+    plan: Search,
+    data: Data,
+    sizes: Sizes,
+    judge: Evaluator,
+    journal: Journal,
+    report: Report | None,
+) -> Problem:
+    """The calibration examples as a problem."""
+
+    def seconds() -> list[float]:
+        runner = Runner(model, RANKINGS[plan.ranking])
+        mine = measure_layer(runner, processor, data.calibration[0])
+        found: list[float] = judge.processes.of_first(mine)
+        return found
+
+    def statistics() -> Any:
+        return lost_mass(model, processor, data.calibration, plan.batch)
+
+    cost = cost_of(plan.cost, model, sizes, lambda: journal.once("seconds", seconds))
+    return Problem(judge, cost, judge.depth, plan.first, journal, plan.seed, report, statistics)
+
+
+def model_facts(model: Any, name: str) -> dict[str, Any]:
+    """What a model is known by: a schedule is refused by another family or depth."""
+    text = adapter_for(model).body(model).language_model.config
+    return {
+        "name": name,
+        "family": model.config.model_type,
+        "layers": text.num_hidden_layers,
+        "decoder": text.model_type,
+        "hidden": text.hidden_size,
+        "heads": text.num_attention_heads,
+        "revision": getattr(model.config, "_commit_hash", None),
+    }
+
+
+def _evaluator(
+    model: Any, processor: Any, plan: Search, examples: Sequence[Example], objective: str, together: Processes
+) -> Evaluator:
+    size = plan.cache_gb * 1e9
+    made = OBJECTIVES[objective]
+    return Evaluator(model, processor, examples, made, plan.ranking, plan.within, plan.batch, size, together)
+
+
+def _scores(
+    model: Any, processor: Any, plan: Search, data: Data, problem: Problem, keep: Sequence[float], together: Processes
+) -> dict[str, Any]:
+    """Quality of the schedule and unpruned, and their paired difference, with 95 % intervals over examples."""
+    out: dict[str, Any] = {"objective": plan.objective}
+    weights = problem.judge.weights
+    out["calibration"] = compared(problem.parts(keep), problem.parts(problem.unpruned), weights, plan.seed)
+    for objective in dict.fromkeys((plan.objective, "likelihood")):
+        judge = _evaluator(model, processor, plan, data.held_out, objective, together)
+        ours, plain = judge.parts(keep), judge.parts(problem.unpruned)
+        if ours is not None and plain is not None:
+            title = "held out" if objective == plan.objective else f"held out, {objective}"
+            out[title] = compared(ours, plain, judge.weights, plan.seed)
+    return out
+
+
+def compared(
+    ours: Float[Tensor, " N"], plain: Float[Tensor, " N"], weights: Float[Tensor, " N"], seed: int
+) -> dict[str, dict[str, float]]:
+    """Sums over weights: of ours, of plain, and of ours minus plain, each with its bootstrap interval over examples."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(weights), size=(2000, len(weights)))
+    below = weights.numpy()
+    out = {}
+    for name, sums in {"schedule": ours, "unpruned": plain, "difference": ours - plain}.items():
+        above = sums.double().numpy()
+        low, high = np.quantile(above[drawn].sum(1) / below[drawn].sum(1), [0.025, 0.975])
+        out[name] = {"value": float(above.sum() / below.sum()), "low": float(low), "high": float(high)}
+    return out
+
+
+def _spent(problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: Sizes) -> dict[str, Any]:
+    """What searching cost, in whole passes over the calibration examples, beside searching naively."""
+    spent, whole = problem.spent(), len(data.calibration) * problem.layers
+    rows = sum(times * sum(size) for size, times in sizes.counts) * problem.layers
+    out: dict[str, Any] = {
+        "trials": len([f for f in problem.journal.known.values() if isinstance(f, dict) and "spent" in f]),
+        "passes": spent["layers"] / whole,
+        "passes, by tokens": spent["rows"] / rows,
+        "through the tower": spent["towers"] / len(data.calibration),
+        "held GB at most": judge.most_bytes / 1e9,
+    }
+    out["passes if every trial ran whole"] = out["trials"]
+    if plan.algorithm == "gsearch" and plan.knobs["variant"] == "bisect":
+        layers = len(range(plan.first, problem.layers, plan.knobs["stride"]))
+        out["passes of bisecting the whole grid at every layer"] = 1 + layers * plan.knobs["grid"].bit_length()
+    return out
+
+
+@torch.no_grad()
+def time_prefill(model: Any, processor: Any, example: Example, method: Method, repeats: int = 7) -> float:
+    """Seconds of a prefill under the method over those of the unpruned model: medians, measured in turn."""
+    batch, _, _ = batch_of(model, processor, [example])
+    columns = ("input_ids", "attention_mask", "position_ids")
+    inputs = {k: v[:, : batch.prompt] if k in columns else v for k, v in batch.inputs.items()}
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(repeats + 1):
+        for pruned in (True, False):
+            with apply(model, *([method] if pruned else [])):
+                begin = time.perf_counter()
+                model(**inputs, use_cache=True, logits_to_keep=1).logits.cpu()
+            if turn:
+                times[pruned].append(time.perf_counter() - begin)
+    return statistics.median(times[True]) / statistics.median(times[False])
