@@ -17,3 +17,27 @@ Methods = Annotated[
 Match = Annotated[
     str | None, typer.Option(help="Equal work: flops=0.33 (or bytes=, tokens=) of unpruned; tunes keep, or knob=?.")
 ]
+PromptTokens = Annotated[int, typer.Option(min=1, help="Prompt tokens that are not visual.")]
+Images = Annotated[int, typer.Option(min=0, help="Pictures of a sample.")]
+ImageSize = Annotated[str | None, typer.Option(help="Of a picture in pixels, like 672x448, where tokens depend on it.")]
+Tiles = Annotated[
+    int, typer.Option(min=1, help="Tiles of a picture, where the processor decides (InternVL, Idefics3).")
+]
+VisualTokens = Annotated[int | None, typer.Option(min=0, help="Of a sample, in place of what the pictures make.")]
+OutputTokens = Annotated[int, typer.Option(min=1, help="Tokens generated.")]
+Batch = Annotated[int, typer.Option(min=1, help="Samples at once.")]
+Layers = Annotated[int | None, typer.Option(min=1, help="Depth of the decoder, in place of the model's.")]
+
+
+def size(text: str | None) -> tuple[int, int] | None:
+    """Width and height from text like ``672x448``.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    if text is None:
+        return None
+    wide, _, high = text.partition("x")
+    if not (wide.isdecimal() and high.isdecimal() and int(wide) and int(high)):
+        raise ValueError(f"image size {text!r}; expected width x height in pixels, like 672x448")
+    return int(wide), int(high)

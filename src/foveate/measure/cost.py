@@ -250,25 +250,3 @@ def _blank_view(layer: int, layers: int, total: int, left: int) -> View:
         rows=torch.zeros(1, 0, dtype=torch.long),
         tokens=classify(visual, visual),
     )
-
-
-def fastv_ratio(shape: Shapes, *, tokens: int, visual: int, layer: int, keep: float, width: int) -> float:
-    """FastV's own FLOPs ratio, for comparison with papers (2403.06764, Section 4.2).
-
-    ``[K C(n) + (L - K) C(n')] / (L C(n))`` with ``C(n) = 4 n d^2 + 2 n^2 d + 2 n d m`` and ``n' = n - R N``.
-
-    Args:
-        shape: of the model.
-        tokens: n, the prompt's tokens, visual ones included.
-        visual: N, the visual ones.
-        layer: the paper's K.
-        keep: share of visual tokens kept (1 - R).
-        width: m, the MLP's inner size.
-    """
-    hidden, layers = shape.layers[0].hidden, len(shape.layers)
-
-    def count(n: float) -> float:
-        return 4 * n * hidden**2 + 2 * n**2 * hidden + 2 * n * hidden * width
-
-    fewer = tokens - (1 - keep) * visual
-    return (layer * count(tokens) + (layers - layer) * count(fewer)) / (layers * count(tokens))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,21 +133,18 @@ def evaluate(
         progress: called with the samples done by each batch, of those that this process answers or finds answered.
     """
     among = among or Processes()
-    shape, plan = shapes(model), batches(samples, size)
-    home = None if folder is None else records.place(folder, spec)
+    plan, home = batches(samples, size), None if folder is None else records.place(folder, spec)
     done = {} if home is None else records.read(home, [len(batch) for batch in plan])
     among.wait()  # nobody writes until all have read
     found = [record for batch in done.values() for record in batch]
-    if progress is not None:
-        progress(len(found))
-    mine: list[Record] = []
+    tick = progress or (lambda count: None)
+    tick(len(found))
+    shape, mine = shapes(model), []
     for number in [n for n in range(len(plan)) if n not in done][among.index :: among.count]:
-        chosen = plan[number]
-        answers = answer(model, processor, [samples[i] for i in chosen], methods, shape)
-        rows = [Record(**{**asdict(r), "sample": i, "batch": number}) for r, i in zip(answers, chosen, strict=True)]
+        answers = answer(model, processor, [samples[i] for i in plan[number]], methods, shape)
+        rows = [replace(row, sample=i, batch=number) for row, i in zip(answers, plan[number], strict=True)]
         if home is not None:
             records.append(home, among.index, rows)
         mine += rows
-        if progress is not None:
-            progress(len(rows))
+        tick(len(rows))
     return sorted([*found, *among.gather(mine)], key=lambda r: r.sample)
