@@ -28,7 +28,7 @@ def told(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, dict[str, 
 def test_fastvs_figures(capsys: pytest.CaptureFixture[str]) -> None:
     """Table 1 prints 99.3 B a layer for LLaVA-1.5-7B and 54.6 B for K=2, R=50 % but no prompt length.
 
-    612 tokens give 99.3; 36 of them text and 576 visual, 54.8; 34 and 578 (an image's start and end), 54.6.
+    612 tokens give 99.3; with 576 of them visual 54.8 follows, with 578 (whatever the paper's prompt was) 54.6.
     """
     spec = "fastv:layer=2,rate=0.5"
     for text, visual, want in ((36, 576, 54.8), (34, 578, 54.6)):

@@ -97,7 +97,7 @@ def _print(model: Architecture, asked: plan.Request, rows: dict[str, Any]) -> No
     console.print(
         f"{model.family}, {len(model.shapes.layers)} layers; batch {asked.batch} of {asked.text} text + {asked.visual} "
         f"visual tokens, {asked.new_tokens} new. FLOPs count 2 per multiply-accumulate; the last two columns are one "
-        "prefill in the papers' conventions (1 per multiply-accumulate, decoder alone). What ranking takes is left out.",
+        "prefill in the papers' conventions (1 per multiply-accumulate, decoder alone). Ranking is left out.",
         highlight=False,
     )
 

@@ -20,9 +20,7 @@ Match = Annotated[
 PromptTokens = Annotated[int, typer.Option(min=1, help="Prompt tokens that are not visual.")]
 Images = Annotated[int, typer.Option(min=0, help="Pictures of a sample.")]
 ImageSize = Annotated[str | None, typer.Option(help="Of a picture in pixels, like 672x448, where tokens depend on it.")]
-Tiles = Annotated[
-    int, typer.Option(min=1, help="Tiles of a picture, where the processor decides (InternVL, Idefics3).")
-]
+Tiles = Annotated[int, typer.Option(min=1, help="Of a picture, where the processor decides (InternVL, Idefics3).")]
 VisualTokens = Annotated[int | None, typer.Option(min=0, help="Of a sample, in place of what the pictures make.")]
 OutputTokens = Annotated[int, typer.Option(min=1, help="Tokens generated.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples at once.")]

@@ -33,8 +33,8 @@ def _llava(text: dict[str, Any], vision: dict[str, Any] = _CLIP, kind: str = "ll
 
 
 _PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-_SMALL_CLIP = _CLIP | {
-    "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6,
+_ONE_LAYER = _CLIP | {  # so that the decoder is what is timed
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
 }  # fmt: skip
 _TINY_CLIP = _CLIP | {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 224,
@@ -70,9 +70,9 @@ SHAPES: dict[str, dict[str, Any]] = {  # sizes as in the models' published confi
             "num_attention_heads": 16, "image_size": [448, 448], "patch_size": [14, 14],
         },
     },
-    "smol-135m": _llava(_llama(576, 1536, 30, 9, 3, 49152), _SMALL_CLIP),
-    "smol": _llava(_llama(576, 1536, 30, 9, 3, 49153, tie_word_embeddings=True), _TINY_CLIP, tie_word_embeddings=True),
-    "tiny-20m": _llava(_llama(384, 1024, 12, 6, 2, 4096), _SMALL_CLIP),
+    "smol-135m": _llava(_llama(576, 1536, 30, 9, 3, 49152), _ONE_LAYER, vision_feature_layer=-1),
+    "smol": _llava(_llama(576, 1536, 30, 9, 3, 49153, tie_word_embeddings=True), _TINY_CLIP, vision_feature_layer=-1),
+    "tiny-20m": _llava(_llama(384, 1024, 12, 6, 2, 4096), _ONE_LAYER, vision_feature_layer=-1),
 }  # fmt: skip
 
 
