@@ -29,6 +29,7 @@ TEXT = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
 }  # fmt: skip
 WIDE, HIGH = 72, 40  # pixels: 9 x 5 merged patches of 8, so that windows of 2 x 2 are cut off at the rim
+SPECIAL = {"image_token_id": 9, "vision_start_token_id": 7, "vision_end_token_id": 6, "video_token_id": 8}
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
 
 
@@ -38,13 +39,13 @@ def qwen2_5_vl() -> Any:
         "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": [1],
     }  # fmt: skip
     text = {k: v for k, v in TEXT.items() if k != "head_dim"} | {"rope_parameters": MROPE}
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=9)
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **SPECIAL)
 
 
 def qwen2_vl() -> Any:
     vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
     text = {k: v for k, v in TEXT.items() if k != "head_dim"} | {"rope_parameters": MROPE}
-    return Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=9)
+    return Qwen2VLConfig(text_config=text, vision_config=vision, **SPECIAL)
 
 
 def internvl() -> Any:

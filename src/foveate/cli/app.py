@@ -11,7 +11,7 @@ from rich.markup import escape
 from transformers.utils import logging
 
 from .. import __version__
-from . import advise, cost, demo, eval, evaluate, generate, inspect, language, methods, plot, train, train_dyrate
+from . import advise, bench, cost, demo, eval, evaluate, generate, inspect, language, methods, plot, train, train_dyrate
 from .output import errors
 
 # typer's releases carry click inside or depend on it; its errors are the bases of typer's own
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("eval")(eval.evaluate_methods)
 app.command("advise")(advise.advise)
+app.command("bench")(bench.benchmark)
 app.command("cost")(cost.cost)
 app.command("methods")(methods.list_methods)
 app.add_typer(inspect.app, name="inspect")

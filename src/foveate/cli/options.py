@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,3 +40,9 @@ def size(text: str | None) -> tuple[int, int] | None:
     if not (wide.isdecimal() and high.isdecimal() and int(wide) and int(high)):
         raise ValueError(f"image size {text!r}; expected width x height in pixels, like 672x448")
     return int(wide), int(high)
+
+
+def writable(path: Path | None) -> None:
+    """Raises ValueError if a file cannot be put there."""
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")

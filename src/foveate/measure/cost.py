@@ -194,7 +194,13 @@ def _parts(shape: Shapes, done: Pass, depth: int, all_logits: bool) -> dict[str,
 
 
 def cost_of_counts(
-    shape: Shapes, kept: Sequence[int], *, text: int, new_tokens: int = 1, pictures: int = 1, asked: Sequence[int] = ()
+    shape: Shapes,
+    kept: Sequence[float],
+    *,
+    text: int,
+    new_tokens: int = 1,
+    pictures: int = 1,
+    asked: Sequence[int] = (),
 ) -> Cost:
     """The cost of one sample whose layer l attends to `kept[l]` visual tokens.
 

@@ -49,7 +49,7 @@ class Times:
         return self.tower.best + self.prefill.best + self.steps * self.decode.best
 
 
-def times(model: Architecture, device: Device, asked: Request, kept: Sequence[int]) -> Times:
+def times(model: Architecture, device: Device, asked: Request, kept: Sequence[float]) -> Times:
     """The least time that a batch can take whose layer l sees `kept[l]` visual tokens.
 
     Args:
@@ -104,7 +104,7 @@ class Caps:
     total: float
 
 
-def caps(model: Architecture, device: Device, asked: Request, kept: Sequence[int]) -> Caps:
+def caps(model: Architecture, device: Device, asked: Request, kept: Sequence[float]) -> Caps:
     """How much faster a batch can be whose layers see `kept` visual tokens; ranking them is taken to be free."""
     base = times(model, device, asked, [asked.visual] * len(kept))
     ours = times(model, device, asked, kept)
@@ -134,7 +134,7 @@ def least_keep(model: Architecture, device: Device, asked: Request, part: str = 
     return low
 
 
-def held(model: Architecture, asked: Request, kept: Sequence[int]) -> float:
+def held(model: Architecture, asked: Request, kept: Sequence[float]) -> float:
     """Bytes of weights and of the KV cache at the end."""
     weights = model.weights + model.words * (model.words != model.shapes.head) + model.tower.held
     ends = [asked.text + k + asked.new_tokens - 1 for k in kept]
@@ -142,7 +142,7 @@ def held(model: Architecture, asked: Request, kept: Sequence[int]) -> float:
     return float((weights + asked.batch * kv) * model.shapes.bytes)
 
 
-def read_by(model: Architecture, asked: Request, kept: Sequence[int], step: bool) -> float:
+def read_by(model: Architecture, asked: Request, kept: Sequence[float], step: bool) -> float:
     """Numbers that a batch reads: weights, head and cache, in its last decode step (`step`) or in the prefill."""
     more = asked.new_tokens - 1 if step else 0
     cache = sum(2 * layer.key * (asked.text + k + more) for layer, k in zip(model.shapes.layers, kept, strict=True))
