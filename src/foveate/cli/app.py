@@ -12,8 +12,12 @@ from transformers.utils import logging
 
 from .. import __version__
 from . import (
+    advise,
+    bench,
+    cost,
     demo,
     doctor,
+    eval,
     evaluate,
     generate,
     inspect,
@@ -39,6 +43,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("generate")(generate.generate)
+app.command("eval")(eval.evaluate_methods)
+app.command("advise")(advise.advise)
+app.command("bench")(bench.benchmark)
+app.command("cost")(cost.cost)
 app.command("methods")(methods.list_methods)
 app.command("doctor")(doctor.doctor)
 app.command("search")(search.search)

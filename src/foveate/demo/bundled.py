@@ -44,7 +44,7 @@ def load(
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
-    _check_device(device)
+    check_device(device)
     source = str(BUNDLED.get(name, name))
     if name in BUNDLED and not any(BUNDLED[name].glob("*.safetensors")):
         raise FileNotFoundError(
@@ -72,7 +72,8 @@ def _stock(name: str, source: str, revision: str | None, dtype: str, attention: 
         raise ValueError(f"cannot load {name!r}: {type(error).__name__}: {error}") from error
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises ValueError unless this torch has the device, and it is a CPU or a CUDA GPU."""
     try:
         wanted = torch.device(device)
     except RuntimeError:

@@ -9,17 +9,17 @@ norms, activations and rotary embeddings are not counted, there as here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.method import Method
 from ..core.tokens import classify
 from ..core.view import View
 from ..engine.adapters import adapter_for
-from ..engine.trace import Trace
+from ..engine.trace import Pass, Trace
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class LayerShape:
     def flops(self, rows: float, before: float = 0) -> float:
         """Of `rows` new tokens that attend to `before` earlier ones and to themselves."""
         return 2 * rows * self.matrices + 4 * rows * (before + rows) * self.query
+
+    def steps(self, count: int, before: float) -> float:
+        """Of `count` tokens one after the other, the first of which attends to `before` earlier ones and to itself."""
+        return 2 * count * self.matrices + 4 * self.query * (count * (before + 1) + count * (count - 1) / 2)
 
 
 @dataclass(frozen=True)
@@ -138,30 +142,65 @@ def cost_of_trace(shape: Shapes, trace: Trace, *, pictures: int = 0, all_logits:
         pictures: how many pictures (tiles) went through the tower.
         all_logits: whether the head ran on every row (a bare forward) or on the last alone (`generate`).
     """
-    prefill = decode = head = score = 0.0
+    total = Cost(tower=pictures * shape.tower)
     kv = 0.0
     for done in trace.passes:
-        fresh, cached = (t.double() for t in done.visual(trace.layers))
-        text, past = done.text.cpu().double(), done.past.cpu().double()
-        flops = 0.0
-        for layer, f, c in zip(shape.layers, fresh, cached, strict=True):
-            rows, before = text + f, past + c
-            flops += (2 * rows * layer.matrices + 4 * rows * (before + rows) * layer.query).sum().item()
-        prefill, decode = (prefill + flops, decode) if done.step == 0 else (prefill, decode + flops)
-        rows_out = (text + done.new.cpu()).sum().item()
-        head += 2 * shape.head * (rows_out if all_logits else len(text))
-        for index, queries, keys, projected in done.asked:
-            layer = shape.layers[index]
-            score += len(text) * queries * (2 * layer.hidden * layer.query + 2 * layer.query * keys)
-            score += len(text) * projected * 2 * layer.hidden * layer.key
-        score += len(text) * done.control
-        held = (past + text + fresh + cached).sum(1) * done.cached
-        kv = sum(2 * layer.key * h * shape.bytes for layer, h in zip(shape.layers, held.tolist(), strict=True))
-    return Cost(pictures * shape.tower, prefill, decode, head, score, kv)
+        parts = _parts(shape, done, trace.layers, all_logits)
+        kv = parts.pop("kv_bytes").sum().item()
+        total += Cost(**{name: values.sum().item() for name, values in parts.items()})
+    return replace(total, kv_bytes=kv)
+
+
+def costs_of_samples(shape: Shapes, trace: Trace, lengths: Sequence[int]) -> list[Cost]:
+    """What each sample of one `generate` cost, up to the end of its own answer; the tower is not counted.
+
+    A batch runs until its longest answer ends; what a sample's rows cost after its own end is its neighbours' doing.
+
+    Args:
+        shape: of the model.
+        trace: of one batch: a prefill, then decode steps.
+        lengths: new tokens of each sample, its end-of-sequence token included.
+    """
+    found = [Cost() for _ in lengths]
+    for done in trace.passes:
+        parts = {name: values.tolist() for name, values in _parts(shape, done, trace.layers, False).items()}
+        for i in (i for i, length in enumerate(lengths) if done.step < length):
+            grown = found[i] + Cost(**{name: values[i] for name, values in parts.items()})
+            found[i] = replace(grown, kv_bytes=parts["kv_bytes"][i])
+    return found
+
+
+def _parts(shape: Shapes, done: Pass, depth: int, all_logits: bool) -> dict[str, Tensor]:
+    """The parts of a `Cost` that one forward spends, each (B,); `kv_bytes` is what is held after it."""
+    fresh, cached = (t.double() for t in done.visual(depth))
+    text, past = done.text.cpu().double(), done.past.cpu().double()
+    flops, kv = torch.zeros_like(text), torch.zeros_like(text)
+    for layer, f, c in zip(shape.layers, fresh, cached, strict=True):
+        rows, before = text + f, past + c
+        flops += 2 * rows * layer.matrices + 4 * rows * (before + rows) * layer.query
+        kv += 2 * layer.key * (before + rows) * shape.bytes * done.cached
+    score = torch.full_like(text, done.control)
+    for index, queries, keys, projected in done.asked:
+        layer = shape.layers[index]
+        score += queries * (2 * layer.hidden * layer.query + 2 * layer.query * keys)
+        score += projected * 2 * layer.hidden * layer.key
+    out = text + done.new.cpu() if all_logits else torch.ones_like(text)
+    return {
+        "prefill" if done.step == 0 else "decode": flops,
+        "head": 2 * shape.head * out,
+        "score": score,
+        "kv_bytes": kv,
+    }
 
 
 def cost_of_counts(
-    shape: Shapes, kept: Sequence[int], *, text: int, new_tokens: int = 1, pictures: int = 1, asked: Sequence[int] = ()
+    shape: Shapes,
+    kept: Sequence[float],
+    *,
+    text: int,
+    new_tokens: int = 1,
+    pictures: int = 1,
+    asked: Sequence[int] = (),
 ) -> Cost:
     """The cost of one sample whose layer l attends to `kept[l]` visual tokens.
 
@@ -179,9 +218,7 @@ def cost_of_counts(
     if len(kept) != len(shape.layers):
         raise ValueError(f"got {len(kept)} counts for a decoder of {len(shape.layers)} layers; expected one per layer")
     prefill = sum(layer.flops(text + k) for layer, k in zip(shape.layers, kept, strict=True))
-    decode = sum(
-        layer.flops(1, text + k + t) for layer, k in zip(shape.layers, kept, strict=True) for t in range(new_tokens - 1)
-    )
+    decode = sum(layer.steps(new_tokens - 1, text + k) for layer, k in zip(shape.layers, kept, strict=True))
     score = sum(
         2 * shape.layers[i].hidden * shape.layers[i].query + 2 * shape.layers[i].query * (text + kept[i]) for i in asked
     )
@@ -219,25 +256,3 @@ def _blank_view(layer: int, layers: int, total: int, left: int) -> View:
         rows=torch.zeros(1, 0, dtype=torch.long),
         tokens=classify(visual, visual),
     )
-
-
-def fastv_ratio(shape: Shapes, *, tokens: int, visual: int, layer: int, keep: float, width: int) -> float:
-    """FastV's own FLOPs ratio, for comparison with papers (2403.06764, Section 4.2).
-
-    ``[K C(n) + (L - K) C(n')] / (L C(n))`` with ``C(n) = 4 n d^2 + 2 n^2 d + 2 n d m`` and ``n' = n - R N``.
-
-    Args:
-        shape: of the model.
-        tokens: n, the prompt's tokens, visual ones included.
-        visual: N, the visual ones.
-        layer: the paper's K.
-        keep: share of visual tokens kept (1 - R).
-        width: m, the MLP's inner size.
-    """
-    hidden, layers = shape.layers[0].hidden, len(shape.layers)
-
-    def count(n: float) -> float:
-        return 4 * n * hidden**2 + 2 * n**2 * hidden + 2 * n * hidden * width
-
-    fewer = tokens - (1 - keep) * visual
-    return (layer * count(tokens) + (layers - layer) * count(fewer)) / (layers * count(tokens))

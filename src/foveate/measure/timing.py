@@ -39,7 +39,8 @@ class Stopwatch(BaseStreamer):
 
 @dataclass(frozen=True)
 class Timed:
-    """One generation: its new token ids, seconds to the first, mean seconds per further token, and the trace."""
+    """One generation: its new token ids (of the first sample), seconds to the first token, mean seconds per further
+    one, and the trace."""
 
     ids: list[int]
     first: float
@@ -51,7 +52,7 @@ class Timed:
 def generate_timed(
     model: Any, inputs: dict[str, Tensor], methods: Sequence[Method] | None, max_new_tokens: int
 ) -> Timed:
-    """Greedy generation for one sample. `methods` None runs the plain model, untouched and with its own cache."""
+    """Greedy generation of a batch. `methods` None runs the plain model, untouched and with its own cache."""
     watch = Stopwatch(model.device)
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": watch}
     trace = None

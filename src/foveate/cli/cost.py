@@ -1,0 +1,113 @@
+"""`foveate cost`: FLOPs and KV bytes from a configuration alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from ..measure import plan
+from ..measure.architecture import Architecture, architecture
+from ..measure.models import SHAPES, config_of
+from ..methods import parse
+from . import options
+from .output import console, flops, print_json
+
+
+def cost(
+    model: Annotated[str, typer.Argument(help=f"{', '.join(SHAPES)}, a config.json or its folder, or a hub id.")],
+    method: options.Methods = None,
+    prompt_tokens: options.PromptTokens = 64,
+    images: options.Images = 1,
+    image_size: options.ImageSize = None,
+    tiles: options.Tiles = 1,
+    visual_tokens: options.VisualTokens = None,
+    output_tokens: options.OutputTokens = 128,
+    batch: options.Batch = 1,
+    layers: options.Layers = None,
+    dtype: options.Dtype = "auto",
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Also what each layer keeps and costs.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """What a prompt costs under methods: prefill, decode, tower, head, KV cache. Nothing is run or downloaded."""
+    specs = {spec: parse(spec) for spec in dict.fromkeys(method or [])}
+    config = config_of(model, layers)
+    found = architecture(config, dtype)
+    asked = plan.request(
+        config, text=prompt_tokens, images=images, new_tokens=output_tokens, batch=batch,
+        size=options.size(image_size), tiles=tiles, visual=visual_tokens,
+    )  # fmt: skip
+    base = plan.cost_of(found, asked)
+    rows = {}
+    for spec, methods in {"unpruned": [], **specs}.items():
+        row = plan.cost_of(found, asked, methods)
+        rows[spec] = {
+            "flops": {k: v for k, v in vars(row).items() if k not in ("score", "kv_bytes")} | {"total": row.flops},
+            "kv_bytes": row.kv_bytes,
+            "ratio": row.ratio(base),
+            "papers": plan.papers(found, asked, methods),
+            "layers": _by_layer(found, asked, plan.kept(found, asked, methods)),
+        }
+    body = {"model": model, "family": found.family, "request": _told(asked), "kv_dtype_bytes": found.shapes.bytes}
+    if as_json:
+        print_json({**body, "methods": rows})
+        return
+    _print(found, asked, rows)
+    if per_layer:
+        _print_layers(rows)
+
+
+def _told(asked: plan.Request) -> dict[str, int]:
+    numbers = {k: v for k, v in vars(asked).items() if k != "pictures"}
+    return {**numbers, "pictures": len(asked.pictures), "tiles": sum(len(p.tiles) for p in asked.pictures)}
+
+
+def _by_layer(model: Architecture, asked: plan.Request, kept: list[int]) -> list[dict[str, float]]:
+    """Per decoder layer: visual tokens kept, prefill and decode FLOPs and KV bytes of the batch."""
+    out = []
+    for layer, k in zip(model.shapes.layers, kept, strict=True):
+        seen = asked.text + k
+        one = {
+            "kept": k,
+            "prefill": asked.batch * layer.flops(seen),
+            "decode": asked.batch * layer.steps(asked.new_tokens - 1, seen),
+            "kv_bytes": asked.batch * 2 * layer.key * (seen + asked.new_tokens - 1) * model.shapes.bytes,
+        }
+        out.append(one)
+    return out
+
+
+def _print(model: Architecture, asked: plan.Request, rows: dict[str, Any]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("method", overflow="fold")
+    for column in ("prefill", "decode", "tower", "head", "all", "KV cache", "FastV's", "PDrop's"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for spec, row in rows.items():
+        parts = [(row["flops"][p], row["ratio"][p]) for p in ("prefill", "decode", "tower", "head")]
+        parts.append((row["flops"]["total"], row["ratio"]["flops"]))
+        first = spec == "unpruned"
+        cells = [flops(value) if first else f"{ratio:.3f}x" for value, ratio in parts]
+        cells.append(f"{row['kv_bytes'] / 1e6:.0f} MB" if first else f"{row['ratio']['kv_bytes']:.3f}x")
+        said = [row["papers"][name] for name in ("fastv", "pyramiddrop")]
+        cells += [flops(p["flops"]) if first else f"{p['ratio']:.3f}x" for p in said]
+        table.add_row(spec.replace(",", ", "), *cells)
+    console.print(table)
+    console.print(
+        f"{model.family}, {len(model.shapes.layers)} layers; batch {asked.batch} of {asked.text} text + {asked.visual} "
+        f"visual tokens, {asked.new_tokens} new. FLOPs count 2 per multiply-accumulate; the last two columns are one "
+        "prefill in the papers' conventions (1 per multiply-accumulate, decoder alone). Ranking is left out.",
+        highlight=False,
+    )
+
+
+def _print_layers(rows: dict[str, Any]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("layer", justify="right")
+    for spec in rows:
+        table.add_column(f"{spec.replace(',', ', ')}: kept, prefill, KV MB", justify="right", overflow="fold")
+    for number, several in enumerate(zip(*(row["layers"] for row in rows.values()), strict=True)):
+        cells = [f"{int(layer['kept'])}  {flops(layer['prefill'])}  {layer['kv_bytes'] / 1e6:.1f}" for layer in several]
+        table.add_row(str(number), *cells)
+    console.print(table)

@@ -1,0 +1,203 @@
+"""`foveate eval`: methods judged on tasks, beside the unpruned model and at equal work."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..core.method import Method
+from ..demo.bundled import Loaded, load
+from ..measure import equal, records, report
+from ..measure.cost import shapes
+from ..measure.evaluate import answer, evaluate, fingerprint
+from ..measure.metrics import tokenizer_of
+from ..measure.processes import Processes, processes
+from ..measure.records import Record
+from ..measure.tasks import TASKS, Sample, bundled, from_file, identity
+from ..methods import parse
+from . import options
+from .output import console, errors, print_json
+
+_TUNE_ON = 16  # samples that a method runs on, again and again, if no plan tells its cost
+
+
+def evaluate_methods(
+    method: options.Methods = None,
+    model: Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
+    tasks: Annotated[str, typer.Option(help=f"Some of {', '.join(TASKS)}, by commas; empty for none.")] = "",
+    data: Annotated[Path | None, typer.Option(help="JSON lines of image(s), prompt, references, metric.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Samples of each task, and of --data.")] = 200,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first picture of each task.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 16,
+    match: options.Match = None,
+    save: Annotated[Path | None, typer.Option(help="Folder for answers and report; give it again to resume.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="Of captions: ptb (needs java), words, or auto.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Judge methods on tasks, with intervals and paired differences to unpruned; under torchrun, by all processes."""
+    target = equal.read_target(match) if match else None
+    specs = list(dict.fromkeys(method or []))
+    for spec in specs:
+        equal.values(equal.marked(spec), 1) if target else parse(spec)
+    words = tokenizer_of(tokenizer)
+    samples = _samples(tasks, data, limit, first)
+    among = processes(device)
+    loaded = load(model, device=among.device(device), dtype=dtype)
+    body = _identity(loaded, samples, model, batch)
+    if save is not None:
+        _claim(save, body, among)
+    runs = _run(loaded, samples, specs, target, batch, among, save)
+    if among.index:
+        return
+    body |= _findings(samples, runs, words, seed) | {"match": match}
+    if save is not None:
+        (save / "report.json").write_text(json.dumps(body, indent=1))
+        (save / "samples.jsonl").write_text("".join(_lines(samples, runs)))
+    print_json(body) if as_json else _print(body, target)
+
+
+def _findings(samples: Sequence[Sample], runs: dict[str, list[Record]], words: str, seed: int) -> dict[str, Any]:
+    found, work = report.figures(samples, runs, words, seed), report.costs(runs)
+    rows = {spec: {"figures": found[spec], "work": work[spec]} for spec in runs}
+    return {"tokenizer": words, "seed": seed, "methods": rows}
+
+
+def _identity(loaded: Loaded, samples: Sequence[Sample], model: str, batch: int) -> dict[str, Any]:
+    """What a folder of answers is of."""
+    return {
+        "model": model,
+        "weights": fingerprint(loaded.model),
+        "dtype": str(loaded.model.dtype),
+        "data": identity(samples),
+        "samples": len(samples),
+        "batch": batch,
+        "versions": {p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
+    }
+
+
+def _samples(tasks: str, data: Path | None, limit: int, first: int) -> list[Sample]:
+    """What is asked: the named tasks and the file; descriptions, captions and questions if neither is given."""
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names and data is None:
+        names = ["descriptions", "captions", "questions"]
+    samples = bundled(names, limit, first)
+    if data is not None:
+        if data.stem in names:
+            raise ValueError(f"the file {data.name} is named like the task {data.stem!r}; rename it")
+        samples += from_file(data, limit)
+    if not samples:
+        raise ValueError(f"no samples: the tasks have none from picture {first} on")
+    return samples
+
+
+def _claim(save: Path, body: dict[str, Any], among: Processes) -> None:
+    if save.exists() and not save.is_dir():
+        raise ValueError(f"{save} is a file; expected a folder")
+    if among.index == 0:
+        records.claim(save, body)
+    among.wait()
+
+
+def _run(
+    loaded: Loaded,
+    samples: Sequence[Sample],
+    specs: Sequence[str],
+    target: equal.Target | None,
+    batch: int,
+    among: Processes,
+    save: Path | None,
+) -> dict[str, list[Record]]:
+    """Records of the unpruned model and of every method, tuned to the target if there is one."""
+    runs: dict[str, list[Record]] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=among.index > 0) as progress:
+
+        def answers(spec: str, methods: list[Method]) -> None:
+            task = progress.add_task(spec, total=len(samples) / among.count if among.count > 1 else len(samples))
+            runs[spec] = evaluate(
+                *loaded, samples, spec, methods, batch, among=among, folder=save,
+                progress=lambda n: progress.advance(task, n),
+            )  # fmt: skip
+
+        answers("unpruned", [])
+        for given in specs:
+            spec = given if target is None else _tuned(given, target, loaded, samples, runs["unpruned"], batch)
+            answers(spec, parse(spec))
+    return runs
+
+
+def _tuned(
+    spec: str, target: equal.Target, loaded: Loaded, samples: Sequence[Sample], plain: Sequence[Record], batch: int
+) -> str:
+    """The spec with its knob turned to the target."""
+    shape = shapes(loaded.model)
+    chosen = sorted(range(len(samples)), key=lambda i: samples[i].max_new_tokens)[:: max(1, len(samples) // _TUNE_ON)]
+
+    def run(methods: Sequence[Method]) -> list[Record]:
+        out: list[Record] = []
+        for start in range(0, len(chosen), batch):
+            part = chosen[start : start + batch]
+            lengths = [plain[i].tokens for i in part]
+            out += answer(*loaded, [samples[i] for i in part], methods, shape, lengths)
+        return out
+
+    plan = equal.planned(target, shape, plain)
+    work = equal.either(plan, partial(equal.ran, target, run))
+    return equal.tune(equal.marked(spec), target, work, len(shape.layers))[0]
+
+
+def _lines(samples: Sequence[Sample], runs: dict[str, list[Record]]) -> list[str]:
+    """One JSON line per sample and method."""
+    return [
+        json.dumps({"method": spec, "task": s.task, "kind": s.kind, "references": s.references, **vars(row)}) + "\n"
+        for spec, rows in runs.items()
+        for s, row in zip(samples, rows, strict=True)
+    ]
+
+
+def _print(body: dict[str, Any], target: equal.Target | None) -> None:
+    """Figures down, methods across; differences to unpruned below each, bold where their interval leaves out 0."""
+    methods = body["methods"]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", overflow="fold")
+    for spec in methods:
+        table.add_column(spec.replace(":", ": ").replace(",", ", "), justify="right", overflow="fold")
+    for key in dict.fromkeys(key for m in methods.values() for key in m["figures"]):
+        table.add_row(key, *(_cell(m["figures"].get(key)) for m in methods.values()))
+    table.add_section()
+    for key in ("flops", "prefill", "decode", "bytes", "tokens"):
+        cells = []
+        for spec, m in methods.items():
+            off = target and key == target.work and spec != "unpruned" and abs(m["work"][key] - target.ratio) > 0.01
+            cells.append(f"[red]{m['work'][key]:.3f}[/red]" if off else f"{m['work'][key]:.3f}")
+        table.add_row(f"{key}, of unpruned", *cells)
+    console.print(table)
+    console.print(
+        f"{body['samples']} samples; figures in % (CIDEr x 100, MME in points) with 95 % bootstrap intervals over "
+        f"pictures; below them the paired difference to unpruned, bold where the interval leaves out 0. Caption words: "
+        f"{body['tokenizer']}.",
+        highlight=False,
+    )
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    text = f"{found['value']:.1f} [dim]{found['low']:.0f}-{found['high']:.0f}[/dim]"
+    gap = found.get("difference")
+    if gap is None:
+        return text
+    style = "bold" if gap["low"] > 0 or gap["high"] < 0 else "dim"
+    return f"{text}\n[{style}]{gap['value']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})[/{style}]"

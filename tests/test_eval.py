@@ -1,0 +1,264 @@
+"""`foveate eval`: the same result however it was run, equal work that is equal, and mistakes said plainly."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import foveate
+from cases import LISTED
+from foveate.cli.app import run
+from foveate.core.method import Method
+from foveate.core.schedules import ByStep
+from foveate.core.scores import Random
+from foveate.demo.bundled import Loaded, load
+from foveate.demo.draw import draw
+from foveate.demo.world import sample
+from foveate.measure import equal, records, report
+from foveate.measure.cost import Cost, cost_of_trace, costs_of_samples, shapes
+from foveate.measure.evaluate import answer, batches, evaluate
+from foveate.measure.processes import Processes
+from foveate.measure.tasks import TASKS, bundled, from_file
+from foveate.methods import parse
+from tiny import LAYERS, Layout, batch, model
+
+SPEC = "fastv:layer=2,keep=0.25"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return load("scenes")
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_costs_of_samples_add_up_to_the_batchs(name: str) -> None:
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 5), (7, 0, 2))))
+    with foveate.apply(made, LISTED[name].method) as trace:
+        made.generate(**data.inputs, max_new_tokens=4, do_sample=False)
+    shape = shapes(made)
+    whole = cost_of_trace(shape, trace)
+    assert sum(costs_of_samples(shape, trace, [4, 4]), Cost()) == whole
+    short = costs_of_samples(shape, trace, [4, 2])
+    assert short[1].decode < costs_of_samples(shape, trace, [4, 4])[1].decode and short[1].prefill > 0
+    assert short[1].kv_bytes < short[0].kv_bytes
+
+
+def test_batches_hold_every_sample_once_and_answers_of_like_length() -> None:
+    samples = bundled(["questions", "descriptions"], 7)
+    plan = batches(samples, 4)
+    assert sorted(i for some in plan for i in some) == list(range(14))
+    assert all(len({samples[i].max_new_tokens for i in some}) == 1 and len(some) <= 4 for some in plan)
+
+
+def test_a_killed_run_goes_on_to_the_same_answers(loaded: Loaded, tmp_path: Path) -> None:
+    samples, methods = bundled(["questions"], 6), parse(SPEC)
+    whole = evaluate(*loaded, samples, SPEC, methods, 2)
+    plain = evaluate(*loaded, samples, "unpruned", [], 2)
+    assert any(sum(a.kept) < sum(b.kept) for a, b in zip(whole, plain, strict=True))
+    evaluate(*loaded, samples, SPEC, methods, 2, folder=tmp_path)
+    file = next(records.place(tmp_path, SPEC).glob("*.jsonl"))
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:3]) + "\n" + lines[3][: len(lines[3]) // 2])  # killed while it wrote
+    ran: list[int] = []
+    again = evaluate(*loaded, samples, SPEC, methods, 2, folder=tmp_path, progress=ran.append)
+    assert again == whole and ran == [2, 2, 2]
+    ran.clear()
+    assert evaluate(*loaded, samples, SPEC, methods, 2, folder=tmp_path, progress=ran.append) == whole and ran == [6]
+
+
+def test_two_shares_together_are_the_whole(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = bundled(["questions"], 6)
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
+    monkeypatch.setattr(Processes, "gather", lambda self, rows: list(rows))
+    shares = (Processes(0, 2), Processes(1, 2))
+    first, second = (evaluate(*loaded, samples, SPEC, parse(SPEC), 2, among=each) for each in shares)
+    assert len(first) == 4 and len(second) == 2
+    joined = sorted([*first, *second], key=lambda r: r.sample)
+    assert joined == evaluate(*loaded, samples, SPEC, parse(SPEC), 2)
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
+    args = ["eval", "--tasks", "questions,captions", "--limit", "5", "--batch", "2", "--method", SPEC]
+    args += ["--tokenizer", "words", "--json", "--match", "flops=0.7", "--save"]
+    alone = [sys.executable, "-m", "foveate", *args, str(tmp_path / "one")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
+    both = [*launch, "-m", "foveate", *args, str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for command in (alone, both):
+        subprocess.run(command, check=True, env=environment, timeout=300, stdout=subprocess.DEVNULL)
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert one == two
+    assert len(list((tmp_path / "two").glob("*/process-1.jsonl"))) == 2
+
+
+def test_answers_end_where_the_model_ends_them(loaded: Loaded) -> None:
+    some = bundled(["questions"], 3)
+    shape = shapes(loaded.model)
+    free = answer(*loaded, some, [], shape)
+    forced = answer(*loaded, some, [], shape, lengths=[4, 2, 3])
+    assert all(r.tokens < 4 for r in free) and [r.tokens for r in forced] == [4, 2, 3]
+    assert forced[1].cost["decode"] < forced[0].cost["decode"]
+
+
+@pytest.mark.parametrize("work", equal.WORKS)
+@pytest.mark.parametrize("spec", ["fastv:layer=1", "random:layer=0,keep=0.9", "vtw:layer=?", "fastv:rate=?,layer=3"])
+def test_tuned_methods_cost_what_is_asked(work: str, spec: str) -> None:
+    made = model("llava")
+    plain = _tiny_records(made, [])
+    target = equal.Target(work, 0.9)
+    plan = equal.planned(target, shapes(made), plain)
+    found, share = equal.tune(equal.marked(spec), target, plan, LAYERS)
+    really = equal.measured(target, _tiny_records(made, parse(found))) / equal.measured(target, plain)
+    assert really == pytest.approx(share, abs=1e-9) and share <= 0.9
+    assert share > (0.5 if "vtw" in spec else 0.84)  # 16 tokens, so steps are coarse
+
+
+def test_work_that_no_plan_foresees_is_measured(loaded: Loaded) -> None:
+    target, shape = equal.Target("tokens", 0.8), shapes(loaded.model)
+    some = bundled(["questions"], 2)
+    plain = answer(*loaded, some, [], shape)
+    runs: list[int] = []
+
+    def run_it(methods: Sequence[Method]) -> list[records.Record]:
+        runs.append(len(methods))
+        return answer(*loaded, some, methods, shape, [r.tokens for r in plain])
+
+    def unforeseen(methods: Sequence[Method]) -> float:
+        return equal.planned(target, shape, plain)([Method(Random(), ByStep(2, (0.5, 0.25)))])
+
+    with pytest.raises(ValueError, match="decode steps"):
+        unforeseen([])
+    work = equal.either(unforeseen, lambda: equal.ran(target, run_it))
+    found, share = equal.tune("fastv:layer=2,keep=?", target, work, 8)
+    assert share == pytest.approx(0.8, abs=0.005) and 3 < len(runs) < 20
+    foreseen = equal.tune("fastv:layer=2,keep=?", target, equal.planned(target, shape, plain), 8)
+    assert foreseen[0] == found and foreseen[1] == pytest.approx(share)
+
+
+def _tiny_records(made: Any, methods: list[Any]) -> list[records.Record]:
+    data = batch("llava", Layout(((3, 0, 5), (7, 0, 2))))
+    with foveate.apply(made, *methods) as trace:
+        made.generate(**data.inputs, max_new_tokens=3, do_sample=False)
+    kept = list(zip(*trace.prefill(), strict=True))
+    costs = costs_of_samples(shapes(made), trace, [3, 3])
+    text = trace.passes[0].text.tolist()
+    return [records.Record(i, 0, "", "", 3, text[i], 16, list(kept[i]), 0, asdict(costs[i])) for i in (0, 1)]
+
+
+def test_the_command_reports_figures_differences_and_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["eval", "--method", SPEC, "--method", "vtw:layer=4", "--limit", "4", "--tokenizer", "words"]
+    assert run([*args, "--save", str(tmp_path / "out"), "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    methods = body["methods"]
+    assert list(methods) == ["unpruned", SPEC, "vtw:layer=4"] and body["tokenizer"] == "words"
+    assert methods["unpruned"]["work"]["flops"] == 1 and "difference" not in methods["unpruned"]["figures"]
+    ours = methods[SPEC]["figures"]["descriptions object-recall"]
+    plain = methods["unpruned"]["figures"]["descriptions object-recall"]
+    assert ours["difference"]["value"] == pytest.approx(ours["value"] - plain["value"])
+    assert ours["difference"]["value"] < 0 and methods[SPEC]["figures"]["agreement"]["value"] < 100
+    lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 36 and lines[12]["kept"][:3] == [196, 196, 49]
+    assert run([*args, "--save", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == body
+    assert run([*args, "--save", str(tmp_path / "out")]) == 0
+    assert "paired difference" in " ".join(capsys.readouterr().out.split())
+    assert run([*args, "--save", str(tmp_path / "out"), "--batch", "3"]) == 2
+    assert "another run: batch 16 (now 3)" in " ".join(capsys.readouterr().err.split())
+
+
+def _file(folder: Path, *rows: Any) -> Path:
+    draw(sample("test", 1)).image.save(folder / "a.png")
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+GOOD: dict[str, Any] = {"image": "a.png", "prompt": "how many shapes are there?", "reference": "two", "metric": "exact"}
+
+
+def test_a_file_of_ones_own_is_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several = {**GOOD, "images": ["a.png"], "references": ["yes"], "metric": ["pope", "exact"], "kind": "odd"}
+    path = _file(tmp_path, {**GOOD, "kind": "number", "max_new_tokens": 3}, "", several)
+    first, second = from_file(path)
+    assert first.group == second.group == "a.png" and first.max_new_tokens == 3
+    assert second.metrics == ("pope-f1", "pope-accuracy", "pope-yes", "exact")
+    assert run(["eval", "--data", str(path), "--tokenizer", "words", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["methods"]["unpruned"]["figures"]
+    assert {"mine exact", "mine/number exact", "mine/odd exact", "mine pope-f1"} <= set(figures)
+    assert figures["mine pope-f1"]["samples"] == 1 and figures["mine exact"]["samples"] == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({**GOOD, "metric": "ciderr"}, "mine.jsonl:1: unknown metric 'ciderr' (did you mean 'cider'?)"),
+        ({**GOOD, "image": "b.png"}, "cannot read the image b.png"),
+        ({**GOOD, "prompt": " "}, "expected text"),
+        ({**GOOD, "reference": []}, "references=[]"),
+        ({**GOOD, "metric": "vqa"}, "4 annotators"),
+        ({**GOOD, "answer": "two"}, "unknown field 'answer'"),
+        ({**GOOD, "max_new_tokens": 0}, "whole number"),
+        ("{", "mine.jsonl:1"),
+        ("[1]", "expected an object"),
+        ("", "has no rows"),
+    ],
+)
+def test_a_bad_file_is_refused_whole(row: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(["eval", "--data", str(_file(tmp_path, row))], said, capsys)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--tasks", "poetry"], "unknown task 'poetry'"),
+        (["--data", "nowhere.jsonl"], "there is no file"),
+        (["--match", "flops=2"], "a ratio in (0, 1]"),
+        (["--match", "flops"], "flops=0.33"),
+        (["--match", "flops=0.1", "--limit", "1", "--method", "vtw"], "ask for more"),
+        (["--match", "flops=0.5", "--method", "fastv:keep=?,layer=?"], "several knobs"),
+        (["--match", "flops=0.5", "--method", "fastvv"], "did you mean 'fastv'"),
+        (["--match", "flops=0.5", "--method", "fastv+vtw:layer=3"], "mark the knob"),
+        (["--match", "flops=0.5", "--method", "fastv:layr=?"], "did you mean 'layer'"),
+        (["--match", "flops=0.5", "--method", "fastv:ranking=?"], "no number"),
+        (["--match", "flops=0.5", "--method", "dyrate:predictor=scenes-0.5"], "which knob of dyrate"),
+        (["--method", "fastv:keep=2.5"], "fraction"),
+        (["--tokenizer", "moses"], "unknown tokenizer"),
+        (["--limit", "0"], "limit"),
+        (["--tasks", "easy-vqa", "--first", "100000"], "no samples"),
+        (["--save", __file__], "is a file"),
+        (["--model", "/nowhere/at/all"], "cannot load a model"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(["eval", *args], said, capsys)
+
+
+def _refused(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(argv) == 2
+    err = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err).split())
+    assert said.lower() in err.lower() and "Traceback" not in err and "error:" in err
+
+
+def test_every_task_gives_samples_that_its_metrics_can_judge() -> None:
+    for name in TASKS:
+        for made in bundled([name], 2, first=3):
+            assert made.images()[0].size == (224, 224) and made.references[0] and made.prompt
+    same = bundled(["questions"], 3)
+    rows = [
+        records.Record(i, 0, s.key, s.references[0], 1, 1, 2, [2, 1], 1, asdict(Cost())) for i, s in enumerate(same)
+    ]
+    wrong = [replace(r, answer="nothing") for r in rows]
+    found = report.figures(same, {"unpruned": rows, "other": wrong}, "words")
+    assert found["unpruned"]["questions exact"]["value"] == 100 and found["other"]["questions exact"]["value"] == 0
+    assert found["other"]["questions exact"]["difference"]["high"] == -100
+    assert found["other"]["agreement"]["value"] == 0
