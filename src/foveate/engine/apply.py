@@ -23,6 +23,7 @@ from .call import Call
 from .checks import check_call, check_model, decoder_layers, unwrapped
 from .forward import Forward
 from .ledger import Ledger
+from .tower import Watch
 from .trace import Pass, Trace
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -52,7 +53,8 @@ def apply(
 
     Raises:
         ValueError: unknown family, no visual tokens, an unsupported decoder, attention backend or cache, sliding
-            windows, a compiled model, gradient checkpointing, a schedule that does not fit the depth.
+            windows, a compiled model, gradient checkpointing, a schedule that does not fit the depth, a score that
+            looks at a vision tower of a form that is not known.
         RuntimeError: `apply` is already active on this model.
         TypeError: something among `methods` is not a `Method`.
 
@@ -105,6 +107,9 @@ class Engine:
         self.busy = threading.Lock()
         self.handles: list[Any] = []
         self.names = tuple(inspect.signature(body.forward).parameters)
+        layers = [n for m in methods for part in (m.score, m.schedule, m.merge) for n in getattr(part, "tower", ())]
+        form = adapter.tower(body) if layers else None
+        self.tower = None if form is None else Watch(form, {form.index(layer) for layer in layers})
 
     def attach(self) -> None:
         """Puts the hooks on."""
@@ -115,6 +120,8 @@ class Engine:
         ]
         for index, layer in enumerate(self.decoder.layers):
             self.handles.append(layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True))
+        if self.tower is not None:
+            self.handles += self.tower.attach()
 
     def detach(self) -> None:
         """Takes the hooks off."""
@@ -208,8 +215,9 @@ class Engine:
         cuts = [(layer, fresh, alive) for layer, alive in old.alive] if old is not None else [(0, fresh, fresh * 0)]
         record = Pass(ledger.step, ledger.text - past, past, ledger.total, cuts, fresh, cache is not None)
         backend = self.decoder.config._attn_implementation
+        sight = None if self.tower is None else self.tower.sight(kwargs["inputs_embeds"], visual, first, record.spend)
         shared = (self.adapter, self.methods, self.watch, self.depth, backend)
-        return Forward(*shared, ledger, first, count, real, cache, record)
+        return Forward(*shared, ledger, first, count, real, cache, record, sight)
 
     def _ledger(self, old: Ledger | None, visual: Tensor, real: Tensor | None) -> Ledger:
         """The conversation with the columns of this forward added."""

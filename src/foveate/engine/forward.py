@@ -20,6 +20,7 @@ from .ledger import Ledger
 from .masks import for_backend, may_see, needless
 from .rows import attention_rows, replace_rows, take_rows
 from .slots import Slots
+from .tower import Sight
 from .trace import Pass
 
 Positions = tuple[Tensor, Tensor]
@@ -40,6 +41,7 @@ class Forward:
         real: which columns so far are not padding (B C), or None if all are.
         cache: the cache, of `KeptLayer`s, or None.
         record: what the trace will keep of this forward.
+        sight: the vision tower's view of this forward's images, or None.
     """
 
     def __init__(
@@ -55,11 +57,12 @@ class Forward:
         real: Tensor | None,
         cache: Cache | None,
         record: Pass,
+        sight: Sight | None = None,
     ) -> None:
         self.adapter, self.methods, self.watch = adapter, methods, watch
         self.layers, self.backend = layers, backend
         self.ledger, self.first, self.count, self.real = ledger, first, count, real
-        self.cache, self.record = cache, record
+        self.cache, self.record, self.sight = cache, record, sight
         self.rows = Slots(None, False, first, count)
         kept: list[Any] = [] if cache is None else cache.layers
         empty = Slots()
@@ -210,6 +213,8 @@ class Forward:
             attend=self._attend,
             cached=self.cache is not None,
             notes=self.notes,
+            look=None if self.sight is None else self.sight.look,
+            spend=self.record.spend,
         )
 
     def _attend(self, index: int, queries: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..rows import project_keys, project_queries
+from ..towerform import TowerForm, known_tower
 
 
 def multimodal_body(model: Any) -> Any:
@@ -29,6 +30,7 @@ class Adapter:
         body: the multimodal module; its `language_model` has `layers`.
         queries: post-RoPE query rows (B H Q D) of a decoder layer's attention, from the layer's input.
         keys: post-RoPE keys (B H T D), likewise; asked only where there is no cache.
+        tower: how the vision tower is built, from the multimodal module; asked only where a score looks at the tower.
     """
 
     model_types: tuple[str, ...]
@@ -38,3 +40,4 @@ class Adapter:
     body: Callable[[Any], Any] = multimodal_body
     queries: Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor] = project_queries
     keys: Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor] = project_keys
+    tower: Callable[[Any], TowerForm] = known_tower
