@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import vision_cases as vision
 from foveate import Kind, View, methods
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor
@@ -221,6 +222,16 @@ LISTED: dict[str, Case] = {
     "random": Case(methods.random(layer=0, keep=0.4, seed=3), random(0, 0.4, 3), content_free=True),
     "dyrate": Case(methods.dyrate(tiny_predictor(), layer=1), dyrate(1)),
     "downsample": Case(methods.downsample(layer=0, keep=0.25), downsample(0, 0.25), content_free=True),
+    "divprune": Case(methods.divprune(keep=0.5), vision.divprune(0.5)),
+    "cdpruner": Case(methods.cdpruner(keep=0.3), vision.cdpruner(0.3)),
+    "visionzip": Case(methods.visionzip(keep=0.4, contextual=0.5), vision.visionzip(0.4, 0.5, False)),
+    "prumerge": Case(methods.prumerge(), vision.prumerge(False, False)),
+    "prumerge_plus": Case(methods.prumerge_plus(), vision.prumerge(True, False)),
+    "vscan1": Case(methods.vscan1(keep=0.4, windows=2), vision.vscan1(0.4, 0.5, 2)),
+    "vispruner": Case(methods.vispruner(keep=0.4), vision.vispruner(0.4, 0.5)),
+    "flowcut": Case(methods.flowcut(keep=0.4), vision.flowcut(0.4, (0, 1, 1, 1))),
+    "tome": Case(methods.tome(keep=0.3, rounds=3), vision.matching(0.3, 3, -1)),
+    "dymu": Case(methods.dymu(threshold=0.3), vision.matching(None, None, 0.3)),
 }
 EXTRA: dict[str, Case] = {
     "decay": Case(Method(LastQuery(), Decay(2), name="decay"), decaying(2, by_last)),
@@ -230,9 +241,14 @@ EXTRA: dict[str, Case] = {
     "accumulated": Case(Method(Accumulated(), Decay(1)), decaying(1, by_accumulated)),
     "mix": Case(Method(RANKINGS["mix"], Decay(1)), decaying(1, by_any)),
     "ragged": Case(Method(Even(), ragged, name="ragged"), ragged_chooser, content_free=True),
+    "visionzip's sums": Case(
+        methods.visionzip(keep=0.4, contextual=0.3, merging="sum"), vision.visionzip(0.4, 0.3, True)
+    ),
+    "prumerge's neighbours": Case(methods.prumerge(merging="neighbours"), vision.prumerge(False, True)),
 }
 CASES = LISTED | EXTRA
 STACKS: dict[str, tuple[Case, ...]] = {
     "random+fastv": (LISTED["random"], LISTED["fastv"]),
     "downsample+decay": (LISTED["downsample"], EXTRA["decay"]),
+    "visionzip+fastv": (LISTED["visionzip"], LISTED["fastv"]),
 }

@@ -30,9 +30,18 @@ class Situation:
     kinds: list[str]  # per column: system, image, instruction, response
     first: int  # first column that runs now
     memory: dict[Any, Any]  # the sample's, for choosers that remember
+    state: Callable[[int], Tensor]  # column that runs now -> (D), what enters the layer
 
 
-Chooser = Callable[[Situation], list[int]]
+@dataclass(frozen=True)
+class Mixed:
+    """A choice with a merge: the columns that stay, and new states (D) for some of them."""
+
+    keep: list[int]
+    states: dict[int, Tensor]
+
+
+Chooser = Callable[[Situation], list[int] | Mixed]
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
@@ -74,7 +83,7 @@ class Oracle:
         self.columns += count
         hidden, shares = embeds, []
         for index, layer in enumerate(decoder.layers):
-            self._choose(index, len(decoder.layers), first, shares)
+            hidden = self._choose(index, len(decoder.layers), first, shares, hidden)
             hidden, looked = self._run(index, layer, hidden, first)
             shares.append(looked)
         self.calls += 1
@@ -94,7 +103,7 @@ class Oracle:
         gone = self.dropped.setdefault(layer, set())
         return [c for c in range(self.columns) if self.image_of[c] >= 0 and c not in gone]
 
-    def _choose(self, index: int, layers: int, first: int, shares: list[Tensor]) -> None:
+    def _choose(self, index: int, layers: int, first: int, shares: list[Tensor], hidden: Tensor) -> Tensor:
         for chooser in self.choosers:
             alive = self._alive(index)
 
@@ -115,11 +124,17 @@ class Oracle:
                 self.kinds,
                 first,
                 self.memory,
+                lambda column, hidden=hidden: hidden[column - first],
             )
-            keep = {*chooser(seen), self.columns - 1}  # the last token's state is the output
+            found = chooser(seen)
+            keep = {*(found.keep if isinstance(found, Mixed) else found), self.columns - 1}  # the last is the output
+            if isinstance(found, Mixed):
+                rows = [found.states.get(first + row, old) for row, old in enumerate(hidden)]
+                hidden = torch.stack(rows)
             for layer in range(index, layers):
                 self.dropped.setdefault(layer, set()).update(c for c in alive if c not in keep)
         self.kept[self.calls, self.step, index] = len(self._alive(index))
+        return hidden
 
     def _run(self, index: int, layer: Any, hidden: Tensor, first: int) -> tuple[Tensor, Tensor]:
         attn, config = layer.self_attn, self.model.config.text_config

@@ -29,7 +29,7 @@ class Determinantal:
         """Minus the turn in which a token is chosen; all that are not come last, together."""
         states = picture.states()
         weight = self.relevance(picture, states)
-        kernel = weight[:, None] * picture.cosines(states, states) * weight
+        kernel = weight[:, None] * picture.cosines(states, states).fill_diagonal_(1.0) * weight
         turn = torch.full((len(picture),), float(len(picture)), device=kernel.device)
         gain, basis = kernel.diagonal().clone(), kernel[:0]
         for number in range(min(count, len(picture))):

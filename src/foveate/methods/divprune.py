@@ -20,7 +20,8 @@ class MaxMin:
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Minus the turn in which a token is chosen; all that are not come last, together."""
         states = picture.states()
-        far = 1 - picture.cosines(states, states)
+        alike = picture.cosines(states, states)
+        far = 1 - (alike + alike.T) / 2  # exactly symmetric, so that ties are ties
         turn = torch.full((len(picture),), float(len(picture)), device=far.device)
         apart = far.fill_diagonal_(torch.inf).amin(1)  # the first is the one whose nearest neighbour is farthest
         for number in range(min(count, len(picture))):
