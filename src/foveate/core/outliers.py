@@ -68,6 +68,7 @@ class IntoOutliers:
         similar = picture.cosines(keys, keys)
         if self.merging == "nearest":
             return shared_out(nearest(similar, stay), weight)
-        near = similar.fill_diagonal_(-torch.inf).topk(min(NEIGHBOURS, len(picture) - 1), 1).indices
+        order = similar.fill_diagonal_(-torch.inf).argsort(dim=1, descending=True, stable=True)
+        near = order[:, : min(NEIGHBOURS, len(picture) - 1)]
         itself = torch.eye(len(picture), device=similar.device)
         return itself.scatter(1, near, weight[near])

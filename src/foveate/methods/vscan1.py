@@ -35,7 +35,7 @@ class Scans:
         return row * self.windows // height * self.windows + column * self.windows // width
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
-        """Scores: above 2 for the global scan, then the windows' best, their second best, ..."""
+        """Minus a token's place: the global scan, then the windows' best, their second best, ..."""
         wide, close = picture.attention(), picture.attention(self.shallow)
         order = wide.argsort(descending=True, stable=True)
         taken = torch.zeros(len(picture), dtype=torch.bool, device=wide.device)
@@ -43,7 +43,10 @@ class Scans:
         window = self.window(picture)
         same = (window[:, None] == window) & ~taken
         turn = (same & (close > close[:, None])).sum(1)  # how many of its window come before it
-        return torch.where(taken, 3.0, 2.0 - 2 * turn / (len(picture) + 1) + close / (len(picture) + 1))
+        turn[taken] = -1
+        order = close.argsort(descending=True, stable=True)
+        order = order[turn[order].argsort(stable=True)]
+        return -torch.empty_like(close).scatter(0, order, torch.arange(len(picture), device=close.device).to(close))
 
 
 @dataclass(frozen=True)
