@@ -15,6 +15,8 @@ from .scores import Score
 from .selection import top, top_per_image
 from .view import View
 
+SOON = 33  # steps looked at to tell whether a schedule ever acts while decoding
+
 
 @dataclass(frozen=True)
 class Method:
@@ -22,9 +24,11 @@ class Method:
 
     Attributes:
         score: which tokens matter; (B N), higher = keep. If it has a method `notice`, that is called with every view
-            that the method is consulted on, also where nothing is dropped.
+            that the method is consulted on, also where nothing is dropped. `earliest` is the first layer before
+            which it can rank (0 if absent), `in_prompt` whether it ranks in prefills alone.
         schedule: how many stay; (B,).
-        merge: new hidden states of the kept, or None to let the dropped go.
+        merge: new hidden states of the kept, or None to let the dropped go. If it has an attribute `score`, it goes
+            on from what that score found, and works with no other.
         within: "sample" ranks all visual tokens of a sample together; "image" gives every image its share.
         name: for traces and tables.
     """
@@ -38,6 +42,9 @@ class Method:
     def __post_init__(self) -> None:
         if self.within not in ("sample", "image"):
             raise ValueError(f"within={self.within!r}; expected sample or image")
+        found = getattr(self.merge, "score", self.score)
+        if found != self.score:
+            raise ValueError(f"the merge goes on from what {found} found, but the score is {self.score}; use both")
 
     def acts(self, layer: int, step: int) -> bool:
         """Whether the method may drop tokens before `layer` at `step`; decided without tensors."""
@@ -45,10 +52,30 @@ class Method:
         return True if acts is None else bool(acts(layer, step))
 
     def check(self, layers: int) -> None:
-        """Raises ValueError if the schedule does not fit a decoder of `layers` layers."""
+        """Raises ValueError if the schedule does not fit a decoder of `layers` layers, or the score."""
         check = getattr(self.schedule, "check", None)
         if check is not None:
             check(layers)
+        self.check_parts(layers)
+
+    def check_parts(self, layers: int = 128) -> None:
+        """Raises ValueError if the schedule acts where the score cannot rank, as far as the schedule tells."""
+        acts = getattr(self.schedule, "acts", None)
+        if acts is None:
+            return
+        earliest = min(layers, getattr(self.score, "earliest", 0))
+        for layer in range(earliest):
+            if any(acts(layer, step) for step in range(SOON)):
+                raise ValueError(
+                    f"{self.name}: its schedule acts before layer {layer}, and layer {layer} has no layer before it "
+                    f"whose attention could rank tokens; let it act at layer {earliest} or later, or take another score"
+                )
+        late = any(acts(layer, step) for layer in range(layers) for step in range(1, SOON))
+        if late and getattr(self.score, "in_prompt", False):
+            raise ValueError(
+                f"{self.name}: its schedule drops tokens while decoding, when its score has no states of the prompt "
+                "to rank by; take a score of attention, such as last, or a schedule that acts in the prefill alone"
+            )
 
     def select(self, view: View) -> Bool[Tensor, "B N"] | None:
         """Which of `view.visual` stay, or None if all do.
@@ -68,6 +95,7 @@ class Method:
         if counts.is_floating_point():
             raise ValueError(f"the schedule of {self.name} gave {counts.dtype}; expected whole numbers of tokens")
         counts = counts.to(alive).clamp(min=0).minimum(alive)
+        view.once("wanted", lambda: counts)
         if bool((counts == alive).all()):
             return None
         if not bool(counts.any()):

@@ -62,7 +62,7 @@ class Cost:
         prefill: decoder layers over prompts.
         decode: decoder layers over generated tokens.
         head: language-model head.
-        score: attention rows recomputed to rank tokens, and what schedules say that they compute.
+        score: attention rows recomputed to rank tokens, and what decisions say that they compute.
         kv_bytes: bytes of keys and values at the end, all samples together (not FLOPs).
     """
 
@@ -154,7 +154,7 @@ def cost_of_trace(shape: Shapes, trace: Trace, *, pictures: int = 0, all_logits:
             layer = shape.layers[index]
             score += len(text) * queries * (2 * layer.hidden * layer.query + 2 * layer.query * keys)
             score += len(text) * projected * 2 * layer.hidden * layer.key
-        score += len(text) * done.control
+        score += len(text) * done.control + done.spent
         held = (past + text + fresh + cached).sum(1) * done.cached
         kv = sum(2 * layer.key * h * shape.bytes for layer, h in zip(shape.layers, held.tolist(), strict=True))
     return Cost(pictures * shape.tower, prefill, decode, head, score, kv)
