@@ -23,9 +23,10 @@ class Method:
     """Which x how many (x what becomes of the rest). Compose, never override.
 
     Attributes:
-        score: which tokens matter; (B N), higher = keep. If it has a method `notice`, that is called with every view
-            that the method is consulted on, also where nothing is dropped. `earliest` is the first layer before
-            which it can rank (0 if absent), `in_prompt` whether it ranks in prefills alone.
+        score: which tokens matter; (B N), higher = keep. `earliest` is the first layer before which it can rank (0 if
+            absent), `in_prompt` whether it ranks in prefills alone. If it has a method `notice`, that is called with
+            every view that the method is consulted on, also where nothing is dropped, and, if it has
+            `notices(layer, step)`, wherever that says so; a schedule may have both, too.
         schedule: how many stay; (B,).
         merge: new hidden states of the kept, or None to let the dropped go. If it has an attribute `score`, it goes
             on from what that score found, and works with no other.
@@ -46,10 +47,15 @@ class Method:
         if found != self.score:
             raise ValueError(f"the merge goes on from what {found} found, but the score is {self.score}; use both")
 
-    def acts(self, layer: int, step: int) -> bool:
+    def drops(self, layer: int, step: int) -> bool:
         """Whether the method may drop tokens before `layer` at `step`; decided without tensors."""
         acts = getattr(self.schedule, "acts", None)
         return True if acts is None else bool(acts(layer, step))
+
+    def acts(self, layer: int, step: int) -> bool:
+        """Whether the method is to be consulted before `layer` at `step`: it may drop tokens, or takes notice."""
+        notices = [part.notices for part in (self.score, self.schedule) if hasattr(part, "notices")]
+        return self.drops(layer, step) or any(found(layer, step) for found in notices)
 
     def check(self, layers: int) -> None:
         """Raises ValueError if the schedule does not fit a decoder of `layers` layers, or the score."""
@@ -84,9 +90,12 @@ class Method:
             ValueError: the schedule or the score returned another shape than it must.
         """
         alive = view.alive
-        notice = getattr(self.score, "notice", None)
-        if notice is not None:
-            notice(view)
+        for part in (self.score, self.schedule):
+            notice = getattr(part, "notice", None)
+            if notice is not None:
+                notice(view)
+        if not self.drops(view.layer, view.step):
+            return None
         counts = self.schedule(view)
         if counts.shape != alive.shape:
             raise ValueError(
