@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import zoo
 from foveate import Kind, View, methods
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor
@@ -221,6 +222,12 @@ LISTED: dict[str, Case] = {
     "random": Case(methods.random(layer=0, keep=0.4, seed=3), random(0, 0.4, 3), content_free=True),
     "dyrate": Case(methods.dyrate(tiny_predictor(), layer=1), dyrate(1)),
     "downsample": Case(methods.downsample(layer=0, keep=0.25), downsample(0, 0.25), content_free=True),
+    "pdrop": Case(methods.pdrop(keep=0.6), zoo.pdrop(0.6, [1, 2, 3], 0)),
+    "vscan2": Case(methods.vscan2(keep=0.4), zoo.vscan2(0.4)),
+    "dart": Case(methods.dart(layer=1, keep=0.6, pivots=2, text_pivots=2), zoo.dart(1, 0.6, 2, 2)),
+    "sparsevlm": Case(methods.sparsevlm(layers=(1, 3), scale=0.6), zoo.sparsevlm([1, 3], None, 0.6, 0.3, summed=False)),
+    "fitprune": Case(methods.fitprune((1.0, 0.8, 0.5, 0.3)), zoo.fitprune([1.0, 0.8, 0.5, 0.3])),
+    "st3": Case(methods.st3(1, 2, 0.5, 0.25, 4, 2), zoo.st3(1, 2, 0.5, 0.25, 4, 2)),
 }
 EXTRA: dict[str, Case] = {
     "decay": Case(Method(LastQuery(), Decay(2), name="decay"), decaying(2, by_last)),
@@ -229,10 +236,15 @@ EXTRA: dict[str, Case] = {
     "layers": Case(Method(LayersMax(), Decay(3)), decaying(3, by_layers)),
     "accumulated": Case(Method(Accumulated(), Decay(1)), decaying(1, by_accumulated)),
     "mix": Case(Method(RANKINGS["mix"], Decay(1)), decaying(1, by_any)),
+    "pdrop before": Case(methods.pdrop(layers=(2, 3), rank="before"), zoo.pdrop(0.5, [2, 3], 1)),
+    "sparsevlm table": Case(
+        methods.sparsevlm((0.75, 0.5, 0.3), cluster="sum"), zoo.sparsevlm([1, 2, 3], [0.75, 0.5, 0.3], 0, 0.3, True)
+    ),
     "ragged": Case(Method(Even(), ragged, name="ragged"), ragged_chooser, content_free=True),
 }
 CASES = LISTED | EXTRA
 STACKS: dict[str, tuple[Case, ...]] = {
     "random+fastv": (LISTED["random"], LISTED["fastv"]),
     "downsample+decay": (LISTED["downsample"], EXTRA["decay"]),
+    "vscan2+st3": (LISTED["vscan2"], LISTED["st3"]),
 }

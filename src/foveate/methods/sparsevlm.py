@@ -78,9 +78,8 @@ def sparsevlm(
     if not 0 <= recycle <= 1 or (scale is not None and not 0 <= scale <= 1):
         raise ValueError(f"scale={scale}, recycle={recycle}; expected shares in [0, 1]")
     counts = f"keep={'/'.join(map(spelled, keep))}" if scale is None else f"scale={spelled(scale)}"
-    schedule: Schedule = Stairs(layers, keep)
-    if scale is not None:
-        schedule = RankAdaptive(Stairs(layers, (1.0,) * len(layers)), scale)
+    stairs = Stairs(layers, keep if scale is None else (1.0,) * len(layers))
+    schedule: Schedule = stairs if scale is None else RankAdaptive(stairs, scale)
     name = f"sparsevlm:{counts},recycle={spelled(recycle)},cluster={cluster}"
     if not recycle:
         return Method(RATERS, schedule, name=name)
