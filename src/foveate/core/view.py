@@ -39,6 +39,7 @@ class View:
         look: computes what `tower` gives; given by the engine where a score asks for the vision tower.
         spend: counts FLOPs that a decision costs, over all samples, as `torch.utils.flop_counter` would: of products of
             matrices. Attention rows are counted by the engine.
+        recall: computes `keys`; given by the engine.
     """
 
     layer: int
@@ -55,6 +56,7 @@ class View:
     notes: dict[str, Tensor] = field(default_factory=dict)
     look: Callable[[Any, Any, Tensor], Tensor] | None = None
     spend: Callable[[float], None] = _uncounted
+    recall: Callable[[int], Tensor] | None = None
 
     @property
     def alive(self) -> Int[Tensor, B]:
@@ -74,7 +76,8 @@ class View:
 
         Args:
             queries: columns among the rows that the layer has just run.
-            back: how many layers back; more than 1 needs a score that announces it by an attribute `back`.
+            back: how many layers back; more than 1 needs a score that announces it by an attribute `back`. 0 is the
+                layer about to run, what it will pay if nothing is dropped; its keys are projected for this alone.
 
         Raises:
             ValueError: there is no layer so far back, as at layer 0; or outside a model.
@@ -88,9 +91,34 @@ class View:
             raise ValueError("this view has no model behind it, so it has no attention; give the counts directly")
         if queries is not self.newest:
             return self.attend(self.layer - back, queries)
-        if back not in self._of_newest:  # features and scores both ask for it
-            self._of_newest[back] = self.attend(self.layer - back, queries)
-        return self._of_newest[back]
+        attend = self.attend  # features and scores both ask for it
+        paid: Tensor = self.once(("newest", back), lambda: attend(self.layer - back, queries))
+        return paid
+
+    def keys(self) -> Float[Tensor, "B C K"]:
+        """Keys of the layer before as its attention used them, rotated, heads side by side; 0 where it held none.
+
+        Raises:
+            ValueError: there is no layer before, as at layer 0; or outside a model.
+        """
+        if self.layer < 1 or self.recall is None:
+            raise ValueError(f"layer {self.layer} has no layer before it whose keys could rank tokens; use layer >= 1")
+        return self.recall(self.layer - 1)
+
+    @property
+    def wanted(self) -> Int[Tensor, B]:
+        """Tokens that stay of each sample by the schedule's decision, or all of the alive before it has decided.
+
+        For scores whose order of the first n hangs on n, as where several pivots share a budget.
+        """
+        counts: Tensor = self._shared.get("wanted", self.alive)
+        return counts
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, computed once for this view: what score, schedule and merge of a decision share."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
 
     @property
     def tower(self) -> Tower:
@@ -107,18 +135,8 @@ class View:
             )
         return Tower(self.look, self.visual)
 
-    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """What `compute` gives, computed once for this view: what score, schedule and merge of a decision share."""
-        if key not in self._shared:
-            self._shared[key] = compute()
-        return self._shared[key]
-
     @cached_property
     def _shared(self) -> dict[Hashable, Any]:
-        return {}
-
-    @cached_property
-    def _of_newest(self) -> dict[int, Tensor]:
         return {}
 
     def note(self, key: str) -> Float[Tensor, "B C"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,13 +16,12 @@ from ..core.view import View
 from .adapters import Adapter
 from .cache import KeptLayer
 from .ledger import Ledger
-from .masks import for_backend, may_see, needless
-from .rows import attention_rows, replace_rows, take_rows
+from .lookback import Lookback, Run
+from .masks import for_backend, needless
+from .rows import replace_rows, take_rows
 from .slots import Slots
 from .tower import Sight
 from .trace import Pass
-
-Positions = tuple[Tensor, Tensor]
 
 
 class Forward:
@@ -72,8 +70,8 @@ class Forward:
         self.ran: list[Slots] = []
         self.moved: dict[str, Any] = {}  # position arguments after a drop, in place of the caller's
         self.masks: dict[tuple[int, int], tuple[Slots, Slots, Tensor | None]] = {}  # holds its keys alive
-        reach = max((getattr(method.score, "back", 1) for method in methods), default=1)
-        self.before: deque[tuple[int, Any, Tensor, Positions, Slots]] = deque(maxlen=reach)  # the layers that just ran
+        reach = max([1, *(getattr(method.score, "back", 1) for method in methods)])
+        self.seen = Lookback(adapter, reach, ledger, self.past, real, cache, record)
         self.notes = dict(ledger.notes)
 
     def engage(self, on: bool) -> None:
@@ -91,13 +89,15 @@ class Forward:
             self.watch(self._view(index, hidden))
         for method in self.methods:
             if method.acts(index, self.ledger.step):
+                at = {**kwargs, **self.moved}["position_embeddings"]
+                self.seen.coming = Run(index, module, hidden, at, self.rows, coming=True)
                 hidden = self._consult(method, index, hidden, kwargs)
         moved = self.moved
         if not (self.rows.untouched and self.past[index].untouched):
             moved = {**moved, "attention_mask": self._mask(index, hidden)}
         if moved:
             kwargs = {**kwargs, **moved}
-        self.before.append((index, module, hidden, kwargs["position_embeddings"], self.rows))
+        self.seen.before.append(Run(index, module, hidden, kwargs["position_embeddings"], self.rows))
         self.ran.append(self.rows)
         if hidden is given and not moved:
             return None
@@ -210,42 +210,13 @@ class Forward:
             hidden=hidden,
             rows=torch.where(tokens.kind.gather(1, rows.clamp(min=0)) == int(Kind.PADDING), -1, rows),
             tokens=tokens,
-            attend=self._attend,
+            attend=self.seen.attend,
             cached=self.cache is not None,
             notes=self.notes,
             look=None if self.sight is None else self.sight.look,
             spend=self.record.spend,
+            recall=self.seen.keys,
         )
-
-    def _attend(self, index: int, queries: Tensor) -> Tensor:
-        """Attention of layer `index`, which has just run, from the rows of `queries` to all columns."""
-        held_back = [entry for entry in self.before if entry[0] == index]
-        if not held_back:
-            raise ValueError(
-                f"attention of layer {index} was not held back; a score that looks further back than the layer before "
-                "says so by an attribute `back`, the number of layers"
-            )
-        _, module, hidden, positions, ran = held_back[0]
-        batch, columns, device = hidden.shape[0], self.ledger.columns, queries.device
-        rows = ran.columns(batch, device)
-        where = torch.zeros((batch, columns + 1), dtype=torch.long, device=device)
-        numbers = torch.arange(rows.shape[1], device=device).expand_as(rows)
-        where.scatter_(1, torch.where(rows < 0, columns, rows), numbers)
-        source = where.gather(1, queries.clamp(min=0)).to(hidden.device)
-        at: Positions = (take_rows(positions[0], source), take_rows(positions[1], source))
-        asked = self.adapter.queries(module, take_rows(hidden, source), at)
-        if self.cache is None:
-            keys, held, projected = self.adapter.keys(module, hidden, positions), rows, rows.shape[1]
-        else:
-            keys = self.cache.layers[index].keys
-            held, projected = torch.cat([self.past[index].columns(batch, device), rows], 1), 0
-        self.record.asked.append((index, queries.shape[1], held.shape[1], projected))
-        allowed = may_see(queries, held, self.real) & (queries >= 0)[:, :, None]
-        scaling: float = module.self_attn.scaling
-        shares = attention_rows(asked, keys, scaling, allowed.to(asked.device)).to(device)
-        out = shares.new_zeros((*shares.shape[:-1], columns + 1))
-        slot = torch.where(held < 0, columns, held)[:, None, None].expand(shares.shape)
-        return out.scatter_add(-1, slot, shares)[..., :columns]
 
     def _mask(self, index: int, hidden: Tensor) -> Tensor | None:
         past = self.past[index]

@@ -200,7 +200,7 @@ def kept_by(methods: Sequence[Method], layers: int, total: int) -> list[int]:
     left, found = total, []
     for layer in range(layers):
         for method in methods:
-            if method.acts(layer, 0):
+            if method.drops(layer, 0):
                 left = min(left, int(method.schedule(_blank_view(layer, layers, total, left))[0]))
         found.append(left)
     return found

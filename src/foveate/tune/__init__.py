@@ -1,5 +1,6 @@
 """What finds a method's numbers."""
 
+from .fitprune import FitPruneFit, fit_prune
 from .vtw_search import VTWSearch, find_vtw_layer
 
-__all__ = ["VTWSearch", "find_vtw_layer"]
+__all__ = ["FitPruneFit", "VTWSearch", "find_vtw_layer", "fit_prune"]
