@@ -210,12 +210,9 @@ class Forward:
             attend=self.seen.attend,
             cached=self.cache is not None,
             notes=self.notes,
-            spend=self._spend,
+            spend=self.record.spend,
             recall=self.seen.keys,
         )
-
-    def _spend(self, flops: float) -> None:
-        self.record.spent += flops
 
     def _mask(self, index: int, hidden: Tensor) -> Tensor | None:
         past = self.past[index]

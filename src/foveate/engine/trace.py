@@ -36,7 +36,7 @@ class Pass:
         new: visual tokens that came with this forward.
         cached: whether keys and values are kept.
         control: FLOPs that schedules say they spent, per sample.
-        spent: FLOPs of matrix products that decisions made beyond attention rows, all samples together.
+        spent: FLOPs of all samples together: rows of the vision tower, and what scores and merges say they spent.
     """
 
     step: int
@@ -49,6 +49,10 @@ class Pass:
     asked: list[tuple[int, int, int, int]] = field(default_factory=list)
     control: float = 0.0
     spent: float = 0.0
+
+    def spend(self, flops: float) -> None:
+        """Adds to `spent`."""
+        self.spent += flops
 
     def visual(self, layers: int) -> tuple[Tensor, Tensor]:
         """Visual rows run, and visual tokens cached before, per layer: two (L B)."""

@@ -62,7 +62,8 @@ class Cost:
         prefill: decoder layers over prompts.
         decode: decoder layers over generated tokens.
         head: language-model head.
-        score: attention rows recomputed to rank tokens, and what decisions say that they compute.
+        score: attention rows recomputed to rank tokens, in the decoder and in the vision tower, and what scores,
+            schedules and merges say that they compute.
         kv_bytes: bytes of keys and values at the end, all samples together (not FLOPs).
     """
 
@@ -215,8 +216,8 @@ def _blank_view(layer: int, layers: int, total: int, left: int) -> View:
         total=torch.tensor([total]),
         visual=columns,
         mask=columns >= 0,
-        hidden=torch.zeros(1, 0, 0),
-        rows=torch.zeros(1, 0, dtype=torch.long),
+        hidden=torch.zeros(1, left, 0),
+        rows=columns,
         tokens=classify(visual, visual),
     )
 

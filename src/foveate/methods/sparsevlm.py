@@ -12,7 +12,8 @@ from torch import Tensor
 from ..core.method import Method
 from ..core.raters import RATERS
 from ..core.recycling import Recycled, Recycling
-from ..core.schedules import Schedule, Stairs, spelled
+from ..core.schedules import Schedule, spelled
+from ..core.stairs import Stairs
 from ..core.view import View
 
 LAYERS = (3 / 32, 7 / 32, 16 / 32)  # the authors' code: after layers 2, 6 and 15 of 32,
