@@ -22,7 +22,7 @@ KEEP = (0.521, 0.347, 0.191)  # 300, 200 and 110 of 576; 203 on average (192 by 
 
 @dataclass(frozen=True)
 class RankAdaptive:
-    """At each place lambda (L_v - rank) of the L_v tokens alive leave, by the rank of what the raters paid them (eq. 8).
+    """At each place lambda (L_v - rank) of the L_v tokens alive leave, by the rank of what raters paid them (eq. 8).
 
     Attributes:
         stairs: where; what it keeps is of no account.
