@@ -30,12 +30,19 @@ class Situation:
     kinds: list[str]  # per column: system, image, instruction, response
     first: int  # first column that runs now
     memory: dict[Any, Any]  # the sample's, for choosers that remember
-    state: Callable[[int], Tensor]  # column -> (D), what enters the layer; of columns from `first` on
+    state: Callable[[int], Tensor]  # column that runs now -> (D), what enters the layer
     key: Callable[[int], Tensor]  # column -> (K E), key in the layer before
 
 
-Merged = dict[int, Tensor]  # new states by column
-Chooser = Callable[[Situation], list[int] | tuple[list[int], Merged]]
+@dataclass(frozen=True)
+class Mixed:
+    """A choice with a merge: the columns that stay, and new states (D) for some of them."""
+
+    keep: list[int]
+    states: dict[int, Tensor]
+
+
+Chooser = Callable[[Situation], list[int] | Mixed]
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
@@ -107,10 +114,6 @@ class Oracle:
                 seen = shares[index - back] if back else self._look(index, module, entering, first)[0]
                 return seen[:, query - first]
 
-            def state(column: int, entering: Tensor = entering) -> Tensor:
-                assert column >= first
-                return entering[column - first]
-
             seen = Situation(
                 index,
                 self.step,
@@ -124,16 +127,14 @@ class Oracle:
                 self.kinds,
                 first,
                 self.memory,
-                state,
+                lambda column, hidden=hidden: hidden[column - first],
                 lambda column: self.keys[index - 1][:, column],
             )
-            chosen = chooser(seen)
-            kept, merged = chosen if isinstance(chosen, tuple) else (chosen, {})
-            if merged:
-                hidden = hidden.clone()
-            for column, new in merged.items():
-                hidden[column - first] = new
-            keep = {*kept, self.columns - 1}  # the last token's state is the output
+            found = chooser(seen)
+            keep = {*(found.keep if isinstance(found, Mixed) else found), self.columns - 1}  # the last is the output
+            if isinstance(found, Mixed):
+                rows = [found.states.get(first + row, old) for row, old in enumerate(hidden)]
+                hidden = torch.stack(rows)
             for layer in range(index, layers):
                 self.dropped.setdefault(layer, set()).update(c for c in alive if c not in keep)
         self.kept[self.calls, self.step, index] = len(self._alive(index))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import foveate
 from foveate.core.recycling import density_peaks
-from foveate.core.schedules import PerLayer, Stairs, placed
 from foveate.core.scores import RANKINGS, Even
+from foveate.core.stairs import Stairs, placed
 from foveate.measure.cost import kept_by
 from foveate.methods import dart, fitprune, parse, pdrop, sparsevlm, st3, vscan2
 from foveate.tune import fit_prune
@@ -70,6 +70,7 @@ def test_parts_may_be_rankings_and_bring_their_merge() -> None:
         ("dart:pivots=0,text_pivots=0", "one at least"),
         ("vscan2:layer=0", "1 or more"),
         ("fitprune:keep=0.5/0.5", "expected 1.0 first"),
+        ("fitprune:keep=1.0/0.5/0.7", "never grow"),
         ("sparsevlm:scale=2", "shares in"),
         ("st3:every=0", "every=0"),
         ("st3:fall=off", "cosine, linear"),
@@ -88,9 +89,8 @@ def test_schedules_over_layers() -> None:
     published = kept_by([fitprune()], 32, 576)
     assert published[:4] == [576, 562, 529, 440] and published == sorted(published, reverse=True)
     assert placed((3 / 32, 7 / 32, 16 / 32), 4) == (1, 2, 3)
-    assert kept_by([fitprune((1.0, 0.5, 10, 10))], 4, 100) == [100, 50, 10, 10]
-    assert not PerLayer((1.0, 0.5, 0.5)).acts(2, 0) and PerLayer((1.0, 0.5, 0.5)).acts(1, 0)
-    with pytest.raises(ValueError, match="4 layers, but the model has 8"):
+    assert kept_by([fitprune((1.0, 0.5, 0.1, 0.1))], 4, 100) == [100, 50, 10, 10]
+    with pytest.raises(ValueError, match="a decoder of 4 layers, but this model has 8"):
         fitprune((1.0, 0.5, 0.5, 0.5)).check(8)
     with pytest.raises(ValueError, match="layers 0 to 3"):
         pdrop(layers=(2, 4)).check(4)

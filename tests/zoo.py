@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from oracle import Chooser, Merged, Situation
+from oracle import Chooser, Mixed, Situation
 
 
 def half_up(total: int, keep: float) -> int:
@@ -135,7 +135,7 @@ def sparsevlm(layers: list[int], keep: list[float] | None, scale: float, recycle
         rank = sum(v > 1e-4 * values[0] for v in values.tolist())
         return len(s.alive) - max(0, math.floor(scale * (len(s.alive) - rank) + 1e-9))
 
-    def choose(s: Situation) -> list[int] | tuple[list[int], Merged]:
+    def choose(s: Situation) -> list[int] | Mixed:
         if not s.step and not s.layer and s.alive:
             s.memory["raters"] = raters(s)
         if s.step or s.layer not in layers or not s.alive:
@@ -162,7 +162,7 @@ def sparsevlm(layers: list[int], keep: list[float] | None, scale: float, recycle
         for place, centre in enumerate(centres):
             own = torch.stack([s.state(c) for c, o in zip(members, owner, strict=True) if o == place])
             merged[members[centre]] = own.sum(0) if summed else own.mean(0)
-        return order[:k] + list(merged), merged
+        return Mixed(order[:k] + list(merged), merged)
 
     return choose
 

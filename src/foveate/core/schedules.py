@@ -6,6 +6,7 @@ A schedule may also say, without tensors, when it acts at all (`acts`), and refu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Protocol, runtime_checkable
@@ -118,97 +119,59 @@ class ByStep:
         return tokens_kept(view.total, float(self.keep[min(view.step, len(self.keep) - 1)]))
 
 
-def placed(at: tuple[float | int, ...], layers: int) -> tuple[int, ...]:
-    """Places in a decoder as layers: whole numbers are layers, fractions shares of the depth, rounded half up.
-
-    Fractions are layer 1 at least, and each at least one after the place before it, as in very shallow decoders.
-    """
-    found: list[int] = []
-    for place in at:
-        if isinstance(place, Integral):
-            found.append(int(place))
-        else:
-            found.append(max(int(layers * place + 0.5), found[-1] + 1 if found else 1))
-    return tuple(found)
-
-
-@dataclass(frozen=True)
-class Stairs:
-    """Several cuts in the prefill: before place `at[i]`, keep `keep[i]` of the tokens that each sample started with.
-
-    Args:
-        at: layers (ints) or shares of the decoder's depth (floats in (0, 1)), ascending.
-        keep: fractions (floats) or numbers of tokens (ints), one for each place.
-
-    Raises:
-        ValueError: places that do not ascend, or not one keep for each.
-    """
-
-    at: tuple[float | int, ...]
-    keep: tuple[float | int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.at or len(self.at) != len(self.keep):
-            raise ValueError(f"got {len(self.at)} layers and {len(self.keep)} keeps; expected one keep for each layer")
-        for keep in self.keep:
-            check_keep(keep)
-        whole = [isinstance(place, Integral) for place in self.at]
-        right = all(whole) or (not any(whole) and all(0 < place < 1 for place in self.at))
-        if not right or list(self.at) != sorted(set(self.at)) or self.at[0] < 0:
-            raise ValueError(
-                f"layers={self.at}; expected ascending layers, like 8/16/24, or shares of the depth, like 0.25/0.5/0.75"
-            )
-
-    def acts(self, layer: int, step: int) -> bool:
-        """In a prefill, before its layers; before any but the first, where they hang on the depth."""
-        return step == 0 and (layer in self.at if isinstance(self.at[0], Integral) else layer > 0)
-
-    def check(self, layers: int) -> None:
-        """Raises ValueError if the decoder is too shallow."""
-        last = self.places(layers)[-1]
-        if last >= layers:
-            raise ValueError(f"the schedule cuts before layer {last}, but the model has layers 0 to {layers - 1}")
-
-    def __call__(self, view: View) -> Int[Tensor, B]:
-        """Counts to keep."""
-        places = self.places(view.layers)
-        now = view.layer in places
-        return tokens_kept(view.total, self.keep[places.index(view.layer)]) if now else view.alive
-
-    def places(self, layers: int) -> tuple[int, ...]:
-        """The layers in a decoder of `layers`."""
-        return placed(self.at, layers)
-
-
 @dataclass(frozen=True)
 class PerLayer:
-    """A count for every layer of the prefill: layer l runs with `keep[l]` of the tokens that each sample started with.
+    """A fraction of the visual tokens for every layer, in the prefill: what a search finds.
+
+    Fractions are of the tokens that each sample started with (of each image's, where the method ranks within images),
+    so one schedule serves any number of tokens.
 
     Args:
-        keep: fractions (floats) or numbers of tokens (ints); a layer never has more than the one before it.
+        keep: the share that each layer of the decoder runs with; never more than the layer before, since a dropped
+            token cannot come back.
+        family: the `model_type` that the schedule is for; "" for any.
 
     Raises:
-        ValueError: no keeps, or one out of range.
+        ValueError: no shares, a share out of [0, 1], or one that is larger than the share before it.
     """
 
-    keep: tuple[float | int, ...]
+    keep: tuple[float, ...]
+    family: str = ""
 
     def __post_init__(self) -> None:
         if not self.keep:
-            raise ValueError("keep=(); expected a share or a number of tokens for every layer of the decoder")
-        for keep in self.keep:
-            check_keep(keep)
+            raise ValueError("keep=(); expected one share for every layer of the decoder, like (1.0, 1.0, 0.5, 0.25)")
+        for share in self.keep:
+            check_keep(float(share))
+        for layer, (before, share) in enumerate(zip(self.keep, self.keep[1:], strict=False), 1):
+            if share > before:
+                raise ValueError(
+                    f"layer {layer} is to keep {share:g} and the layer before it {before:g}; expected shares that "
+                    "never grow, since a dropped token cannot come back"
+                )
 
     def acts(self, layer: int, step: int) -> bool:
-        """In a prefill, where the count changes."""
-        before = self.keep[layer - 1] if 0 < layer < len(self.keep) else 1.0
-        return step == 0 and layer < len(self.keep) and self.keep[layer] != before
+        """In a prefill, before every layer that keeps less than the one before."""
+        return step == 0 and layer < len(self.keep) and self.keep[layer] < (1.0, *self.keep)[layer]
 
-    def check(self, layers: int) -> None:
-        """Raises ValueError unless the decoder has as many layers as there are counts."""
+    def check(self, layers: int, family: str = "") -> None:
+        """Raises ValueError if the schedule is for a decoder of another depth, or for another family."""
         if layers != len(self.keep):
-            raise ValueError(f"the schedule has counts for {len(self.keep)} layers, but the model has {layers}")
+            raise ValueError(
+                f"the schedule is for a decoder of {len(self.keep)} layers, but this model has {layers}; "
+                "search one for it: foveate search MODEL --out file.json"
+            )
+        if family and self.family and family != self.family:
+            raise ValueError(
+                f"the schedule is for a model of the family {self.family!r}, but this one is {family!r}; "
+                "search one for it: foveate search MODEL --out file.json"
+            )
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
-        return tokens_kept(view.total, self.keep[view.layer])
+        return tokens_kept(view.total, float(self.keep[view.layer]))
+
+
+def mean_keep(keep: Sequence[float]) -> float:
+    """Share of the visual tokens that a layer runs with, mean over layers."""
+    return sum(keep) / len(keep)

@@ -65,7 +65,7 @@ def dart(layer: int = 2, keep: float | int = 0.25, pivots: int = 4, text_pivots:
     """Before layer `layer`, keep a few pivots and the visual tokens that duplicate them least.
 
     Paper: "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", Wen et al.,
-    arXiv 2502.11494, Section 4: pivots by the norm of their keys; of the rest those whose cosine similarity to
+    arXiv 2502.11494: pivots by the norm of their keys; of the rest those whose cosine similarity to
     a pivot is least, each pivot choosing an equal share in turn.
 
     Deviations: keys are rotated ones, of the layer before; similarity is of the states that enter the layer, as the

@@ -53,7 +53,7 @@ class Published:
         return tokens_kept(view.total, 1.0 - gone / 576)
 
 
-def fitprune(keep: tuple[float | int, ...] | None = None) -> Method:
+def fitprune(keep: tuple[float, ...] | None = None) -> Method:
     """At every layer some tokens leave: those that neither visual tokens nor the instruction attend to.
 
     Paper: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", Ye et
@@ -66,12 +66,12 @@ def fitprune(keep: tuple[float | int, ...] | None = None) -> Method:
     score asks for the attention rows of all visual tokens, at every layer: a cost that the fit does not see.
 
     Args:
-        keep: one for every layer, the first 1.0, then fractions or numbers of tokens: 1.0/0.8/100/100.
+        keep: for every layer the share of the tokens, like 1.0/0.8/0.5/0.5.
 
     Raises:
         ValueError: a keep out of range. When applied: not one for each layer.
     """
-    if keep is not None and (isinstance(keep[0], int) or keep[0] != 1.0):
+    if keep is not None and keep[0] != 1.0:
         raise ValueError(f"keep={keep}; expected 1.0 first: layer 0 runs with all tokens, for scores need a layer")
     schedule: Schedule = Published() if keep is None else PerLayer(keep)
     name = "fitprune" + ("" if keep is None else f":keep={'/'.join(map(spelled, keep))}")

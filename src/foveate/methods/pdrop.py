@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from ..core.method import Method
-from ..core.schedules import Stairs, spelled
+from ..core.schedules import spelled
 from ..core.scores import LastQuery
+from ..core.stairs import Stairs
 
 
 def pdrop(

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..core.method import Method
 from ..core.raters import RATERS
 from ..core.recycling import Recycled, Recycling
-from ..core.schedules import Schedule, Stairs, spelled
+from ..core.schedules import Schedule, spelled
+from ..core.stairs import Stairs
 from ..core.view import View
 
 LAYERS = (3 / 32, 7 / 32, 16 / 32)  # the authors' code: after layers 2, 6 and 15 of 32,
@@ -21,7 +22,7 @@ KEEP = (0.521, 0.347, 0.191)  # 300, 200 and 110 of 576; 203 on average (192 by 
 
 @dataclass(frozen=True)
 class RankAdaptive:
-    """At each place lambda (L_v - rank) of the L_v tokens alive leave, by the rank of what the raters paid them.
+    """At each place lambda (L_v - rank) of the L_v tokens alive leave, by the rank of what raters paid them (eq. 8).
 
     Attributes:
         stairs: where; what it keeps is of no account.
@@ -58,12 +59,15 @@ def sparsevlm(
     """At several layers, the words that concern the picture rate its tokens; the best of the dropped are recycled.
 
     Paper: "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", Zhang et al.,
-    arXiv 2410.04417, Section 3: raters, rank-adaptive counts N = lambda (L_v - rank(P)), recycling by density peaks.
+    arXiv 2410.04417, Section 3: raters r >= mean(r), counts N = lambda (L_v - rank(P)) (eq. 8), recycling by density
+    peaks.
 
     Deviations: counts are a table by default, as in the authors' code, with the code's numbers as shares of the image
-    and of the depth; ``scale`` is the paper's lambda and rule. Counts include the merged tokens (the code's 300
-    come with 9 more). A merged token takes its centre's place and position (the code appends and renumbers).
-    It is the mean of its cluster, as in the code; ``cluster="sum"`` is the paper's. No noise breaks ties of density.
+    and of the depth; ``scale`` is the paper's lambda and rule (it gives neither lambda nor a tolerance for the rank;
+    ours is 1e-4). Counts include the merged tokens (the code's 300 come with 9 more). A merged token takes its
+    centre's place and position (the code appends and renumbers). It is the mean of its cluster, as in the code;
+    ``cluster="sum"`` is the paper's. No noise breaks ties of density. Raters may reach the mean, as the paper
+    writes; the code wants more.
 
     Args:
         keep: visual tokens kept from each place on, fractions like 0.5/0.3 or numbers of tokens like 300/200.

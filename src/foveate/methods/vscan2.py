@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..core.method import Method
-from ..core.schedules import Cut, Stairs, spelled
+from ..core.schedules import Cut, spelled
 from ..core.scores import LastQuery
+from ..core.stairs import Stairs
 
 
 def vscan2(keep: float | int = 0.5, layer: int | None = None) -> Method:

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ...core.predictor import RatePredictor
+from ...core.predictor import RatePredictor, rate_grid
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Plan:
 
     The loss is ``CE + weight (F/F_full - budget)^2 + kl KL(unpruned || pruned)``; its optimiser is DiffRate's
     (2305.17997): AdamW, learning rate `lr` to a tenth of it by a cosine, no weight decay. The temperature of
-    Gumbel-Softmax falls from `hot` to `cold` linearly. `batch` is over all processes.
+    Gumbel-Softmax falls from `hot` to `cold` linearly. `batch` is over all processes; each works its share off in
+    `parts`, so that less is in memory at once. The budget then holds for every part by itself: its loss is a square.
+    `drop_all` adds the rate 1.
     """
 
     budget: float = 0.5
@@ -36,6 +38,13 @@ class Plan:
     hot: float = 2.0
     cold: float = 0.5
     seed: int = 0
+    drop_all: bool = False
+    parts: int = 1
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Rates to choose from."""
+        return rate_grid(self.num_rates, self.drop_all)
 
 
 def save(folder: Path, plan: Plan, predictor: RatePredictor, optimizer: torch.optim.Optimizer, step: int) -> None:
