@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +110,9 @@ def known_tower(body: Any) -> TowerForm:
 
 def _readable(layer: nn.Module) -> bool:
     attention = first_of(layer, ATTENTIONS)
-    projects = hasattr(attention, "qkv") or all(hasattr(attention, f"{part}_proj") for part in "qkv")
+    rotary = hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb_vision")  # not so in timm's towers
+    packed = hasattr(attention, "qkv") and rotary
+    projects = packed or all(hasattr(attention, f"{part}_proj") for part in "qkv")
     return projects and first_of(layer, NORMS) is not None and hasattr(attention, "num_heads")
 
 
