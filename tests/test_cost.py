@@ -63,6 +63,15 @@ def test_a_trace_costs_what_torch_counts(name: str | None, family: str, backend:
         assert cost.kv_bytes == held + added
 
 
+@pytest.mark.parametrize("name", ["fastv", "pdrop", "dart", "sparsevlm", "fitprune", "st3"])
+def test_without_a_cache_every_step_prunes_anew_at_the_cost_that_torch_counts(name: str) -> None:
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
+    with foveate.apply(made, LISTED[name].method) as trace:
+        ran = counted(lambda: made.generate(**data.inputs, max_new_tokens=3, do_sample=False, use_cache=False))
+    assert cost_of_trace(shapes(made), trace, pictures=1).flops == ran  # transformers runs the tower once, even so
+    assert all(trace.prefill(call) == trace.prefill(0) for call in range(3)) or name == "sparsevlm"
+
+
 def test_merging_is_counted() -> None:
     made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
     with foveate.apply(made, foveate.methods.downsample(layer=1, keep=0.25, pool=True)) as trace:
