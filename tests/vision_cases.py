@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oracle import Chooser, Merged, Situation
+from oracle import Chooser, Mixed, Situation
 from tiny import PATCHES, Patch
 
 LAST = -1  # the tower's layer whose output the tiny models read
@@ -25,7 +25,7 @@ def half_up(total: int, keep: float) -> int:
 def per_image(decide: Callable[[Situation, list[int]], Chosen]) -> Chooser:
     """`decide` gives, of one image's columns, those that stay, and what becomes of their states."""
 
-    def choose(s: Situation) -> list[int] | tuple[list[int], Merged]:
+    def choose(s: Situation) -> list[int] | Mixed:
         if s.layer or s.step:
             return s.alive
         keep: list[int] = []
@@ -40,7 +40,7 @@ def per_image(decide: Callable[[Situation, list[int]], Chosen]) -> Chooser:
             keep += stay
             if merge is not None and len(chosen) < len(own):
                 states.update(merge(stay))
-        return (keep, states) if len(keep) < len(s.alive) else keep
+        return Mixed(keep, states) if len(keep) < len(s.alive) else keep
 
     return choose
 
