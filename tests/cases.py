@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+import vision_cases as vision
+import zoo
 from foveate import Kind, ScheduleFile, View, methods
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor
@@ -19,11 +24,15 @@ from oracle import Chooser, Situation
 
 @dataclass(frozen=True)
 class Case:
-    """A method and its naive twin. `content_free`: the choice does not hang on rounding."""
+    """A method and its naive twin.
+
+    `content_free`: the choice does not hang on rounding. `slow`: the rarer crossings are for `make test-slow`.
+    """
 
     method: Method
     chooser: Chooser
     content_free: bool = False
+    slow: bool = False
 
 
 def half_up(total: int, keep: float) -> int:
@@ -242,6 +251,24 @@ LISTED: dict[str, Case] = {
     "dyrate": Case(methods.dyrate(tiny_predictor(), layer=1), dyrate(1)),
     "schedule": Case(methods.schedule(SEARCHED), per_layer(SEARCHED.keep)),
     "downsample": Case(methods.downsample(layer=0, keep=0.25), downsample(0, 0.25), content_free=True),
+    "divprune": Case(methods.divprune(keep=0.5), vision.divprune(0.5), slow=True),
+    "cdpruner": Case(methods.cdpruner(keep=0.3), vision.cdpruner(0.3), slow=True),
+    "visionzip": Case(methods.visionzip(keep=0.4, contextual=0.5), vision.visionzip(0.4, 0.5, False), slow=True),
+    "prumerge": Case(methods.prumerge(), vision.prumerge(False, False), slow=True),
+    "prumerge_plus": Case(methods.prumerge_plus(), vision.prumerge(True, False), slow=True),
+    "vscan1": Case(methods.vscan1(keep=0.4, windows=2), vision.vscan1(0.4, 0.5, 2), slow=True),
+    "vispruner": Case(methods.vispruner(keep=0.4), vision.vispruner(0.4, 0.5), slow=True),
+    "flowcut": Case(methods.flowcut(keep=0.4), vision.flowcut(0.4, (0, 1, 1, 1)), slow=True),
+    "tome": Case(methods.tome(keep=0.3, rounds=3), vision.matching(0.3, 3, -1), slow=True),
+    "dymu": Case(methods.dymu(threshold=0.3), vision.matching(None, None, 0.3), slow=True),
+    "pdrop": Case(methods.pdrop(keep=0.6), zoo.pdrop(0.6, [1, 2, 3], 0), slow=True),
+    "vscan2": Case(methods.vscan2(keep=0.4), zoo.vscan2(0.4), slow=True),
+    "dart": Case(methods.dart(1, 0.6, pivots=2, text_pivots=2), zoo.dart(1, 0.6, 2, 2), slow=True),
+    "sparsevlm": Case(
+        methods.sparsevlm(layers=(1, 3), scale=0.6), zoo.sparsevlm([1, 3], None, 0.6, 0.3, summed=False), slow=True
+    ),
+    "fitprune": Case(methods.fitprune((1.0, 0.8, 0.5, 0.3)), zoo.fitprune([1.0, 0.8, 0.5, 0.3]), slow=True),
+    "st3": Case(methods.st3(1, 2, 0.5, 0.25, 4, 2), zoo.st3(1, 2, 0.5, 0.25, 4, 2), slow=True),
 }
 EXTRA: dict[str, Case] = {
     "decay": Case(Method(LastQuery(), Decay(2), name="decay"), decaying(2, by_last)),
@@ -251,10 +278,32 @@ EXTRA: dict[str, Case] = {
     "accumulated": Case(Method(Accumulated(), Decay(1)), decaying(1, by_accumulated)),
     "dyrate, deeper": Case(methods.dyrate(tiny_predictor(), layer=1, deeper=0.5), dyrate(1, 6)),
     "mix": Case(Method(RANKINGS["mix"], Decay(1)), decaying(1, by_any)),
+    "pdrop before": Case(methods.pdrop(layers=(2, 3), rank="before"), zoo.pdrop(0.5, [2, 3], 1), slow=True),
+    "sparsevlm table": Case(
+        methods.sparsevlm((0.75, 0.5, 0.3), cluster="sum"),
+        zoo.sparsevlm([1, 2, 3], [0.75, 0.5, 0.3], 0, 0.3, summed=True),
+        slow=True,
+    ),
     "ragged": Case(Method(Even(), ragged, name="ragged"), ragged_chooser, content_free=True),
+    "visionzip's sums": Case(
+        methods.visionzip(keep=0.4, contextual=0.3, merging="sum"), vision.visionzip(0.4, 0.3, True), slow=True
+    ),
+    "prumerge's neighbours": Case(methods.prumerge(merging="neighbours"), vision.prumerge(False, True), slow=True),
 }
 CASES = LISTED | EXTRA
 STACKS: dict[str, tuple[Case, ...]] = {
     "random+fastv": (LISTED["random"], LISTED["fastv"]),
     "downsample+decay": (LISTED["downsample"], EXTRA["decay"]),
+    "visionzip+fastv": (LISTED["visionzip"], LISTED["fastv"]),
+    "vscan2+st3": (LISTED["vscan2"], LISTED["st3"]),
 }
+METHODS = {**{name: (case,) for name, case in CASES.items()}, **STACKS}
+
+
+def crossed(methods: Iterable[str], usual: Callable[..., bool], *axes: Iterable[str]) -> list[Any]:
+    """Parameters: every method with every place on the axes; of slow methods the `usual` places alone by default."""
+    found = []
+    for method, *place in itertools.product(methods, *axes):
+        rare = any(case.slow for case in METHODS[method]) and not usual(*place)
+        found.append(pytest.param(method, *place, marks=[pytest.mark.slow] if rare else []))
+    return found

@@ -24,15 +24,25 @@ class Situation:
     alive: list[int]
     total: int
     newest: int
-    attention: Callable[..., Tensor]  # query column, back=1 -> (H C), of the layer so far back
+    attention: Callable[..., Tensor]  # query column, back=1 -> (H C), of the layer so far back; 0 is the coming one
     image_of: list[int]  # per column, -1 for text
     side: int | None  # of the square grid of an image's tokens
     kinds: list[str]  # per column: system, image, instruction, response
     first: int  # first column that runs now
     memory: dict[Any, Any]  # the sample's, for choosers that remember
+    state: Callable[[int], Tensor]  # column that runs now -> (D), what enters the layer
+    key: Callable[[int], Tensor]  # column -> (K E), key in the layer before
 
 
-Chooser = Callable[[Situation], list[int]]
+@dataclass(frozen=True)
+class Mixed:
+    """A choice with a merge: the columns that stay, and new states (D) for some of them."""
+
+    keep: list[int]
+    states: dict[int, Tensor]
+
+
+Chooser = Callable[[Situation], list[int] | Mixed]
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
@@ -74,7 +84,7 @@ class Oracle:
         self.columns += count
         hidden, shares = embeds, []
         for index, layer in enumerate(decoder.layers):
-            self._choose(index, len(decoder.layers), first, shares)
+            hidden = self._choose(index, layer, hidden, first, shares)
             hidden, looked = self._run(index, layer, hidden, first)
             shares.append(looked)
         self.calls += 1
@@ -94,13 +104,15 @@ class Oracle:
         gone = self.dropped.setdefault(layer, set())
         return [c for c in range(self.columns) if self.image_of[c] >= 0 and c not in gone]
 
-    def _choose(self, index: int, layers: int, first: int, shares: list[Tensor]) -> None:
+    def _choose(self, index: int, module: Any, hidden: Tensor, first: int, shares: list[Tensor]) -> Tensor:
+        layers = len(self.model.model.language_model.layers)
         for chooser in self.choosers:
-            alive = self._alive(index)
+            alive, entering = self._alive(index), hidden
 
-            def attention(query: int, back: int = 1) -> Tensor:
+            def attention(query: int, back: int = 1, entering: Tensor = entering) -> Tensor:
                 assert index >= back
-                return shares[index - back][:, query - first]
+                seen = shares[index - back] if back else self._look(index, module, entering, first)[0]
+                return seen[:, query - first]
 
             seen = Situation(
                 index,
@@ -115,13 +127,28 @@ class Oracle:
                 self.kinds,
                 first,
                 self.memory,
+                lambda column, hidden=hidden: hidden[column - first],
+                lambda column: self.keys[index - 1][:, column],
             )
-            keep = {*chooser(seen), self.columns - 1}  # the last token's state is the output
+            found = chooser(seen)
+            keep = {*(found.keep if isinstance(found, Mixed) else found), self.columns - 1}  # the last is the output
+            if isinstance(found, Mixed):
+                rows = [found.states.get(first + row, old) for row, old in enumerate(hidden)]
+                hidden = torch.stack(rows)
             for layer in range(index, layers):
                 self.dropped.setdefault(layer, set()).update(c for c in alive if c not in keep)
         self.kept[self.calls, self.step, index] = len(self._alive(index))
+        return hidden
 
     def _run(self, index: int, layer: Any, hidden: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        shares, self.keys[index], self.values[index] = self._look(index, layer, hidden, first)
+        group = shares.shape[0] // self.values[index].shape[0]
+        mixed = (shares @ self.values[index].repeat_interleave(group, 0)).transpose(0, 1).flatten(1)
+        hidden = hidden + layer.self_attn.o_proj(mixed)
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), shares
+
+    def _look(self, index: int, layer: Any, hidden: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention (H T C), keys and values of a layer."""
         attn, config = layer.self_attn, self.model.config.text_config
         count, size = hidden.shape[0], attn.head_dim
         normed = layer.input_layernorm(hidden)
@@ -135,7 +162,6 @@ class Oracle:
         keys, values = rotate(heads(attn.k_proj), positions, theta), heads(attn.v_proj)
         if first:
             keys, values = torch.cat([self.keys[index], keys], 1), torch.cat([self.values[index], values], 1)
-        self.keys[index], self.values[index] = keys, values
         group = queries.shape[0] // keys.shape[0]
         products = queries @ keys.repeat_interleave(group, 0).transpose(1, 2) / math.sqrt(size)
         allowed = torch.arange(self.columns)[None] <= positions[:, None]
@@ -143,7 +169,4 @@ class Oracle:
             allowed[:, column] = False
             if column >= first:
                 allowed[column - first, column] = True  # its own row is read by nobody; keep it finite
-        shares = products.masked_fill(~allowed, -math.inf).softmax(-1)
-        mixed = (shares @ values.repeat_interleave(group, 0)).transpose(0, 1).reshape(count, -1)
-        hidden = hidden + attn.o_proj(mixed)
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), shares
+        return products.masked_fill(~allowed, -math.inf).softmax(-1), keys, values

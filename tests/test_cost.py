@@ -26,11 +26,22 @@ def counted(run: Any) -> int:
     return int(counter.get_total_flops())
 
 
+RAGGED = (
+    "dyrate",
+    "sparsevlm",
+    "st3",
+    "prumerge",
+    "prumerge_plus",
+    "dymu",
+)  # samples keep different numbers, and fills are not counted
+ASKED: dict[str | None, list[int]] = {None: [], "fastv": [0], "vtw": [], "random": [], "downsample": [], "vscan2": [1]}
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llava", "vipllava"])
 @pytest.mark.parametrize("name", [None, *LISTED])
 def test_a_trace_costs_what_torch_counts(name: str | None, family: str, backend: str) -> None:
-    samples = 1 if name == "dyrate" else 2  # fills of ragged counts are not counted
+    samples = 1 if name in RAGGED else 2
     made, data = model(family, backend), batch(family, Layout(((3, 0, 5),) * samples), backend)
     methods = [] if name is None else [LISTED[name].method]
     new = 4
@@ -38,11 +49,10 @@ def test_a_trace_costs_what_torch_counts(name: str | None, family: str, backend:
         ran = counted(lambda: made.generate(**data.inputs, max_new_tokens=new, do_sample=False))
     cost = cost_of_trace(shapes(made), trace, pictures=samples)
     assert cost.flops == ran
-    if family == "vipllava" or name == "dyrate":
+    if family == "vipllava" or name not in ASKED:
         return
     kept = kept_by(methods, LAYERS, 16)
-    asked = [0] if name == "fastv" else []
-    planned = cost_of_counts(shapes(made), kept, text=8, new_tokens=new, asked=asked)
+    planned = cost_of_counts(shapes(made), kept, text=8, new_tokens=new, asked=ASKED[name])
     assert 2 * planned.flops == ran
     assert 2 * planned.kv_bytes == cost.kv_bytes
     cache = made(**data.inputs, use_cache=True).past_key_values
@@ -50,6 +60,22 @@ def test_a_trace_costs_what_torch_counts(name: str | None, family: str, backend:
         held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) * 4
         added = 2 * 2 * 2 * 8 * LAYERS * 4 * (new - 1)
         assert cost.kv_bytes == held + added
+
+
+@pytest.mark.parametrize("name", ["fastv", "pdrop", "dart", "sparsevlm", "fitprune", "st3"])
+def test_without_a_cache_every_step_prunes_anew_at_the_cost_that_torch_counts(name: str) -> None:
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
+    with foveate.apply(made, LISTED[name].method) as trace:
+        ran = counted(lambda: made.generate(**data.inputs, max_new_tokens=3, do_sample=False, use_cache=False))
+    assert cost_of_trace(shapes(made), trace, pictures=1).flops == ran  # transformers runs the tower once, even so
+    assert all(trace.prefill(call) == trace.prefill(0) for call in range(3)) or name == "sparsevlm"
+
+
+def test_merging_is_counted() -> None:
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
+    with foveate.apply(made, foveate.methods.downsample(layer=1, keep=0.25, pool=True)) as trace:
+        ran = counted(lambda: made(**data.inputs))
+    assert cost_of_trace(shapes(made), trace, pictures=1, all_logits=True).flops == ran
 
 
 def test_a_bare_forward_costs_what_torch_counts() -> None:

@@ -12,14 +12,14 @@ from transformers import (
 )
 
 import foveate
-from cases import CASES, LISTED
+from cases import CASES, LISTED, METHODS, crossed
 from foveate.core.method import Method
 from foveate.core.schedules import Cut
 from foveate.core.scores import Even
 from foveate.engine.adapters import adapters
 from foveate.methods import downsample, factories, fastv, vtw
 from oracle import Oracle
-from test_oracles import LAYOUTS, METHODS, TOLERANCE, oracles
+from test_oracles import LAYOUTS, TOLERANCE, oracles
 from tiny import FAMILIES, IMAGE, LAYERS, Layout, batch, model
 
 CLOSE = {"atol": TOLERANCE[torch.float32], "rtol": 1e-3}
@@ -55,8 +55,10 @@ def test_keep_all_decodes_like_the_plain_model(options: str) -> None:
     assert torch.equal(plain, kept)
 
 
-@pytest.mark.parametrize("options", ["greedy", "beams", "beams of several", "several"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    crossed(METHODS, lambda options: options == "beams", ["greedy", "beams", "beams of several", "several"]),
+)
 def test_whatever_is_decoded_scores_as_the_oracle_scores_it(method: str, options: str) -> None:
     """The tokens that any decoding chose, fed to the oracle, get the logits that the model had for them."""
     made, data, cases = model("llava"), batch("llava", LAYOUTS["left"]), METHODS[method]
@@ -74,8 +76,7 @@ def test_whatever_is_decoded_scores_as_the_oracle_scores_it(method: str, options
                 want = judge.feed(made.get_input_embeddings()(word)[None], [-1])[-1]
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize(("method", "backend"), crossed(CASES, lambda backend: backend == "sdpa", ["sdpa", "eager"]))
 def test_a_second_turn_with_a_second_image(method: str, backend: str) -> None:
     made, case = model("llava", backend), CASES[method]
     first, second = (

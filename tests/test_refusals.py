@@ -149,7 +149,10 @@ def test_schedules_and_scores_of_a_wrong_shape_are_refused() -> None:
 def test_attention_before_layer_0_is_refused() -> None:
     made, data = model("llava"), batch("llava", LAYOUTS["one"])
     method = Method(fastv().score, Cut(0, 0.5))
-    with torch.no_grad(), foveate.apply(made, method), pytest.raises(ValueError, match="layer 0 has no layer before"):
+    with pytest.raises(ValueError, match="layer 0 has no layer before"):
+        foveate.apply(made, method)
+    anywhere = Method(fastv().score, lambda view: view.total // 2)
+    with torch.no_grad(), foveate.apply(made, anywhere), pytest.raises(ValueError, match="layer 0 has no layer before"):
         made(**data.inputs)
 
 

@@ -105,13 +105,57 @@ def _pixels(family: str, images: int, generator: torch.Generator) -> tuple[Tenso
     return torch.randn(images, 3, 3, SIDE, SIDE, generator=generator), torch.tensor(sizes)
 
 
+@dataclass(frozen=True)
+class Patch:
+    """What the tower knows of a patch, per layer of the tower, by transformers' own eager attention."""
+
+    attention: list[float]  # from [CLS], mean over heads
+    keys: list[Any]  # (E), mean over heads
+    values: list[Any]  # (H E)
+    states: list[Any]  # (D), the layer's output
+
+
+PATCHES: dict[bytes, Patch] = {}  # by the bytes of the token that the projector made of it
+
+
 @torch.no_grad()
 def features(made: Any, pixels: Tensor, sizes: Tensor | None) -> list[Tensor]:
-    """Projected features (N D) of every image."""
+    """Projected features (N D) of every image; what the tower knows of them goes into `PATCHES`."""
     extra = {} if sizes is None else {"image_sizes": sizes}
+    rows: list[Tensor] = []
+    handle = made.model.multi_modal_projector.register_forward_hook(lambda m, a, out: rows.extend(out.flatten(0, 1)))
     found = made.model.get_image_features(pixel_values=pixels, **extra)
+    handle.remove()
+    if made.dtype == torch.float32:
+        PATCHES.update(zip([row.numpy().tobytes() for row in rows], patches(made, pixels.flatten(0, -4)), strict=True))
     found = getattr(found, "pooler_output", found)
     return list(found)
+
+
+def patches(made: Any, pixels: Tensor) -> list[Patch]:
+    """Every patch of pictures (I 3 H W)."""
+    tower = model(made.config.model_type, "eager").model.vision_tower
+    seen = tower(pixels, output_attentions=True, output_hidden_states=True)
+    layers = next(m for m in tower.modules() if isinstance(m, torch.nn.ModuleList))
+    found = []
+    for image in range(len(pixels)):
+        parts = []
+        for index, layer in enumerate(layers):
+            given = layer.layer_norm1(seen.hidden_states[index][image])
+            keys, values = (
+                getattr(layer.self_attn, name)(given).view(len(given), -1, 8) for name in ("k_proj", "v_proj")
+            )
+            parts.append(
+                (seen.attentions[index][image].mean(0)[0], keys.mean(1), values, seen.hidden_states[index + 1][image])
+            )
+        for patch in range(1, (SIDE // PATCH) ** 2 + 1):
+            found.append(
+                Patch(
+                    [p[0][patch].item() for p in parts],
+                    *([p[k][patch].double().numpy() for p in parts] for k in (1, 2, 3)),
+                )
+            )
+    return found
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..core.predictor import RatePredictor
 from ..core.scores import RANKINGS
 from ..demo.bundled import Loaded, load
-from ..engine.adapters import adapter_for
+from ..engine.adapters import adapter_for, decoder_of
 from ..predictors.store import Card, save_pretrained
 from ..tune.chats import folder_examples
 from ..tune.dyrate.judge import Judged, calibrate, judge
@@ -103,7 +103,7 @@ def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Exam
 def _card(
     name: str, model: Any, plan: Plan, data: Path | None, unusable: int, found: Judged, calibrated: float
 ) -> Card:
-    text = adapter_for(model).body(model).language_model.config
+    text = decoder_of(adapter_for(model).body(model)).config
     facts = {
         "plan": asdict(plan),
         "data": "scenes" if data is None else data.name,

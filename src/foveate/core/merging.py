@@ -32,6 +32,7 @@ def into_nearest(view: View, keep: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"
     target = torch.where(kept, torch.arange(target.shape[1], device=target.device), target)
     weight = torch.nn.functional.one_hot(target, target.shape[1]).to(states.dtype)
     weight = weight * (here & near.any(2))[..., None]
+    view.spend(2.0 * weight.numel() * states.shape[-1])
     sums = weight.transpose(1, 2) @ states
     return sums / weight.sum(1)[..., None].clamp(min=1)
 

@@ -18,11 +18,36 @@ Score = Callable[[View], Tensor]
 
 @dataclass(frozen=True)
 class LastQuery:
-    """Attention of the newest token to each visual token in the layer before, mean over heads (FastV's code)."""
+    """Attention of the newest token to each visual token, mean over heads (FastV's code).
+
+    Attributes:
+        back: in the layer before (1), or in the one about to run (0).
+    """
+
+    back: int = 1
+
+    @property
+    def earliest(self) -> int:
+        """The first layer before which it can rank."""
+        return self.back
 
     def __call__(self, view: View) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
-        return view.of_visual(view.attention(view.newest)[:, :, 0]).mean(1)
+        return view.of_visual(view.attention(view.newest, self.back)[:, :, 0]).mean(1)
+
+
+def asking(view: View) -> Int[Tensor, "B Q"]:
+    """Columns of the instruction's tokens that run now, -1 at fills; of the newest token where none of them does."""
+    known = view.tokens.are(Kind.INSTRUCTION).gather(1, view.rows.clamp(min=0)) & (view.rows >= 0)
+    chosen = torch.where(known.any(1, keepdim=True), known, view.rows == view.newest)
+    return packed(torch.where(chosen, view.rows, -1))
+
+
+def packed(columns: Int[Tensor, "B T"]) -> Int[Tensor, "B Q"]:
+    """`columns` without the places that are -1 in every sample, the others first."""
+    order = (columns < 0).long().argsort(dim=1, stable=True)
+    most = int((columns >= 0).sum(1).max()) if columns.numel() else 0
+    return columns.gather(1, order)[:, : max(1, most)]
 
 
 @dataclass(frozen=True)
@@ -32,12 +57,12 @@ class Instruction:
     In a decode step, which runs no instruction, that of the newest token.
     """
 
+    earliest = 1
+
     def __call__(self, view: View) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
-        known = view.tokens.are(Kind.INSTRUCTION).gather(1, view.rows.clamp(min=0)) & (view.rows >= 0)
-        asking = torch.where(known, view.rows, -1)
-        asking = torch.where(known.any(1, keepdim=True), asking, torch.where(view.rows == view.newest, view.rows, -1))
-        return view.of_visual(_sum_over_rows(view, asking)) / (asking >= 0).sum(1, keepdim=True).clamp(min=1)
+        rows = asking(view)
+        return view.of_visual(sum_over_rows(view, rows)) / (rows >= 0).sum(1, keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -49,9 +74,11 @@ class Received:
     computed `CHUNK` at a time.
     """
 
+    earliest = 1
+
     def __call__(self, view: View) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
-        total = view.of_visual(_sum_over_rows(view, view.rows, own=False))
+        total = view.of_visual(sum_over_rows(view, view.rows, own=False))
         rows = view.rows.sort(1).values.contiguous()
         later = rows.shape[1] - torch.searchsorted(rows, view.visual.contiguous(), right=True)
         return total / later.clamp(min=1)
@@ -60,12 +87,15 @@ class Received:
 CHUNK = 64  # query rows at a time, so that no whole attention matrix ever exists
 
 
-def _sum_over_rows(view: View, queries: Int[Tensor, "B Q"], own: bool = True) -> Float[Tensor, "B C"]:
-    """Attention from the rows of `queries` (-1: none), mean over heads, summed; without `own`, to earlier ones."""
+def sum_over_rows(
+    view: View, queries: Int[Tensor, "B Q"], own: bool = True, heads: Literal["mean", "max"] = "mean"
+) -> Float[Tensor, "B C"]:
+    """Attention from the rows of `queries` (-1: none), summed over rows; without `own`, to earlier ones."""
     total = torch.zeros(view.tokens.kind.shape, device=queries.device)
     for start in range(0, queries.shape[1], CHUNK):
         part = queries[:, start : start + CHUNK]
-        paid = view.attention(part).mean(1)
+        paid = view.attention(part)
+        paid = paid.mean(1) if heads == "mean" else paid.amax(1)
         if not own:  # nor to later ones, where images see both ways
             paid = paid * (torch.arange(paid.shape[-1], device=part.device) < part[..., None])
         total = total + paid.sum(1)
@@ -77,6 +107,7 @@ class LayersMax:
     """The most that the newest token paid in any of the last `back` layers, mean over heads."""
 
     back: int = 3
+    earliest = 1
 
     def __call__(self, view: View) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
@@ -101,6 +132,11 @@ class Accumulated:
     def back(self) -> int:
         """Layers that `base` looks back."""
         return int(getattr(self.base, "back", 1))
+
+    @property
+    def earliest(self) -> int:
+        """The first layer before which `base` can rank."""
+        return int(getattr(self.base, "earliest", 0))
 
     def _key(self, view: View) -> str:
         return f"{self!r} before layer {view.layer}"
@@ -132,6 +168,11 @@ class AnyOf:
     def back(self) -> int:
         """Layers that the parts look back."""
         return max(int(getattr(part, "back", 1)) for part in self.parts)
+
+    @property
+    def earliest(self) -> int:
+        """The first layer before which all parts can rank."""
+        return max(int(getattr(part, "earliest", 0)) for part in self.parts)
 
     def notice(self, view: View) -> None:
         """Lets the parts take notice."""

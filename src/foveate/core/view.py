@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .tokens import TokenMap
+from .tower import Tower
+
+
+def _uncounted(flops: float) -> None:
+    """Where nobody keeps account."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,10 @@ class View:
         attend: computes `attention`; given by the engine, absent where a schedule is costed without a model.
         cached: whether keys and values are cached; without a cache every step is a prefill of the whole input.
         notes: what scores and schedules remember of a conversation, (B C) over the columns of its time; see `note`.
+        look: computes what `tower` gives; given by the engine where a score asks for the vision tower.
+        spend: counts FLOPs that a decision costs, over all samples, as `torch.utils.flop_counter` would: of products of
+            matrices. Attention rows are counted by the engine.
+        recall: computes `keys`; given by the engine.
     """
 
     layer: int
@@ -44,6 +54,9 @@ class View:
     attend: Callable[[int, Tensor], Tensor] | None = None
     cached: bool = True
     notes: dict[str, Tensor] = field(default_factory=dict)
+    look: Callable[[Any, Any, Tensor], Tensor] | None = None
+    spend: Callable[[float], None] = _uncounted
+    recall: Callable[[int], Tensor] | None = None
 
     @property
     def alive(self) -> Int[Tensor, B]:
@@ -63,7 +76,8 @@ class View:
 
         Args:
             queries: columns among the rows that the layer has just run.
-            back: how many layers back; more than 1 needs a score that announces it by an attribute `back`.
+            back: how many layers back; more than 1 needs a score that announces it by an attribute `back`. 0 is the
+                layer about to run, what it will pay if nothing is dropped; its keys are projected for this alone.
 
         Raises:
             ValueError: there is no layer so far back, as at layer 0; or outside a model.
@@ -77,12 +91,52 @@ class View:
             raise ValueError("this view has no model behind it, so it has no attention; give the counts directly")
         if queries is not self.newest:
             return self.attend(self.layer - back, queries)
-        if back not in self._of_newest:  # features and scores both ask for it
-            self._of_newest[back] = self.attend(self.layer - back, queries)
-        return self._of_newest[back]
+        attend = self.attend  # features and scores both ask for it
+        paid: Tensor = self.once(("newest", back), lambda: attend(self.layer - back, queries))
+        return paid
+
+    def keys(self) -> Float[Tensor, "B C K"]:
+        """Keys of the layer before as its attention used them, rotated, heads side by side; 0 where it held none.
+
+        Raises:
+            ValueError: there is no layer before, as at layer 0; or outside a model.
+        """
+        if self.layer < 1 or self.recall is None:
+            raise ValueError(f"layer {self.layer} has no layer before it whose keys could rank tokens; use layer >= 1")
+        return self.recall(self.layer - 1)
+
+    @property
+    def wanted(self) -> Int[Tensor, B]:
+        """Tokens that stay of each sample by the schedule's decision, or all of the alive before it has decided.
+
+        For scores whose order of the first n hangs on n, as where several pivots share a budget.
+        """
+        counts: Tensor = self._shared.get("wanted", self.alive)
+        return counts
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, computed once for this view: what score, schedule and merge of a decision share."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
+
+    @property
+    def tower(self) -> Tower:
+        """What the vision tower made of the alive visual tokens.
+
+        Raises:
+            ValueError: no score announced by an attribute `tower` that it would look; no image comes with this forward,
+                as in a decode step; or outside a model.
+        """
+        if self.look is None:
+            raise ValueError(
+                "this view has no vision tower behind it: no image comes with this forward, or no score said by an "
+                "attribute `tower` which of the tower's layers it looks at, or there is no model"
+            )
+        return Tower(self.look, self.visual)
 
     @cached_property
-    def _of_newest(self) -> dict[int, Tensor]:
+    def _shared(self) -> dict[Hashable, Any]:
         return {}
 
     def note(self, key: str) -> Float[Tensor, "B C"]:

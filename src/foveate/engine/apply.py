@@ -24,6 +24,7 @@ from .checks import check_call, check_model, decoder_layers, special_masks, unwr
 from .deepstack import DeepStack
 from .forward import Forward
 from .ledger import Ledger
+from .tower import Watch
 from .trace import Pass, Trace
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -53,7 +54,8 @@ def apply(
 
     Raises:
         ValueError: unknown or refused family, no visual tokens, an unsupported decoder, attention backend or cache,
-            a compiled model, gradient checkpointing, a schedule that does not fit the depth.
+            a compiled model, gradient checkpointing, a schedule that does not fit the depth, a score that looks at a
+            vision tower of a form that is not known.
         RuntimeError: `apply` is already active on this model.
         TypeError: something among `methods` is not a `Method`.
 
@@ -106,6 +108,9 @@ class Engine:
         self.busy = threading.Lock()
         self.handles: list[Any] = []
         self.names = tuple(inspect.signature(body.forward).parameters)
+        layers = [n for m in methods for part in (m.score, m.schedule, m.merge) for n in getattr(part, "tower", ())]
+        form = adapter.tower(body) if layers else None
+        self.tower = None if form is None else Watch(form, {form.index(layer) for layer in layers})
 
     def attach(self) -> None:
         """Puts the hooks on."""
@@ -116,6 +121,8 @@ class Engine:
         ]
         for index, layer in enumerate(self.decoder.layers):
             self.handles.append(layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True))
+        if self.tower is not None:
+            self.handles += self.tower.attach()
 
     def detach(self) -> None:
         """Takes the hooks off."""
@@ -206,8 +213,9 @@ class Engine:
         record = Pass(ledger.step, ledger.text - past, past, ledger.total, cuts, fresh, cache is not None)
         backend = self.decoder.config._attn_implementation
         special = special_masks(self.adapter, self.decoder.config)
+        sight = None if self.tower is None else self.tower.sight(kwargs["inputs_embeds"], visual, first, record.spend)
         shared = (self.adapter, self.methods, self.watch, self.depth, backend, special)
-        return Forward(*shared, ledger, first, count, real, cache, record, deep)
+        return Forward(*shared, ledger, first, count, real, cache, record, deep, sight)
 
     def _ledger(self, old: Ledger | None, visual: Tensor, real: Tensor | None) -> Ledger:
         """The conversation with the columns of this forward added."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,11 +17,13 @@ from .adapters import Adapter
 from .cache import KeptLayer
 from .deepstack import DeepStack
 from .ledger import Ledger
+from .lookback import Lookback
 from .masks import OwnMask, for_backend, needless, own_mask
 from .past import Ran
 from .positions import Positions
 from .rows import replace_rows, take_rows
 from .slots import Slots
+from .tower import Sight
 from .trace import Pass
 
 
@@ -43,6 +44,7 @@ class Forward:
         cache: the cache, of `KeptLayer`s, or None.
         record: what the trace will keep of this forward.
         deep: DeepStack features that are added to visual rows on the way, or None.
+        sight: the vision tower's view of this forward's images, or None.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class Forward:
         cache: Cache | None,
         record: Pass,
         deep: DeepStack | None = None,
+        sight: Sight | None = None,
     ) -> None:
         self.adapter, self.methods, self.watch = adapter, methods, watch
         self.layers, self.backend, self.special, self.deep = layers, backend, special, deep
         self.ledger, self.first, self.count, self.real = ledger, first, count, real
-        self.cache, self.record = cache, record
+        self.cache, self.record, self.sight = cache, record, sight
         self.rows = Slots(None, False, first, count)
         kept: list[Any] = [] if cache is None else cache.layers
         empty = Slots()
@@ -74,8 +77,8 @@ class Forward:
         self.ran: list[Slots] = []
         self.positions = Positions()
         self.masks: dict[tuple[int, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
-        reach = max((getattr(method.score, "back", 1) for method in methods), default=1)
-        self.before: deque[Ran] = deque(maxlen=reach)  # the layers that just ran
+        reach = max([1, *(getattr(method.score, "back", 1) for method in methods)])
+        self.seen = Lookback(adapter, reach, ledger, self.past, real, cache, record)
         self.notes = dict(ledger.notes)
 
     def engage(self, on: bool) -> None:
@@ -94,16 +97,19 @@ class Forward:
             hidden = self.deep.added(hidden, index - 1, torch.where(columns < 0, -1, columns - self.first))
         if self.watch is not None:
             self.watch(self._view(index, hidden))
+        own = own_mask(kwargs.get("attention_mask"), self.first) if self.special else None
         for method in self.methods:
             if method.acts(index, self.ledger.step):
+                at = {**kwargs, **self.positions.of(kwargs)}
+                here = (at["position_embeddings"], self.rows, own, at.get("position_ids"))
+                self.seen.coming = Ran(index, module, hidden, *here, coming=True)
                 hidden = self._consult(method, index, hidden)
-        own = own_mask(kwargs.get("attention_mask"), self.first) if self.special else None
         moved = self.positions.of(kwargs)
         if not (self.rows.untouched and self.past[index].untouched):
             moved["attention_mask"] = self._mask(index, hidden, kwargs.get("attention_mask"), own)
         kwargs = {**kwargs, **moved}
-        at, places = kwargs["position_embeddings"], kwargs.get("position_ids")
-        self.before.append(Ran(index, module, hidden, at, self.rows, own, places))
+        here = (kwargs["position_embeddings"], self.rows, own, kwargs.get("position_ids"))
+        self.seen.before.append(Ran(index, module, hidden, *here))
         self.ran.append(self.rows)
         if hidden is given and not moved:
             return None
@@ -210,29 +216,13 @@ class Forward:
             hidden=hidden,
             rows=torch.where(tokens.kind.gather(1, rows.clamp(min=0)) == int(Kind.PADDING), -1, rows),
             tokens=tokens,
-            attend=self._attend,
+            attend=self.seen.attend,
             cached=self.cache is not None,
             notes=self.notes,
+            look=None if self.sight is None else self.sight.look,
+            spend=self.record.spend,
+            recall=self.seen.keys,
         )
-
-    def _attend(self, index: int, queries: Tensor) -> Tensor:
-        """Attention of layer `index`, which has just run, from the rows of `queries` to all columns."""
-        held_back = [ran for ran in self.before if ran.index == index]
-        if not held_back:
-            raise ValueError(
-                f"attention of layer {index} was not held back; a score that looks further back than the layer before "
-                "says so by an attribute `back`, the number of layers"
-            )
-        ran, batch, device = held_back[0], queries.shape[0], queries.device
-        rows = ran.rows.columns(batch, device)
-        asked = ran.queries(self.adapter, queries, self.ledger.columns)
-        if self.cache is None:
-            keys, held, projected = ran.keys(self.adapter), rows, rows.shape[1]
-        else:
-            keys = self.cache.layers[index].keys
-            held, projected = torch.cat([self.past[index].columns(batch, device), rows], 1), 0
-        self.record.asked.append((index, queries.shape[1], held.shape[1], projected))
-        return ran.attention(asked, queries, keys, held, self.real, self.ledger.columns)
 
     def _mask(self, index: int, hidden: Tensor, given: Any, own: OwnMask | None) -> Tensor | None:
         past = self.past[index]

@@ -1,4 +1,4 @@
-"""Looking back at a layer that has just run: its attention, for a few of its rows."""
+"""A layer that has just run, or is about to: its attention, for a few of its rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .slots import Slots
 
 @dataclass(frozen=True)
 class Ran:
-    """What a layer ran on.
+    """What a layer ran on, or is about to.
 
     Attributes:
         index: the layer.
@@ -27,6 +27,7 @@ class Ran:
         rows: the rows' columns.
         own: the family's own mask, or None where attention is causal.
         places: position ids of its rows (b R), where the layer was given any.
+        coming: whether it is about to run, so that its keys are not cached yet.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Ran:
     rows: Slots
     own: OwnMask | None = None
     places: Tensor | None = None
+    coming: bool = False
 
     def queries(self, adapter: Adapter, asked: Int[Tensor, "B Q"], columns: int) -> Float[Tensor, "B H Q E"]:
         """Post-RoPE queries of the rows in the columns `asked`."""

@@ -36,6 +36,7 @@ class Pass:
         new: visual tokens that came with this forward.
         cached: whether keys and values are kept.
         control: FLOPs that schedules say they spent, per sample.
+        spent: FLOPs of all samples together: rows of the vision tower, and what scores and merges say they spent.
     """
 
     step: int
@@ -47,6 +48,11 @@ class Pass:
     cached: bool = True
     asked: list[tuple[int, int, int, int]] = field(default_factory=list)
     control: float = 0.0
+    spent: float = 0.0
+
+    def spend(self, flops: float) -> None:
+        """Adds to `spent`."""
+        self.spent += flops
 
     def visual(self, layers: int) -> tuple[Tensor, Tensor]:
         """Visual rows run, and visual tokens cached before, per layer: two (L B)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core.method import Method
 from ..core.tokens import classify
 from ..core.view import View
-from ..engine.adapters import adapter_for
+from ..engine.adapters import adapter_for, decoder_of
 from ..engine.trace import Pass, Trace
 
 
@@ -66,7 +66,8 @@ class Cost:
         prefill: decoder layers over prompts.
         decode: decoder layers over generated tokens.
         head: language-model head.
-        score: attention rows recomputed to rank tokens, and what schedules say that they compute.
+        score: attention rows recomputed to rank tokens, in the decoder and in the vision tower, and what scores,
+            schedules and merges say that they compute.
         kv_bytes: bytes of keys and values at the end, all samples together (not FLOPs).
     """
 
@@ -100,9 +101,9 @@ def shapes(model: Any) -> Shapes:
     """
     body = adapter_for(model).body(model)
     head = model.get_output_embeddings()
-    first = next(body.language_model.parameters())
+    first = next(decoder_of(body).parameters())
     return Shapes(
-        layers=tuple(layer_shape(layer) for layer in body.language_model.layers),
+        layers=tuple(layer_shape(layer) for layer in decoder_of(body).layers),
         head=0 if head is None else head.weight.numel(),
         tower=_tower_flops(body),
         bytes=first.element_size(),
@@ -179,7 +180,7 @@ def _parts(shape: Shapes, done: Pass, depth: int, all_logits: bool) -> dict[str,
         rows, before = text + f, past + c
         flops += 2 * rows * layer.matrices + 4 * rows * (before + rows) * layer.query
         kv += 2 * layer.key * (before + rows) * shape.bytes * done.cached
-    score = torch.full_like(text, done.control)
+    score = torch.full_like(text, done.control + done.spent / len(text))
     for index, queries, keys, projected in done.asked:
         layer = shape.layers[index]
         score += queries * (2 * layer.hidden * layer.query + 2 * layer.query * keys)
@@ -236,7 +237,7 @@ def kept_by(methods: Sequence[Method], layers: int, total: int) -> list[int]:
     left, found = total, []
     for layer in range(layers):
         for method in methods:
-            if method.acts(layer, 0):
+            if method.drops(layer, 0):
                 left = min(left, int(method.schedule(_blank_view(layer, layers, total, left))[0]))
         found.append(left)
     return found
@@ -252,7 +253,7 @@ def _blank_view(layer: int, layers: int, total: int, left: int) -> View:
         total=torch.tensor([total]),
         visual=columns,
         mask=columns >= 0,
-        hidden=torch.zeros(1, 0, 0),
-        rows=torch.zeros(1, 0, dtype=torch.long),
+        hidden=torch.zeros(1, left, 0),
+        rows=columns,
         tokens=classify(visual, visual),
     )

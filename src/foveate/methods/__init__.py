@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..core.merging import Merge
 from ..core.method import Method
+from ..core.scores import RANKINGS, Score
 
 Factory = Callable[..., Method]
 
@@ -44,15 +46,22 @@ def parse(spec: str) -> list[Method]:
     """Methods from text, as the command line takes them: ``fastv:layer=2,keep=0.5``, joined by ``+``.
 
     The value of a knob that has no default may come first and without its name: ``schedule:found.json``.
+    A method may also be put together from others: ``score=dart,schedule=pdrop:keep=0.5`` ranks as the one does and
+    keeps as many as the other. A score is a method's or a ranking (`core.scores.RANKINGS`), a schedule any method's;
+    ``merge=`` a method's or none (by default what the score's method does), ``within=`` sample or image. A part's
+    knobs follow its colon; of those, score, schedule, merge and within are taken for parts.
 
     Raises:
         ValueError: unknown method or knob, or a value of the wrong type; says what was meant, if that can be told.
+            Parts that cannot work together.
     """
     return [_parse_one(part.strip()) for part in spec.split("+")]
 
 
 def _parse_one(spec: str) -> Method:
     name, _, rest = spec.partition(":")
+    if name.partition("=")[0].strip() in PARTS:
+        return _compose(spec)
     if name not in _FACTORIES:
         raise ValueError(f"unknown method {name!r}{_meant(name, _FACTORIES)}; there are {', '.join(_FACTORIES)}")
     known, given = knobs(name), {}
@@ -76,6 +85,49 @@ def _parse_one(spec: str) -> Method:
     return _FACTORIES[name](**given)
 
 
+PARTS = ("score", "schedule", "merge", "within")
+
+
+def _compose(spec: str) -> Method:
+    """A method of named parts; see `parse`."""
+    parts: dict[str, str] = {}
+    key = ""
+    for piece in spec.split(","):
+        word, equals, text = piece.partition("=")
+        if equals and word.strip() in PARTS:
+            key = word.strip()
+            if key in parts:
+                raise ValueError(f"{spec!r} gives {key} twice; give it once")
+            parts[key] = text.strip()
+        else:
+            parts[key] += f",{piece}"
+    for needed in ("score", "schedule"):
+        if not parts.get(needed):
+            raise ValueError(f"{spec!r} has no {needed}; expected score=NAME:...,schedule=NAME:...")
+    score, merge = _ranked_by(parts["score"])
+    if parts.get("merge", "") not in ("", "none"):
+        merge = _parse_one(parts["merge"]).merge
+        if merge is None:
+            raise ValueError(f"{parts['merge']} merges nothing; expected a method that merges, or none")
+    merge = None if parts.get("merge") == "none" else merge
+    within = _value("a method of parts", "within", parts.get("within", "sample"), Literal["sample", "image"])
+    made = Method(score, _parse_one(parts["schedule"]).schedule, merge, within, name=spec)
+    made.check_parts()
+    return made
+
+
+def _ranked_by(text: str) -> tuple[Score, Merge | None]:
+    """A ranking, or a method's score with what it makes of the dropped."""
+    if text in RANKINGS:
+        return RANKINGS[text], None
+    name = text.partition(":")[0]
+    if name not in _FACTORIES:
+        known = [*_FACTORIES, *RANKINGS]
+        raise ValueError(f"unknown score {name!r}{_meant(name, known)}; there are {', '.join(dict.fromkeys(known))}")
+    method = _parse_one(text)
+    return method.score, method.merge
+
+
 def _meant(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, known, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -88,6 +140,10 @@ def _value(name: str, key: str, text: str, hint: Any) -> Any:
             return text
         raise ValueError(f"{name}: {key}={text!r}; expected one of {', '.join(get_args(hint))}")
     options = [t for t in get_args(hint) or (hint,) if t is not type(None)]
+    several = [t for t in (hint, *options) if get_origin(t) is tuple]
+    if several:
+        kind = get_args(several[0])[0]
+        return tuple(_value(name, key, part.strip(), kind) for part in text.split("/"))
     if options == [bool]:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..rows import project_keys, project_queries
+from ..towerform import TowerForm, known_tower
 
 
 def multimodal_body(model: Any) -> Any:
@@ -39,6 +40,7 @@ class Adapter:
         own_masks: whether attention in a prompt is more than causal order and sliding windows, as where images see
             both ways.
         structure: what stands around an image's tokens, and whether it may be dropped; for the docs.
+        tower: how the vision tower is built, from the multimodal module; asked only where a score looks at the tower.
     """
 
     model_types: tuple[str, ...]
@@ -50,6 +52,7 @@ class Adapter:
     keys: Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor] = project_keys
     video_token: Callable[[Any], int | None] = lambda config: None
     own_masks: bool = False
+    tower: Callable[[Any], TowerForm] = known_tower
     structure: str = "every placeholder is a token of the image and may be dropped; there are no others"
 
     def visual_tokens(self, config: Any) -> tuple[int, ...]:

@@ -21,7 +21,8 @@ from ...core.predictor import RatePredictor
 from ...core.scores import Score
 from ...core.tokens import TokenMap, classify
 from ...core.view import View
-from ...engine.adapters import adapter_for
+from ...engine.adapters import adapter_for, decoder_of
+from ...engine.checks import check_teacher_forcing
 from ...engine.rows import attention_rows
 from ..examples import Example, encode
 from .attention import soft_keys
@@ -90,7 +91,7 @@ def _run_below(model: Any, body: Any, layer: int, inputs: dict[str, Tensor]) -> 
 
         return hook
 
-    layers = body.language_model.layers
+    layers = decoder_of(body).layers
     handles = [layers[i].register_forward_pre_hook(catch(i), with_kwargs=True) for i in (layer - 1, layer)]
     try:
         model(**inputs, use_cache=False)
@@ -109,7 +110,7 @@ class _Steps:
         self.layer, self.batch, self.below = layer, batch, below
         self.adapter = adapter_for(model)
         self.body = self.adapter.body(model)
-        self.layers = self.body.language_model.layers
+        self.layers = decoder_of(self.body).layers
         config, prompt = self.body.config, batch.prompt
         real, ids = batch.inputs["attention_mask"].bool(), batch.inputs["input_ids"]
         visual = ids == self.adapter.image_token(config)
@@ -176,8 +177,9 @@ def roll_out(model: Any, predictor: RatePredictor, score: Score, layer: int, bat
         choose: from the predictor's logits to a one-hot choice.
 
     Raises:
-        ValueError: the score looks back further than one layer.
+        ValueError: the score looks back further than one layer, or the decoder is of a form that is not supported.
     """
+    check_teacher_forcing(adapter_for(model), decoder_of(adapter_for(model).body(model)))
     steps = batch.inputs["input_ids"].shape[1] - batch.prompt
     body = adapter_for(model).body(model)
     views = _Steps(model, layer, batch, _run_below(model, body, layer, batch.inputs))
@@ -225,7 +227,7 @@ def _run_above(model: Any, body: Any, views: _Steps, weights: Float[Tensor, "B S
     own = torch.eye(length, dtype=torch.bool, device=weights.device)
     weight = torch.where(own, 1.0, weight)
     seen = (torch.ones(length, length, dtype=torch.bool, device=weights.device).tril() & views.real[:, None]) | own
-    decoder, hidden = body.language_model, below.hidden
+    decoder, hidden = decoder_of(body), below.hidden
     kwargs = {k: v for k, v in below.kwargs.items() if k not in ("hidden_states", "past_key_values", "attention_mask")}
     with soft_keys(decoder, seen, weight):
         for block in decoder.layers[layer:]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...core.predictor import RatePredictor
 from ...core.scores import RANKINGS
-from ...engine.adapters import adapter_for
+from ...engine.adapters import adapter_for, decoder_of
 from ...measure.cost import Shapes, shapes
 from ..examples import Example, encode
 from .flops import flops_ratio, least_ratio
@@ -54,7 +54,7 @@ def train(
     depth = len(shape.layers)
     if not 1 <= plan.layer < depth:
         raise ValueError(f"layer={plan.layer}; expected 1 to {depth - 1}: features are the attention of the one before")
-    heads = adapter_for(model).body(model).language_model.config.num_attention_heads
+    heads = decoder_of(adapter_for(model).body(model)).config.num_attention_heads
     predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
     _check_budget(model, processor, examples, plan, shape)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)

@@ -19,8 +19,8 @@ from ...core.schedules import PerLayer
 from ...core.scores import Score
 from ...core.tokens import Kind, TokenMap, classify
 from ...core.view import View
-from ...engine.adapters import adapter_for
-from ...engine.checks import check_model, unwrapped
+from ...engine.adapters import adapter_for, decoder_of
+from ...engine.checks import check_model, check_teacher_forcing, unwrapped
 from ...engine.masks import for_backend, may_see, needless
 from ...engine.rows import attention_rows, take_rows
 from ..dyrate.rollout import Batch
@@ -110,13 +110,9 @@ class Runner:
         self.model = unwrapped(model)
         self.adapter = adapter_for(self.model)
         self.body = self.adapter.body(self.model)
-        check_model(self.model, self.body)
-        self.decoder = self.body.language_model
-        if hasattr(self.decoder, "_deepstack_process"):
-            raise ValueError(
-                f"the decoder of {type(self.model).__name__} takes visual features between its layers (DeepStack), "
-                "which a search layer by layer does not do; searched can be families without it, like llava"
-            )
+        self.decoder = decoder_of(self.body)
+        check_model(self.model, self.body, self.adapter)
+        check_teacher_forcing(self.adapter, self.decoder)
         self.layers = list(self.decoder.layers)
         self.backend = str(self.decoder.config._attn_implementation)
         self.score, self.within = score, within

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...core.method import Method
 from ...core.scores import RANKINGS
-from ...engine.adapters import adapter_for
+from ...engine.adapters import adapter_for, decoder_of
 from ...engine.apply import apply
 from ...measure.cost import shapes
 from ...methods.schedule import schedule as method_of
@@ -188,7 +188,7 @@ def _problem(
 
 def model_facts(model: Any, name: str) -> dict[str, Any]:
     """What a model is known by: a schedule is refused by another family or depth."""
-    text = adapter_for(model).body(model).language_model.config
+    text = decoder_of(adapter_for(model).body(model)).config
     return {
         "name": name,
         "family": model.config.model_type,

@@ -1,0 +1,96 @@
+"""Bipartite soft matching (ToMe, Bolya et al., arXiv 2210.09461, Section 3): what is alike merges, in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .pictures import Picture, shared_out
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Every second token is matched with the most similar of the others, by key; the best pairs of a round merge.
+
+    A merged token has the mean key of its members and the place of the token that took them in.
+
+    Attributes:
+        least: how many tokens are to be left.
+        rounds: over which merging is spread; 0 merges in every round all that it may.
+        threshold: pairs less alike than this never merge.
+    """
+
+    least: Callable[[Picture], int]
+    rounds: int = 0
+    threshold: float = -torch.inf
+
+    tower = (None,)
+
+    def owners(self, picture: Picture) -> Int[Tensor, n]:
+        """The token that has taken in each token, itself where it is left."""
+        found: Tensor = picture.once(self, lambda: self._owners(picture))
+        return found
+
+    def _owners(self, picture: Picture) -> Int[Tensor, n]:
+        least = max(1, self.least(picture))
+        some = len(picture) if not self.rounds else max(1, -(-(len(picture) - least) // self.rounds))
+        sums, size = picture.keys().clone(), torch.ones(len(picture), 1, device=picture.places.device)
+        owner = torch.arange(len(picture), device=picture.places.device)
+        left = owner
+        while len(left) > least:
+            even, odd = left[::2], left[1::2]
+            alike, to = picture.cosines(sums[even], sums[odd]).max(1)  # the mean has the sum's direction
+            most = min(some, len(left) - least, int((alike >= self.threshold).sum()))
+            best = alike.argsort(descending=True, stable=True)[:most]
+            if not len(best):
+                break
+            source, target = even[best], odd[to[best]]
+            sums, size = sums.index_add(0, target, sums[source]), size.index_add(0, target, size[source])
+            step = torch.arange(len(picture), device=owner.device).scatter(0, source, target)
+            owner, left = step[owner], left[~torch.isin(left, source)]
+        return owner
+
+
+@dataclass(frozen=True)
+class Left:
+    """The count: how many tokens a matching leaves."""
+
+    matching: Matching
+
+    tower = (None,)
+
+    def __call__(self, picture: Picture) -> int:
+        """Tokens to keep of the image."""
+        return int((self.matching.owners(picture).bincount() > 0).sum())
+
+
+@dataclass(frozen=True)
+class LeftFirst:
+    """The rank: the tokens that a matching leaves, those first that have taken in most."""
+
+    matching: Matching
+
+    tower = (None,)
+
+    def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
+        """Scores >= 0."""
+        return self.matching.owners(picture).bincount(minlength=len(picture)).float()
+
+
+@dataclass(frozen=True)
+class IntoOwners:
+    """The merge: a token becomes the mean of all that it has taken in."""
+
+    matching: Matching
+
+    tower = (None,)
+
+    def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
+        """Weights of the merge; what stays against the matching stays as it is."""
+        owner = self.matching.owners(picture)
+        itself = torch.arange(len(owner), device=owner.device)
+        return shared_out(torch.where(stay, itself, owner), torch.ones(len(owner), device=owner.device))

@@ -1,0 +1,74 @@
+"""Tokens that stand out by the vision tower's attention (LLaVA-PruMerge), and what the others become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .pictures import Picture, nearest, shared_out
+
+Merging = Literal["nearest", "neighbours"]
+NEIGHBOURS = 32  # of each kept token, in the authors' code
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """The tokens whose attention lies above the upper fence, Q3 + 1.5 (Q3 - Q1); with `spaced`, evenly spaced ones too.
+
+    As a count, their number.
+    """
+
+    spaced: bool
+
+    tower = (None,)
+
+    def chosen(self, picture: Picture) -> Bool[Tensor, n]:
+        """Which they are."""
+        attention = picture.attention()
+        low, high = attention.quantile(0.25), attention.quantile(0.75)
+        out = attention > high + 1.5 * (high - low)
+        out[attention.argmax()] = True
+        if self.spaced:
+            out[:: max(2, len(picture) // int(out.sum()) // 3)] = True
+        return out
+
+    def __call__(self, picture: Picture) -> int:
+        """How many."""
+        return int(self.chosen(picture).sum())
+
+
+@dataclass(frozen=True)
+class OutliersFirst:
+    """The rank: outliers, then the others by attention."""
+
+    outliers: Outliers
+
+    tower = (None,)
+
+    def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
+        """Scores >= 0."""
+        return picture.attention() + self.outliers.chosen(picture) * 2.0
+
+
+@dataclass(frozen=True)
+class IntoOutliers:
+    """Each kept token becomes a sum of others, weighted by their attention; see `prumerge`."""
+
+    merging: Merging
+
+    tower = (None,)
+
+    def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
+        """Weights of the merge."""
+        keys, weight = picture.keys(), picture.attention().clamp(min=1e-12)
+        similar = picture.cosines(keys, keys)
+        if self.merging == "nearest":
+            return shared_out(nearest(similar, stay), weight)
+        order = similar.fill_diagonal_(-torch.inf).argsort(dim=1, descending=True, stable=True)
+        near = order[:, : min(NEIGHBOURS, len(picture) - 1)]
+        itself = torch.eye(len(picture), device=similar.device)
+        return itself.scatter(1, near, weight[near])

@@ -1,0 +1,101 @@
+"""ST3-like: fewer visual tokens from stage to stage of the decoder, and from word to word of the answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxtyping import Int
+from torch import Tensor
+
+from ..core.method import Method
+from ..core.schedules import check_keep, spelled, tokens_kept
+from ..core.scores import LastQuery
+from ..core.view import View
+
+Fall = Literal["cosine", "linear", "exponential"]
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """Layer l keeps s(l) a(t) of the tokens that each sample started with.
+
+    s falls in equal steps, one every `stride` layers, from 1 before `layer` to `keep` at the last layer; a falls from
+    1 at the prefill to `floor` at step `horizon`. Raises ValueError for a knob out of range.
+    """
+
+    layer: int
+    stride: int
+    keep: float
+    floor: float
+    horizon: int
+    every: int
+    fall: Fall
+
+    def __post_init__(self) -> None:
+        check_keep(float(self.keep))
+        check_keep(float(self.floor))
+        for knob in ("layer", "stride", "horizon", "every"):
+            if getattr(self, knob) < 1:
+                raise ValueError(f"{knob}={getattr(self, knob)}; expected 1 or more")
+        if self.fall not in get_args(Fall):
+            raise ValueError(f"fall={self.fall!r}; expected one of {', '.join(get_args(Fall))}")
+
+    def acts(self, layer: int, step: int) -> bool:
+        """Before every `stride`-th layer, at every `every`-th step up to the horizon."""
+        due = step % self.every == 0 and step < self.horizon + self.every
+        return due and layer >= self.layer and (layer - self.layer) % self.stride == 0
+
+    def check(self, layers: int) -> None:
+        """Raises ValueError if the decoder is too shallow."""
+        if self.layer >= layers:
+            raise ValueError(f"tokens leave before layer {self.layer}, but the model has layers 0 to {layers - 1}")
+
+    def __call__(self, view: View) -> Int[Tensor, B]:
+        """Counts to keep."""
+        stage, stages = ((layer - self.layer) // self.stride + 1 for layer in (view.layer, view.layers - 1))
+        return tokens_kept(view.total, (1.0 - (1.0 - self.keep) * stage / stages) * self.anneal(view.step))
+
+    def anneal(self, step: int) -> float:
+        """a(t)."""
+        past = min(step / self.horizon, 1.0)
+        if self.fall == "exponential":
+            return float(max(self.floor, 1e-3) ** past)
+        left = 1.0 - past if self.fall == "linear" else (1.0 + math.cos(math.pi * past)) / 2
+        return self.floor + (1.0 - self.floor) * left
+
+
+def st3(
+    layer: int = 2,
+    stride: int = 2,
+    keep: float = 0.25,
+    floor: float = 0.25,
+    horizon: int = 64,
+    every: int = 8,
+    fall: Fall = "cosine",
+) -> Method:
+    """Fewer visual tokens every few layers, and in all of them fewer as the answer grows; nothing is trained.
+
+    Paper: "ST3: Accelerating Multimodal Large Language Model by Spatial-Temporal Visual Token Trimming", Zhuang et
+    al., arXiv 2412.20105: progressive pruning over layers, annealing over generated tokens.
+
+    Deviations: built from the paper's description alone; its formulas and numbers were not at hand, so this is a method
+    of its kind and its figures are not the paper's. Layers that skip attention ("lazy") are not modelled. Tokens
+    are ranked by the newest token's attention in the layer before, at every `every`-th step.
+
+    Args:
+        layer: the first layer that runs with fewer tokens; 1 or more.
+        stride: layers from one cut to the next.
+        keep: share of the tokens kept in the prefill's last stage.
+        floor: factor on every layer's share once the answer has `horizon` tokens.
+        horizon: generated tokens over which the factor falls.
+        every: steps between evictions.
+        fall: how it falls.
+
+    Raises:
+        ValueError: a knob out of range.
+    """
+    schedule = Annealed(layer, stride, keep, floor, horizon, every, fall)
+    name = f"st3:layer={layer},stride={stride},keep={spelled(keep)},floor={spelled(floor)},horizon={horizon}"
+    return Method(LastQuery(), schedule, name=f"{name},every={every},fall={fall}")

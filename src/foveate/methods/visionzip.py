@@ -1,0 +1,93 @@
+"""VisionZip: the tokens that the tower itself looks at, and a few that stand for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..core.method import Method
+from ..core.pictures import ByImage, EachImage, MixImage, Picture, Share, nearest, shared_out
+from ..core.schedules import spelled
+
+
+@dataclass(frozen=True)
+class DominantContextual:
+    """Ranks and mixes. `contextual` is the share of the kept tokens that stand for others; see `visionzip`."""
+
+    contextual: float
+    sums: bool
+
+    tower = (None,)
+
+    def targets(self, picture: Picture, count: int) -> Bool[Tensor, n]:
+        """The contextual tokens: of those that are not dominant, evenly spaced ones."""
+        context = min(Share(self.contextual).of(count), len(picture))
+        order = picture.attention().argsort(descending=True, stable=True)
+        rest = order[max(0, count - context) :].sort().values
+        chosen = torch.zeros(len(picture), dtype=torch.bool, device=order.device)
+        chosen[rest[:: max(1, len(rest) // max(1, context))][:context]] = True
+        return chosen
+
+    def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
+        """Dominant tokens by attention, then contextual ones, then the rest by attention."""
+        attention, targets = picture.attention(), self.targets(picture, count)
+        order = attention.masked_fill(targets, -torch.inf).argsort(descending=True, stable=True)
+        place = torch.empty_like(order).scatter(0, order, torch.arange(len(picture), device=order.device))
+        dominant = ~targets & (place < count - int(targets.sum()))
+        return dominant * 2.0 + targets * 1.0 + attention / attention.max().clamp(min=1e-30) * ~targets / 2
+
+
+@dataclass(frozen=True)
+class IntoContextual:
+    """Each dropped token goes to the contextual token whose key is most like its own."""
+
+    base: DominantContextual
+    count: Share
+
+    tower = (None,)
+
+    def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
+        """Weights of the merge."""
+        itself, keys = torch.eye(len(picture), device=stay.device), picture.keys()
+        targets = self.base.targets(picture, self.count(picture)) & stay
+        if not bool(targets.any()):
+            return itself
+        into = nearest(picture.cosines(keys, keys), targets)
+        others = shared_out(into, (~stay).float())
+        if self.base.sums:
+            return itself + others
+        return torch.where(targets[:, None], shared_out(into, (~stay | targets).float()), itself)
+
+
+def visionzip(
+    layer: int = 0, keep: float | int = 0.25, contextual: float = 0.16, merging: Literal["mean", "sum"] = "mean"
+) -> Method:
+    """Before layer `layer`, keep the tokens the vision tower attends to, and merge the rest into evenly spaced ones.
+
+    Paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", Yang et al., arXiv 2412.04467,
+    Section 3.2 and Algorithm 1: dominant tokens by attention from [CLS], or from all where there is none; of the
+    others, evenly spaced targets take in those most similar to them by key.
+
+    Deviations: tokens merge after the projector, not before it, and the [CLS] token, which stock models do not pass on,
+    is not among the dominant. ``merging="sum"`` is the authors' code, which adds to a target the mean of what it takes
+    in; the default averages a target with all that it takes in. Both read the layer whose output the model reads.
+
+    Args:
+        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.
+        keep: visual tokens kept of each image, a fraction (float) or a number (int), contextual ones included.
+        contextual: share of the kept that is contextual; the paper has 10 of 64.
+        merging: "mean" or "sum".
+
+    Raises:
+        ValueError: a negative layer, `keep` or `contextual` out of range, or another `merging`.
+    """
+    if merging not in ("mean", "sum"):
+        raise ValueError(f"merging={merging!r}; expected mean or sum")
+    count, base = Share(keep), DominantContextual(Share(float(contextual)).keep, merging == "sum")
+    name = f"visionzip:layer={layer},keep={spelled(keep)},contextual={spelled(float(contextual))}"
+    name += "" if merging == "mean" else ",merging=sum"
+    return Method(ByImage(base, count), EachImage(count, layer), MixImage(IntoContextual(base, count)), name=name)

@@ -1,0 +1,65 @@
+"""VisPruner: important tokens by the tower's attention, and diverse ones among the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.method import Method
+from ..core.pictures import ByImage, EachImage, Picture, Share
+from ..core.schedules import spelled
+
+ROUND = 8  # duplicates removed at a time, in the authors' code
+
+
+@dataclass(frozen=True)
+class ImportantDiverse:
+    """Ranks: important tokens, then those that outlive the removal of duplicates, then these, last removed first."""
+
+    important: Share
+
+    tower = (None,)
+
+    def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
+        """Scores."""
+        states = picture.of(picture.view.tower.states())
+        order = picture.attention().argsort(descending=True, stable=True)
+        first = self.important.of(count)
+        rest, diverse, turn = order[first:], count - first, 0
+        score = torch.zeros(len(picture), device=states.device)
+        score[order[:first]] = 2.0
+        while len(rest) > max(1, diverse):
+            even, odd = rest[::2], rest[1::2]
+            alike = picture.cosines(states[even], states[odd]).amax(1)
+            gone = even[alike.argsort(descending=True, stable=True)[: min(ROUND, len(rest) - diverse)]]
+            turn += 1
+            score[gone] = -1 / turn
+            rest = rest[~torch.isin(rest, gone)]
+        score[rest] = 1.0
+        return score
+
+
+def vispruner(layer: int = 0, keep: float | int = 0.25, important: float = 0.5) -> Method:
+    """Before layer `layer`, keep the tokens the vision tower attends to, and diverse ones among the rest.
+
+    Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", Zhang et al.,
+    arXiv 2412.01818, Section 3.2: of the tokens that are not important, those most like another are removed, a few at
+    a time, by matching every second token with the others.
+
+    Deviations: between rounds the rest stays in the order of its attention; the authors' code reorders it. Attention is
+    that of the layer whose output the model reads.
+
+    Args:
+        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.
+        keep: visual tokens kept of each image, a fraction (float) or a number (int).
+        important: share of the kept that attention chooses; half in the paper.
+
+    Raises:
+        ValueError: a negative layer, or a share out of range.
+    """
+    count = Share(keep)
+    name = f"vispruner:layer={layer},keep={spelled(keep)},important={spelled(float(important))}"
+    return Method(ByImage(ImportantDiverse(Share(float(important))), count), EachImage(count, layer), name=name)
