@@ -53,9 +53,8 @@ def apply(
         A context manager; entering it gives the `Trace`.
 
     Raises:
-        ValueError: unknown or refused family, no visual tokens, an unsupported decoder, attention backend or cache,
-            a compiled model, gradient checkpointing, a schedule that does not fit the depth, a score that looks at a
-            vision tower of a form that is not known.
+        ValueError: a family, decoder, vision tower (where a score looks at it), attention backend or cache that is not
+            supported, no visual tokens, a compiled model, gradient checkpointing, a schedule that does not fit.
         RuntimeError: `apply` is already active on this model.
         TypeError: something among `methods` is not a `Method`.
 
