@@ -154,6 +154,8 @@ def _print(found: ScheduleFile, plan: Search) -> None:
             console.print(f"{title}: " + ", ".join(parts), highlight=False)
     spent = ", ".join(f"{name} {value:.4g}" for name, value in found.search.items())
     console.print(f"searching: {spent}", highlight=False)
+    if min(found.keep) == 1:
+        console.print("[yellow]warning:[/yellow] nothing could be dropped; allow more, or try another --ranking")
     gap = found.scores["held out"]["difference"]
     if "tolerance" in plan.knobs and gap["value"] < -plan.knobs["tolerance"]:
         console.print(
