@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -183,19 +184,25 @@ def tiny_predictor() -> RatePredictor:
     return made
 
 
-def dyrate(layer: int) -> Chooser:
+def dyrate(layer: int, twelfths: int = 0) -> Chooser:
+    """`twelfths`: of a further rate at the last layer."""
     weight, bias = tiny_predictor().linear.weight, tiny_predictor().linear.bias
 
     def choose(s: Situation) -> list[int]:
-        if s.layer != layer:
+        if s.layer < layer or (s.layer > layer and not twelfths):
             return s.alive
         share = s.attention(s.newest)
+        mean = share.mean(0)
+        if s.layer > layer:
+            left = Fraction(4 - s.memory["rate"], 4) - Fraction(twelfths, 12) * Fraction(
+                s.layer - layer, s.layers - 1 - layer
+            )
+            return sorted(s.alive, key=lambda c: (-mean[c].item(), c))[: max(0, math.floor(s.total * left))]
         features = []
         for head in share:
             for kind in ("system", "image", "instruction", "response"):
                 features.append(sum(v.item() for v, k in zip(head, s.kinds, strict=True) if k == kind))
-        k = int((weight @ torch.tensor(features) + bias).argmax())
-        mean = share.mean(0)
+        k = s.memory["rate"] = int((weight @ torch.tensor(features) + bias).argmax())
         return sorted(s.alive, key=lambda c: (-mean[c].item(), c))[: s.total * (4 - k) // 4]
 
     return choose
@@ -228,6 +235,7 @@ EXTRA: dict[str, Case] = {
     "received": Case(Method(Received(), Decay(1)), decaying(1, by_received)),
     "layers": Case(Method(LayersMax(), Decay(3)), decaying(3, by_layers)),
     "accumulated": Case(Method(Accumulated(), Decay(1)), decaying(1, by_accumulated)),
+    "dyrate, deeper": Case(methods.dyrate(tiny_predictor(), layer=1, deeper=0.5), dyrate(1, 6)),
     "mix": Case(Method(RANKINGS["mix"], Decay(1)), decaying(1, by_any)),
     "ragged": Case(Method(Even(), ragged, name="ragged"), ragged_chooser, content_free=True),
 }

@@ -140,6 +140,20 @@ def test_every_nth_step_decides() -> None:
         dyrate(tiny_predictor())
 
 
+def test_depth_based_pruning_drops_more_at_every_deeper_layer() -> None:
+    made, inputs = model("llava"), batch("llava", LAYOUT).inputs
+    with foveate.apply(made, dyrate(tiny_predictor(), layer=1, deeper=0.5)) as trace:
+        made.generate(**inputs, max_new_tokens=6, do_sample=False)
+    kept = torch.tensor([trace.prefill(call) for call in range(6)])  # call, layer, sample
+    assert (kept.diff(dim=1) <= 0).all() and (kept[:, 1:].diff(dim=1) < 0).any()
+    assert len({row.step for row in trace.kept}) > 1
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="deeper="):
+            dyrate(tiny_predictor(), layer=1, deeper=wrong)
+    with pytest.raises(ValueError, match="no deeper"):
+        dyrate(tiny_predictor(), layer=1, adapt="step", deeper=0.5)
+
+
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_any_ranking_serves_any_method(ranking: str) -> None:
     made, inputs = model("llava"), batch("llava", LAYOUT).inputs

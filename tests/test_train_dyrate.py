@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from foveate.demo.world import sample
 from foveate.engine.adapters import adapter_for
 from foveate.measure.cost import cost_of_trace, shapes
 from foveate.methods import dyrate
+from foveate.tune.chats import folder_examples
+from foveate.tune.dyrate import train as training
 from foveate.tune.dyrate.flops import flops_ratio
 from foveate.tune.dyrate.judge import calibrate, judge, likeliest
 from foveate.tune.dyrate.plan import Plan
@@ -127,6 +130,71 @@ def test_rows_of_a_file_are_used_or_named(tmp_path: Path, scenes: Any) -> None:
     path.write_text("{}")
     with pytest.raises(ValueError, match="no usable row"):
         file_examples(path)
+
+
+def test_a_folder_of_chats_gives_every_answer_with_what_came_before(tmp_path: Path, scenes: Any) -> None:
+    draw(sample("train", 0)).image.save(tmp_path / "a.png")
+    said = [("human", "<image>\nWhat is it?"), ("gpt", "a star"), ("human", "And its color?"), ("gpt", "red")]
+    llava = {"image": "a.png", "conversations": [{"from": who, "value": what} for who, what in said]}
+    parts = [{"type": "image"}, {"type": "text", "text": "Describe it."}]
+    openai = [{"role": "system", "content": "x"}, {"role": "user", "content": parts}]
+    (tmp_path / "a.json").write_text(
+        json.dumps([llava, {"image": "gone.png", "conversations": []}, {"image": "a.png"}])
+    )
+    lines = [
+        json.dumps({"images": ["a.png"], "messages": [*openai, {"role": "assistant", "content": "stars"}]}),
+        "{",
+        json.dumps({"messages": [*openai]}),
+        json.dumps({"messages": [*openai, {"role": "assistant", "content": ""}]}),
+    ]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    found = folder_examples(tmp_path)
+    turns = [(e.prompt, e.answer, e.earlier, len(e.images())) for e in found.rows]
+    assert turns == [
+        ("What is it?", "a star", (), 1),
+        ("And its color?", "red", (("What is it?", "a star"),), 1),
+        ("Describe it.", "stars", (), 1),
+    ]
+    named = [reason.split(": ")[0] for reason in found.unusable]
+    assert named == ["a.json:2", "a.json:3", "b.jsonl:2", "b.jsonl:3", "b.jsonl:4"]
+    inputs, prompt = encode(scenes.processor, found.rows[1:2])
+    text = scenes.processor.tokenizer.decode(inputs["input_ids"][0, :prompt])
+    places = [text.index(words) for words in ("what is it", "a star", "and <unk> color")]
+    assert places == sorted(places), "in the chat's order"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no \.json"):
+        folder_examples(tmp_path / "empty")
+    (tmp_path / "empty" / "a.json").write_text("[]")
+    with pytest.raises(ValueError, match="no usable chat"):
+        folder_examples(tmp_path / "empty")
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(
+    scenes: Any, examples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where parts are alike and rates are not sampled, so that nothing else may differ."""
+    monkeypatch.setattr(training, "_gumbel", lambda logits, uniform, tau: _straight(logits))
+    plan = Plan(budget=0.5, layer=1, steps=1, batch=4, num_rates=4, drop_all=True)
+    whole = train(*scenes, examples[:1], plan, tmp_path / "whole")
+    parted = train(*scenes, examples[:1], replace(plan, parts=2), tmp_path / "parts")
+    ours, theirs = whole.linear.weight.grad, parted.linear.weight.grad
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert ours is not None and ours.abs().max() > 0.01 and whole.rates == (0, 0.25, 0.5, 0.75, 1)
+
+
+def test_steps_of_an_answer_share_their_noise() -> None:
+    """Alike steps take one rate; over answers, rates are taken as often as the softmax says."""
+    uniform = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0))
+    logits = torch.tensor([0.0, 1.0, 2.0]).expand(4000, 3)
+    first, second = (training._gumbel(logits, uniform, tau).argmax(-1) for tau in (2.0, 0.5))
+    assert torch.equal(first, second)
+    often = torch.bincount(first, minlength=3) / 4000
+    torch.testing.assert_close(often, logits[0].softmax(-1), atol=0.03, rtol=0)
+
+
+def _straight(logits: torch.Tensor) -> torch.Tensor:
+    soft = logits.softmax(-1)
+    return likeliest(logits) + soft - soft.detach()
 
 
 def test_the_command_trains_reports_and_its_predictor_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

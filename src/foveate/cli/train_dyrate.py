@@ -15,6 +15,7 @@ from ..core.scores import RANKINGS
 from ..demo.bundled import Loaded, load
 from ..engine.adapters import adapter_for
 from ..predictors.store import Card, save_pretrained
+from ..tune.chats import folder_examples
 from ..tune.dyrate.judge import Judged, calibrate, judge
 from ..tune.dyrate.plan import Plan
 from ..tune.dyrate.train import train
@@ -35,14 +36,19 @@ def training() -> None:
 def train_dyrate(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")],
     model: Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
-    data: Annotated[Path | None, typer.Option(help="JSON lines of image, prompt, response; else drawn scenes.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes."),
+    ] = None,
     budget: Annotated[float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")] = Plan.budget,
     layer: Annotated[int, typer.Option(help="Decides before this layer.")] = Plan.layer,
     ranking: Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")] = Plan.ranking,
     num_rates: Annotated[int, typer.Option(help="Rates to choose from: 0, 1/n, .. (n-1)/n.")] = Plan.num_rates,
+    drop_all: Annotated[bool, typer.Option(help="Whether dropping all is a rate too (our extension).")] = Plan.drop_all,
     response: Annotated[bool, typer.Option(help="Whether the response's share is a feature.")] = Plan.response,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Plan.steps,
     batch: Annotated[int, typer.Option(min=1, help="Examples per step, over all processes.")] = Plan.batch,
+    parts: Annotated[int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")] = Plan.parts,
     lr: Annotated[float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")] = Plan.lr,
     kl: Annotated[float, typer.Option(help="Weight of the divergence from the unpruned model.")] = Plan.kl,
     seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
@@ -53,7 +59,9 @@ def train_dyrate(
     """Train DyRate's predictor for a model, meet its budget, and report on held-out data."""
     if ranking not in RANKINGS:
         raise ValueError(f"unknown ranking {ranking!r}; expected one of {', '.join(RANKINGS)}")
-    plan = Plan(budget, layer, num_rates, ranking, response, steps, batch, lr, kl=kl, seed=seed)
+    plan = Plan(
+        budget, layer, num_rates, ranking, response, steps, batch, lr, kl=kl, seed=seed, drop_all=drop_all, parts=parts
+    )
     learned, judged_on = _data(data, steps * batch, held_out)
     for reason in learned.unusable:
         errors.print(f"not used: {reason}", highlight=False)
@@ -85,7 +93,7 @@ def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Exam
     """Training and held-out examples: of a file, the last rows, a tenth at most, are held out."""
     if path is None:
         return scene_examples("train", min(wanted, 4000), 0, _KINDS), scene_examples("val", held_out, 0, _KINDS)
-    found = file_examples(path)
+    found = folder_examples(path) if path.is_dir() else file_examples(path)
     apart = min(held_out, max(1, len(found.rows) // 10))
     if len(found.rows) < 2:
         raise ValueError(f"{path} has one usable row; at least two are needed, to train and to report")
@@ -105,13 +113,12 @@ def _card(
         "versions": {p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
         "revision": getattr(model.config, "_commit_hash", None),
     }
-    rates = tuple(k / plan.num_rates for k in range(plan.num_rates))
     return Card(
         model=name,
         layers=text.num_hidden_layers,
         heads=text.num_attention_heads,
         layer=plan.layer,
-        rates=rates,
+        rates=plan.rates,
         response=plan.response,
         ranking=plan.ranking,
         budget=plan.budget,

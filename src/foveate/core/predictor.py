@@ -9,15 +9,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-def rate_grid(number: int) -> tuple[float, ...]:
+def rate_grid(number: int, drop_all: bool = False) -> tuple[float, ...]:
     """The paper's rates, eq. 1: (k - 1) / K for k = 1..K; the first keeps everything, none drops everything.
+
+    Args:
+        number: the paper's K.
+        drop_all: append the rate 1, which is our extension.
 
     Raises:
         ValueError: fewer than 2 rates, among which there is nothing to choose.
     """
     if number < 2:
         raise ValueError(f"num_rates={number}; expected 2 or more, or there is nothing to choose")
-    return tuple(k / number for k in range(number))
+    return tuple(k / number for k in range(number + drop_all))
 
 
 class RatePredictor(nn.Module):

@@ -113,7 +113,7 @@ class Forward:
         view = self._view(index, hidden)
         if view.visual.shape[1] == 0:
             return hidden
-        self.record.control += getattr(method.schedule, "flops", 0.0)
+        self.record.control += _flops_of(method.schedule, view.layer)
         keep = method.select(view)
         if keep is None:
             return hidden
@@ -283,3 +283,9 @@ class Forward:
         if self.padded and not past.untouched:
             return past.with_rows(ran.columns(last.shape[0], last.device), True, self.ledger.columns)
         return past.with_run(self.count)
+
+
+def _flops_of(schedule: Any, layer: int) -> float:
+    """What one decision of a schedule before `layer` costs a sample; nothing, unless it says so."""
+    flops = getattr(schedule, "flops", None)
+    return 0.0 if flops is None else float(flops(layer))

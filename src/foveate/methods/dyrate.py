@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.features import shares_by_type
 from ..core.method import Method
 from ..core.predictor import RatePredictor
-from ..core.schedules import ByStep, Schedule
+from ..core.schedules import ByStep
 from ..core.scores import RANKINGS, Ranking
 from ..core.view import View
 from ..predictors.store import Card, from_pretrained
@@ -30,6 +30,7 @@ class LearnedRate:
         layers: depth that the predictor was trained for, or None for any.
         every: decides at step 0 and then at every `every`-th.
         semantics: see `dyrate`.
+        deeper: see `dyrate`.
     """
 
     predictor: RatePredictor
@@ -37,6 +38,7 @@ class LearnedRate:
     layers: int | None = None
     every: int = 1
     semantics: Semantics = "cached"
+    deeper: float = 0.0
 
     def __post_init__(self) -> None:
         if self.layer < 1:
@@ -45,15 +47,17 @@ class LearnedRate:
             raise ValueError(f"every={self.every}; expected 1 or more")
         if self.semantics not in ("cached", "recompute"):
             raise ValueError(f"semantics={self.semantics!r}; expected cached or recompute")
+        if not 0 <= self.deeper <= 1:
+            raise ValueError(f"deeper={self.deeper}; expected a further rate at the last layer, in [0, 1]")
 
-    @property
-    def flops(self) -> float:
-        """Of one decision for one sample."""
-        return 2.0 * self.predictor.linear.weight.numel()
+    def flops(self, layer: int) -> float:
+        """Of one decision before `layer` for one sample: deeper layers only look up what was chosen."""
+        return 2.0 * self.predictor.linear.weight.numel() if layer == self.layer else 0.0
 
     def acts(self, layer: int, step: int) -> bool:
-        """Before its layer, at every `every`-th step."""
-        return layer == self.layer and step % self.every == 0
+        """Before its layer, and with `deeper` before those above it, at every `every`-th step."""
+        here = layer == self.layer or (self.deeper > 0 and layer > self.layer)
+        return here and step % self.every == 0
 
     def check(self, layers: int) -> None:
         """Raises ValueError if the decoder is not one that the predictor can be for."""
@@ -68,6 +72,23 @@ class LearnedRate:
     @torch.no_grad()
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
+        self._check_semantics(view)
+        if view.layer > self.layer:
+            further = self.deeper * (view.layer - self.layer) / (view.layers - 1 - self.layer)
+            left = (1.0 - view.note(self._key)[:, 0].to(view.total.device).double() - further).clamp(min=0.0)
+            return (view.total.double() * left + 1e-6).floor().long()
+        choice = self.predictor.to(view.hidden.device)(shares_by_type(view)).argmax(-1)
+        if self.deeper:  # a note has a place per column; a rate is the same in all of a sample's
+            chosen = torch.tensor(self.predictor.rates, device=choice.device)[choice]
+            view.notes[self._key] = chosen[:, None].expand(view.tokens.kind.shape)
+        return self.predictor.keep(view.total).gather(1, choice[:, None].to(view.total.device))[:, 0]
+
+    @property
+    def _key(self) -> str:
+        return f"rate chosen before layer {self.layer}"
+
+    def _check_semantics(self, view: View) -> None:
+        """Raises ValueError if the cache is there and must not be, or the reverse."""
         if view.cached != (self.semantics == "cached"):
             raise ValueError(
                 "dyrate with semantics='cached' was run without a KV cache, where nothing is evicted and every step "
@@ -76,8 +97,6 @@ class LearnedRate:
                 else "dyrate with semantics='recompute' prunes the whole prompt anew at every step, which needs "
                 "generate(use_cache=False); with a cache, use semantics='cached'"
             )
-        choice = self.predictor.to(view.hidden.device)(shares_by_type(view)).argmax(-1)
-        return self.predictor.keep(view.total).gather(1, choice[:, None].to(view.total.device))[:, 0]
 
 
 def dyrate(
@@ -87,6 +106,7 @@ def dyrate(
     semantics: Semantics = "cached",
     every: int = 1,
     adapt: Literal["input", "step"] = "input",
+    deeper: float = 0.0,
 ) -> Method:
     """At the prefill and before every decode step, a linear predictor picks how many visual tokens stay.
 
@@ -97,38 +117,38 @@ def dyrate(
     Deviations: eq. 3's mask keeps nothing at rate 0 as printed; here rate 0 keeps all. The paper does not say whether
     a later step can have dropped tokens back: with ``semantics="cached"`` their keys and values have left the cache and
     kept sets only shrink; with ``semantics="recompute"`` there is no cache and every step prunes the whole prompt anew,
-    as the paper's FLOPs column implies. Neither runs in the other's place. Original positions are kept. Several prune
-    layers are several methods in one `apply`, with one predictor or one each.
+    as the paper's FLOPs column implies. Original positions are kept. Several prune layers are several methods.
 
     Args:
         predictor: the name of a bundled one, a folder, a hub id, or a `RatePredictor` (then `layer` must be given).
-        layer: decides before this layer, from the attention of the one before; by default as trained.
-        ranking: which tokens go first, by default those that did in training; "last" is the paper's.
+        layer: decides before it, from the attention of the one before; by default as trained.
+        ranking: which tokens go first, by default as trained; "last" is the paper's.
         semantics: "cached" or "recompute".
         every: decide only at every `every`-th step; the prefill is step 0.
         adapt: "input", or the control "step": what the predictor kept at each step on average, whatever the input.
+        deeper: a further rate to drop above `layer`, growing linearly to this at the last (DP; form not in the paper).
 
     Raises:
-        ValueError: no such predictor, or a knob out of range. At run time: a model of other depth or heads than the
-            predictor's; a cache where there must be none, or the reverse.
+        ValueError: no such predictor, a knob out of range; when run: another model's predictor, or a wrong cache.
     """
     loaded, card = from_pretrained(predictor) if isinstance(predictor, str) else (predictor, None)
     where = layer if layer is not None else card.layer if card else 0
     chosen = ranking or (card.ranking if card else "last")
-    schedule: Schedule = LearnedRate(loaded, where, card.layers if card else None, every, semantics)
     name = f"dyrate:predictor={predictor if card else 'given'},layer={where},ranking={chosen}"
-    name += "" if semantics == "cached" else ",semantics=recompute"
     if adapt == "step":
-        schedule, name = ByStep(where, _mean_kept(card, semantics, every)), f"{name},adapt=step"
-    return Method(RANKINGS[chosen], schedule, name=name)
+        by_step = ByStep(where, _mean_kept(card, semantics, every, deeper))
+        return Method(RANKINGS[chosen], by_step, name=f"{name},adapt=step")
+    name += ("" if semantics == "cached" else ",semantics=recompute") + (f",deeper={deeper:g}" if deeper else "")
+    rate = LearnedRate(loaded, where, card.layers if card else None, every, semantics, deeper)
+    return Method(RANKINGS[chosen], rate, name=name)
 
 
-def _mean_kept(card: Card | None, semantics: Semantics, every: int) -> tuple[float, ...]:
+def _mean_kept(card: Card | None, semantics: Semantics, every: int, deeper: float) -> tuple[float, ...]:
     """What the predictor kept at each step of its held-out data, on average."""
     means = card.training.get("held out", {}).get("kept_by_step") if card else None
-    if not means or semantics != "cached" or every != 1:
+    if not means or semantics != "cached" or every != 1 or deeper:
         raise ValueError(
             "adapt='step' takes what a stored predictor kept at each step of its held-out data; it needs a predictor "
-            "that `foveate train dyrate` stored, semantics='cached' and every=1"
+            "that `foveate train dyrate` stored, semantics='cached', every=1 and no deeper"
         )
     return tuple(float(share) for share in means)

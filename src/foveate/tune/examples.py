@@ -20,11 +20,16 @@ from ..demo.world import Scene, sample
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt about images, with its answer. `images` loads the pictures when they are wanted."""
+    """A prompt about images, with its answer. `images` loads the pictures when they are wanted.
+
+    Attributes:
+        earlier: former turns of the chat, (prompt, answer) each; the images belong to the first turn.
+    """
 
     images: Callable[[], list[Image.Image]]
     prompt: str
     answer: str
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -86,14 +91,22 @@ def _row(row: dict[str, Any], folder: Path) -> Example:
     prompt, answer = row["prompt"], row["response"]
     if not (isinstance(prompt, str) and isinstance(answer, str) and answer.strip()):
         raise ValueError("prompt and response must be text, the response not empty")
-    paths = [folder / name for name in names]
+    return Example(pictures([folder / name for name in names]), prompt, answer)
+
+
+def pictures(paths: Sequence[Path]) -> Callable[[], list[Image.Image]]:
+    """What loads images when they are wanted; that they can be read is checked now.
+
+    Raises:
+        ValueError: one cannot.
+    """
     for path in paths:
         try:
             with Image.open(path) as picture:
                 picture.verify()
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
             raise ValueError(f"cannot read the image {path.name}: {error}") from error
-    return Example(lambda: [Image.open(path).convert("RGB") for path in paths], prompt, answer)
+    return lambda: [Image.open(path).convert("RGB") for path in paths]
 
 
 def encode(processor: Any, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], int]:
@@ -102,7 +115,7 @@ def encode(processor: Any, examples: Sequence[Example]) -> tuple[dict[str, torch
     Prompts are padded on the left, answers, which end in the end-of-sequence token, on the right. Positions are given.
     """
     pictures = [example.images() for example in examples]
-    texts = [_prompt(processor, len(p), e.prompt) for p, e in zip(pictures, examples, strict=True)]
+    texts = [_prompt(processor, len(p), e) for p, e in zip(pictures, examples, strict=True)]
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"
     flat = [picture for several in pictures for picture in several]
@@ -118,6 +131,11 @@ def encode(processor: Any, examples: Sequence[Example]) -> tuple[dict[str, torch
     return inputs, prompt
 
 
-def _prompt(processor: Any, images: int, text: str) -> str:
-    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+def _prompt(processor: Any, images: int, example: Example) -> str:
+    messages: list[dict[str, Any]] = []
+    for asked, answer in (*example.earlier, (example.prompt, None)):
+        content: list[dict[str, Any]] = [] if messages else [{"type": "image"}] * images
+        messages.append({"role": "user", "content": [*content, {"type": "text", "text": asked}]})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return str(processor.apply_chat_template(messages, add_generation_prompt=True))

@@ -7,6 +7,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.predictor import RatePredictor, rate_grid
+from ...core.predictor import RatePredictor
 from ...core.scores import RANKINGS
 from ...engine.adapters import adapter_for
 from ...measure.cost import Shapes, shapes
 from ..examples import Example, encode
 from .flops import flops_ratio, least_ratio
 from .plan import Plan, resume, save
-from .rollout import Batch, Rollout, batch_of, cross_entropy, roll_out, sizes, unpruned_logits
+from .rollout import Batch, Choose, Rollout, batch_of, cross_entropy, roll_out, sizes, unpruned_logits
 
 Report = Callable[[dict[str, float]], None]
 
@@ -54,9 +55,9 @@ def train(
     if not 1 <= plan.layer < depth:
         raise ValueError(f"layer={plan.layer}; expected 1 to {depth - 1}: features are the attention of the one before")
     heads = adapter_for(model).body(model).language_model.config.num_attention_heads
-    predictor = RatePredictor(heads, rate_grid(plan.num_rates), plan.response).to(model.device)
+    predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
     _check_budget(model, processor, examples, plan, shape)
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
     first = resume(folder, plan, predictor, optimizer)
     with _frozen(model):
         for step in range(first, plan.steps):
@@ -94,7 +95,7 @@ def _check_budget(model: Any, processor: Any, examples: Sequence[Example], plan:
     inputs, prompt = encode(processor, [examples[i % len(examples)] for i in range(plan.batch)])
     text, total = sizes(model, inputs, prompt)
     answered = inputs["attention_mask"][:, prompt:].bool()
-    least = least_ratio(shape, plan.layer, text, total, answered, rate_grid(plan.num_rates)[-1])
+    least = least_ratio(shape, plan.layer, text, total, answered, plan.rates[-1])
     if not least <= plan.budget <= 1:
         raise ValueError(
             f"budget={plan.budget:g} is out of reach: dropping as much as the rates allow before layer {plan.layer} "
@@ -115,31 +116,58 @@ def _step(
     state: Any,
 ) -> dict[str, float]:
     share = range(plan.batch)[state.process_index :: state.num_processes]
-    batch, text, total = batch_of(model, processor, [examples[(step * plan.batch + i) % len(examples)] for i in share])
     tau = plan.hot + (plan.cold - plan.hot) * step / max(1, plan.steps - 1)
     noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 4096 + state.process_index)
+    optimizer.zero_grad(set_to_none=True)
+    seen: dict[str, float] = {}
+    parts = [share[start :: plan.parts] for start in range(plan.parts)]
+    for part in parts:
+        chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
+        uniform = torch.rand(len(part), len(plan.rates), generator=noise)
+        loss, found = _loss(
+            model, processor, predictor, chosen, plan, shape, partial(_gumbel, uniform=uniform, tau=tau)
+        )
+        (loss * len(part) / len(share)).backward()  # type: ignore[no-untyped-call]
+        for key, value in found.items():
+            seen[key] = seen.get(key, 0.0) + value * len(part) / len(share)
+    for p in predictor.parameters():
+        p.grad = importlib.import_module("accelerate.utils").reduce(p.grad, "mean")
+    optimizer.step()
+    if not math.isfinite(seen["loss"]):
+        raise FloatingPointError(f"the loss of step {step + 1} is {seen['loss']}; try a lower learning rate")
+    return seen
 
-    def choose(logits: Tensor) -> Tensor:
-        uniform = torch.rand(logits.shape, generator=noise).clamp(1e-9, 1 - 1e-9).to(logits)
-        soft = ((logits - (-uniform.log()).log()) / tau).softmax(-1)
-        hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
-        return hard + soft - soft.detach()
 
+def _gumbel(logits: Tensor, uniform: Tensor, tau: float) -> Tensor:
+    """A one-hot sample with the gradient of its softmax (Gumbel-Softmax, straight-through).
+
+    An answer's steps share their noise. Each step's sample is as Gumbel-Softmax has it, and steps with like logits take
+    like rates; with noise of its own at every step, sets that only shrink would end with the highest of many rates.
+    """
+    clamped = uniform.clamp(1e-9, 1 - 1e-9).to(logits)
+    soft = ((logits - (-clamped.log()).log()) / tau).softmax(-1)
+    hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
+    return hard + soft - soft.detach()
+
+
+def _loss(
+    model: Any,
+    processor: Any,
+    predictor: RatePredictor,
+    chosen: Sequence[Example],
+    plan: Plan,
+    shape: Shapes,
+    choose: Choose,
+) -> tuple[Tensor, dict[str, float]]:
+    batch, text, total = batch_of(model, processor, chosen)
     found = roll_out(model, predictor, RANKINGS[plan.ranking], plan.layer, batch, choose)
     ratio = flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered)
     answer = cross_entropy(found.logits, batch)
     loss = answer + plan.weight * (ratio - plan.budget) ** 2
     if plan.kl:
         loss = loss + plan.kl * _divergence(model, found, batch)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    for p in predictor.parameters():
-        p.grad = importlib.import_module("accelerate.utils").reduce(p.grad, "mean")
-    optimizer.step()
-    if not math.isfinite(loss.item()):
-        raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}; try a lower learning rate")
     kept = (found.kept / total[:, None].clamp(min=1))[batch.answered].mean()
-    return {"loss": loss.item(), "answer": answer.item(), "flops": ratio.item(), "kept": kept.item()}
+    return loss, {"loss": loss.item(), "answer": answer.item(), "flops": ratio.item(), "kept": kept.item()}
 
 
 def _divergence(model: Any, found: Rollout, batch: Batch) -> Tensor:
