@@ -20,9 +20,9 @@ equals masking in the prefill and in every decode step, counts equal the schedul
 either side equal each sample alone, and the attention rows that scores see are the model's own. `foveate doctor MODEL`
 runs such checks on your weights. Tower and decoder are those of transformers >= 5.17, < 6; tested with 5.23.0.
 
-Under flash attention 2 and 3, families with causal masks run as the masks and positions of the kernels are emulated in
-the tests; families with masks of their own (marked *) are refused there, since kernels would count windows over the
-tokens that are left.
+Flash attention 2 and 3 are emulated in the tests for LLaVA alone, and no kernel was run; families with masks of their
+own (marked *), sliding windows or queries scaled by position are refused under it, since its kernels would count over
+the tokens that are left. PerceptionLM and FastVLM are tested with another tower than theirs, which needs timm.
 """
 
 
