@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow fuzz results smol train clean
+.PHONY: demo test check lint types test-slow test-oldest families fuzz results smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -26,6 +26,17 @@ test-slow: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python -m pytest tests/test_oracles.py tests/test_cache.py tests/test_core.py -m "slow or not slow" --hypothesis-profile=fuzz -k "any_layout or eviction or quotas or fractions"
+
+OLDEST := 5.17.0
+test-oldest:  # the families, engine and oracles on the oldest transformers that pyproject.toml allows
+	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	{ grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt; echo transformers==$(OLDEST); } > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt torch
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e ".[dev]"
+	.venv-oldest/bin/python -m pytest tests/test_support.py tests/test_families.py tests/test_weights.py tests/test_users_path.py tests/test_oracles.py tests/test_edges.py tests/test_cache.py tests/test_engine.py tests/test_refusals.py
+
+families: $(READY)  # docs/families.md, from the tests
+	$(BIN)/python tests/table.py
 
 METHODS := fastv:layer=2,keep=0.5 fastv:layer=2,keep=0.5,ranking=received fastv:layer=2,keep=0.5,ranking=mix fastv:layer=2,keep=0.25 vtw:layer=4 random:layer=2,keep=0.5 random:layer=0,keep=0.5 downsample:layer=2,keep=0.5 downsample:layer=0,keep=0.5,pool=true
 

@@ -1,0 +1,51 @@
+"""Writes docs/families.md: family x method x backend, from what the tests run. `python tests/table.py` renews it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from families import FAMILIES
+from foveate.engine.adapters import adapters
+from foveate.engine.decoders import PROVEN
+from foveate.engine.refused import REFUSED
+from test_families import CROSSED
+from tiny import FAMILIES as ALIKE
+
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+HEAD = """# Families
+
+What `foveate.apply` takes, generated from the tests by `python tests/table.py`; a test fails when this page is old.
+*Proven* means: on a tiny random-weight model of the real configuration class, in each named attention backend, dropping
+equals masking in the prefill and in every decode step, counts equal the schedule, batches of different images padded on
+either side equal each sample alone, and the attention rows that scores see are the model's own. `foveate doctor MODEL`
+runs such checks on your weights. Tower and decoder are those of transformers >= 5.17, < 6; tested with 5.23.0.
+
+Flash attention 2 and 3 are emulated in the tests for LLaVA alone, and no kernel was run; families with masks of their
+own (marked *), sliding windows or queries scaled by position are refused under it, since its kernels would count over
+the tokens that are left. PerceptionLM and FastVLM are tested with another tower than theirs, which needs timm.
+"""
+
+
+def table() -> str:
+    """The page."""
+    lines = [HEAD, f"| family | backends | {' | '.join(CROSSED)} |", "|---" * (len(CROSSED) + 2) + "|"]
+    for name, family in FAMILIES.items():
+        lines.append(f"| {name} | {', '.join(family.backends)} " + "| proven " * len(CROSSED) + "|")
+    alike = [name for name in ALIKE if name not in FAMILIES]
+    lines += [
+        "",
+        f"{', '.join(alike)}: proven with every method, by an oracle of their own (tests/test_oracles.py).",
+        "",
+    ]
+    lines += ["Decoders: " + ", ".join(PROVEN) + ". Any other is refused, whatever the family.", ""]
+    lines += ["## Which tokens are visual, and what stays", "", "| family | structure tokens |", "|---|---|"]
+    for kind, adapter in sorted(adapters().items()):
+        lines.append(f"| {kind}{'*' * adapter.own_masks} | {adapter.structure} |")
+    lines += ["", "## Refused", "", "| family | reason |", "|---|---|"]
+    lines += [f"| {kind} | {reason} |" for kind, reason in sorted(REFUSED.items())]
+    lines += ["", "Any family that is named nowhere on this page is refused too, as one without an adapter.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(table())
