@@ -53,8 +53,7 @@ def apply(
 
     Raises:
         ValueError: unknown family, no visual tokens, an unsupported decoder, attention backend or cache, sliding
-            windows, a compiled model, gradient checkpointing, a schedule that does not fit the depth, a score that
-            looks at a vision tower of a form that is not known.
+            windows, a compiled model, gradient checkpointing, a schedule that does not fit, an unknown vision tower.
         RuntimeError: `apply` is already active on this model.
         TypeError: something among `methods` is not a `Method`.
 
