@@ -254,6 +254,7 @@ LISTED: dict[str, Case] = {
         methods.sparsevlm(layers=(1, 3), scale=0.6), zoo.sparsevlm([1, 3], None, 0.6, 0.3, summed=False), slow=True
     ),
     "fitprune": Case(methods.fitprune((1.0, 0.8, 0.5, 0.3)), zoo.fitprune([1.0, 0.8, 0.5, 0.3]), slow=True),
+    "psigmoid": Case(methods.psigmoid(0.6, 1.5, 0.1, 1), zoo.psigmoid(0.6, 1.5, 0.1, 1), slow=True),
     "st3": Case(methods.st3(1, 2, 0.5, 0.25, 4, 2), zoo.st3(1, 2, 0.5, 0.25, 4, 2), slow=True),
 }
 EXTRA: dict[str, Case] = {

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 
+def _unseen(column: int) -> Tensor:
+    raise NotImplementedError("this oracle shows attention alone")
+
+
 @dataclass
 class Situation:
     """What a chooser may look at before `layer` at `step`; columns are places in the unpadded sample."""
@@ -30,8 +34,8 @@ class Situation:
     kinds: list[str]  # per column: system, image, instruction, response
     first: int  # first column that runs now
     memory: dict[Any, Any]  # the sample's, for choosers that remember
-    state: Callable[[int], Tensor]  # column that runs now -> (D), what enters the layer
-    key: Callable[[int], Tensor]  # column -> (K E), key in the layer before
+    state: Callable[[int], Tensor] = _unseen  # column that runs now -> (D), what enters the layer
+    key: Callable[[int], Tensor] = _unseen  # column -> (K E), key in the layer before
 
 
 @dataclass(frozen=True)

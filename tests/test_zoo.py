@@ -14,7 +14,7 @@ from foveate.core.recycling import density_peaks
 from foveate.core.scores import RANKINGS, Even
 from foveate.core.stairs import Stairs, placed
 from foveate.measure.cost import kept_by
-from foveate.methods import dart, fitprune, parse, pdrop, sparsevlm, st3, vscan2
+from foveate.methods import dart, fitprune, parse, pdrop, psigmoid, sparsevlm, st3, vscan2
 from foveate.tune import fit_prune
 from test_oracles import LAYOUTS
 from tiny import LAYERS, batch, model
@@ -72,6 +72,8 @@ def test_parts_may_be_rankings_and_bring_their_merge() -> None:
         ("fitprune:keep=0.5/0.5", "expected 1.0 first"),
         ("fitprune:keep=1.0/0.5/0.7", "never grow"),
         ("sparsevlm:scale=2", "shares in"),
+        ("psigmoid:slope=0", "a slope above 0"),
+        ("psigmoid:first=0", "1 or more"),
         ("st3:every=0", "every=0"),
         ("st3:fall=off", "cosine, linear"),
     ],
@@ -94,6 +96,17 @@ def test_schedules_over_layers() -> None:
         fitprune((1.0, 0.5, 0.5, 0.5)).check(8)
     with pytest.raises(ValueError, match="layers 0 to 3"):
         pdrop(layers=(2, 4)).check(4)
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.5, 5.0])
+def test_a_sigmoid_has_the_mean_that_is_asked_and_never_rises(slope: float) -> None:
+    for keep, floor, first in ((0.5, 0.0, 2), (0.25, 0.1, 1), (1.0, 0.0, 2)):
+        kept = kept_by([psigmoid(keep, slope, floor, first)], 32, 10**6)
+        assert sum(kept) / 32 == pytest.approx(keep * 10**6, rel=1e-4) and kept == sorted(kept, reverse=True)
+        assert kept[:first] == [10**6] * first and kept[-1] >= floor * 10**6 - 1
+    with pytest.raises(ValueError, match="expected a mean in"):
+        psigmoid(keep=0.05).check(32)
+    assert parse("score=dart,schedule=psigmoid:keep=0.4,slope=2")[0].schedule == psigmoid(0.4, 2).schedule
 
 
 @pytest.mark.parametrize("fall", ["cosine", "linear", "exponential"])

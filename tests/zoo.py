@@ -179,3 +179,20 @@ def st3(layer: int, stride: int, keep: float, floor: float, horizon: int, every:
         return best(s, last(s), half_up(s.total, share * (floor + (1 - floor) * fall)))
 
     return choose
+
+
+def psigmoid(mean: float, slope: float, floor: float, first: int) -> Chooser:
+    """keep(l) = 1 / (1 + exp(k (l - alpha))) above a floor, alpha so that the mean is met (2412.00556)."""
+
+    def share(layer: int, alpha: float) -> float:
+        return 1.0 if layer < first else floor + (1 - floor) / (1 + math.exp(slope * (layer - alpha)))
+
+    def choose(s: Situation) -> list[int]:
+        if s.step or s.layer < first:
+            return s.alive
+        alpha = -20.0
+        while sum(share(layer, alpha) for layer in range(s.layers)) < mean * s.layers:
+            alpha += 1e-3
+        return best(s, last(s), half_up(s.total, share(s.layer, alpha)))
+
+    return choose
