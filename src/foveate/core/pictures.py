@@ -92,7 +92,7 @@ Count = Callable[[Picture], int]
 
 
 def allotted(picture: Picture, count: Count) -> int:
-    """How many of the image's tokens stay: `count`, or, under a schedule that wants another total, a fair share of it."""
+    """How many of the image's tokens stay: `count`, or its share where a schedule wants another total."""
     shares = picture.view.once(("allotted", count), lambda: _allotted(picture.view, count))
     return int(shares[picture.sample, picture.image])
 
