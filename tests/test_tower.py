@@ -16,7 +16,7 @@ from foveate.core.method import Method
 from foveate.core.scores import Even
 from foveate.engine.tower import Watch
 from foveate.engine.towerform import TowerForm, known_tower
-from foveate.methods import divprune, flowcut, tome, visionzip
+from foveate.methods import divprune, flowcut, parse, tome, visionzip
 from test_oracles import TOLERANCE, hooks
 from tiny import FAMILIES, PATCHES, Layout, batch, llava, model
 
@@ -221,3 +221,20 @@ def test_images_of_a_sample_decide_apart() -> None:
         with torch.no_grad(), foveate.apply(made, method, watch=spy):
             made(**data.inputs)
     assert kept == [[4, 4], [5, 5], [8, 8]]
+
+
+def test_a_score_serves_whatever_a_schedule_wants() -> None:
+    """Under another's schedule, an image's share of what that wants is chosen as the score's own would be."""
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 2, 0, 4), (5, 0, 1)), seed=6))
+    kept: dict[str, list[list[int]]] = {}
+
+    for spec in ("divprune:keep=0.5", "score=divprune:keep=3,schedule=random:layer=0,keep=0.5"):
+
+        def spy(view: foveate.View, spec: str = spec) -> None:
+            if view.layer == 1:
+                kept[spec] = [columns.tolist() for columns in view.visual]
+
+        with torch.no_grad(), foveate.apply(made, *parse(spec), watch=spy):
+            made(**data.inputs)
+    first, second = kept.values()
+    assert first == second and len(first[0]) == 16

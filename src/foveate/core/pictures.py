@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .schedules import check_keep
+from .selection import quotas
 from .tower import Layer
 from .view import View
 
@@ -88,6 +89,26 @@ def _pictures(view: View) -> tuple[Picture, ...]:
 
 
 Count = Callable[[Picture], int]
+
+
+def allotted(picture: Picture, count: Count) -> int:
+    """How many of the image's tokens stay: `count`, or its share where a schedule wants another total."""
+    shares = picture.view.once(("allotted", count), lambda: _allotted(picture.view, count))
+    return int(shares[picture.sample, picture.image])
+
+
+def _allotted(view: View, count: Count) -> dict[tuple[int, int], int]:
+    found: dict[tuple[int, int], int] = {}
+    for sample, (wanted, alive) in enumerate(zip(view.wanted.tolist(), view.alive.tolist(), strict=True)):
+        own = [p for p in pictures(view) if p.sample == sample]
+        sizes, counts = [len(p) for p in own], [min(count(p), len(p)) for p in own]
+        if own and wanted != alive and wanted != alive - sum(sizes) + sum(counts):
+            left = max(0, wanted - alive + sum(sizes))
+            counts = quotas(torch.tensor([left]), torch.tensor([sizes]))[0].tolist()
+        found.update({(sample, p.image): n for p, n in zip(own, counts, strict=True)})
+    return found
+
+
 Rank = Callable[[Picture, int], Tensor]
 Mix = Callable[[Picture, Tensor], Tensor]
 
@@ -150,7 +171,7 @@ class EachImage:
 
 @dataclass(frozen=True)
 class ByImage:
-    """The score: in every image, what `rank` puts first within `count`; an order for the rest.
+    """The score: in every image, what `rank` puts first within `count` (see `allotted`); an order for the rest.
 
     Attributes:
         rank: from an image and its count to (n), higher = keep.
@@ -159,6 +180,8 @@ class ByImage:
 
     rank: Rank
     count: Count
+
+    in_prompt = True  # there is nothing of an image to look at while decoding
 
     @property
     def tower(self) -> tuple[Layer, ...]:
@@ -169,7 +192,7 @@ class ByImage:
         """Scores: 3 for images of earlier turns, else in (1, 2) within the count and in (0, 1) past it."""
         scores = torch.full(view.visual.shape, 3.0, device=view.visual.device)
         for picture in pictures(view):
-            count = self.count(picture)
+            count = allotted(picture, self.count)
             order = self.rank(picture, count).argsort(descending=True, stable=True)
             place = torch.empty_like(order).scatter(0, order, torch.arange(len(picture), device=order.device))
             scores[picture.sample, picture.places] = (place < count) + 1 - (place + 0.5) / len(picture)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, MixImage, Picture, Share, nearest, shared_out
+from ..core.pictures import ByImage, EachImage, MixImage, Picture, Share, allotted, nearest, shared_out
 from ..core.schedules import spelled
 
 
@@ -53,7 +53,7 @@ class IntoContextual:
     def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
         itself, keys = torch.eye(len(picture), device=stay.device), picture.keys()
-        targets = self.base.targets(picture, self.count(picture)) & stay
+        targets = self.base.targets(picture, allotted(picture, self.count)) & stay
         if not bool(targets.any()):
             return itself
         into = nearest(picture.cosines(keys, keys), targets)
