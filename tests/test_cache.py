@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Lfm2Config, MistralConfig, MistralForCausalLM
+from transformers import DynamicCache, Lfm2Config, MistralConfig, MistralForCausalLM
 
 import foveate
 from cases import CASES
