@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import MistralConfig
+from transformers import DynamicCache, Lfm2Config, MistralConfig, MistralForCausalLM
 
 import foveate
 from cases import CASES
@@ -53,9 +53,23 @@ def test_it_grows_geometrically_and_never_moves_in_between() -> None:
     assert layer.get_seq_length() == 0
 
 
-def test_sliding_windows_are_refused() -> None:
-    with pytest.raises(TypeError, match="full attention"):
-        foveate.KeptCache(MistralConfig(num_hidden_layers=1, sliding_window=8))
+def test_a_cache_for_sliding_windows_hides_what_lies_before_them() -> None:
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    made = MistralForCausalLM(MistralConfig(vocab_size=32, num_hidden_layers=2, sliding_window=4, **size)).eval()
+    made.generation_config.eos_token_id = None
+    ids = torch.arange(3, 14)[None]
+    want, got = (
+        made.generate(ids, past_key_values=cache, max_new_tokens=8, do_sample=False, output_logits=True,
+                      return_dict_in_generate=True)
+        for cache in (DynamicCache(config=made.config), foveate.KeptCache(made.config))
+    )  # fmt: skip
+    torch.testing.assert_close(torch.stack(got.logits), torch.stack(want.logits))
+
+
+def test_layers_that_are_not_attention_are_refused() -> None:
+    with pytest.raises(TypeError, match="attention alone"):
+        foveate.KeptCache(Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"]))
 
 
 @given(st.data(), st.integers(1, 4), st.integers(1, 24))
