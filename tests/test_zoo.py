@@ -86,6 +86,7 @@ def test_what_cannot_be_is_refused_with_the_reason(spec: str, said: str) -> None
 def test_schedules_over_layers() -> None:
     assert kept_by([pdrop()], 32, 576) == [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8
     assert kept_by([vscan2(keep=0.25)], 32, 576) == [576] * 16 + [144] * 16
+    assert kept_by(parse("random:keep=0.25+vscan2:keep=0.5"), 4, 576) == [144, 144, 72, 72], "of what is left"
     kept = kept_by([sparsevlm()], 32, 576)
     assert [kept[i] for i in (2, 3, 6, 7, 15, 16)] == [576, 300, 300, 200, 200, 110]
     published = kept_by([fitprune()], 32, 576)

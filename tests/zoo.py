@@ -40,7 +40,7 @@ def pdrop(keep: float, layers: list[int], back: int) -> Chooser:
 
 
 def vscan2(keep: float) -> Chooser:
-    return lambda s: s.alive if s.step or s.layer != s.layers // 2 else best(s, last(s), half_up(s.total, keep))
+    return lambda s: s.alive if s.step or s.layer != s.layers // 2 else best(s, last(s), half_up(len(s.alive), keep))
 
 
 def dart(layer: int, keep: float, pivots: int, text_pivots: int) -> Chooser:

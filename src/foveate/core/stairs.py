@@ -33,6 +33,7 @@ class Stairs:
     Args:
         at: layers (ints) or shares of the decoder's depth (floats in (0, 1)), ascending.
         keep: fractions (floats) or numbers of tokens (ints), one for each place.
+        of_left: whether fractions are of the tokens that are left by then, as for a stage that comes after others.
 
     Raises:
         ValueError: places that do not ascend, or not one keep for each.
@@ -40,6 +41,7 @@ class Stairs:
 
     at: tuple[float | int, ...]
     keep: tuple[float | int, ...]
+    of_left: bool = False
 
     def __post_init__(self) -> None:
         if not self.at or len(self.at) != len(self.keep):
@@ -66,8 +68,9 @@ class Stairs:
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
         places = self.places(view.layers)
-        now = view.layer in places
-        return tokens_kept(view.total, self.keep[places.index(view.layer)]) if now else view.alive
+        if view.layer not in places:
+            return view.alive
+        return tokens_kept(view.alive if self.of_left else view.total, self.keep[places.index(view.layer)])
 
     def places(self, layers: int) -> tuple[int, ...]:
         """The layers in a decoder of `layers`."""

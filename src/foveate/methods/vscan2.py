@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.method import Method
-from ..core.schedules import Cut, spelled
+from ..core.schedules import spelled
 from ..core.scores import LastQuery
 from ..core.stairs import Stairs
 
@@ -16,12 +16,11 @@ def vscan2(keep: float | int = 0.5, layer: int | None = None) -> Method:
     LLaVA-1.5-7B's 32), since early layers favour late positions and middle ones look at the image. Its first stage, in
     the vision tower, is a method of its own; give both as ``vscan1:...+vscan2:...``.
 
-    Deviations: the attention is that of the layer before the cut, mean over heads, as for FastV; `keep` is of the
-    tokens that the decoder started with, those that a first stage dropped included. The paper's retention
+    Deviations: the attention is that of the layer before the cut, mean over heads, as for FastV. The paper's retention
     rates are per benchmark; half is our default.
 
     Args:
-        keep: visual tokens kept, a fraction (float) or a number (int).
+        keep: visual tokens kept, a fraction (float) of those that a first stage has left, or a number (int).
         layer: the first layer that runs with fewer tokens; by default the middle of the decoder.
 
     Raises:
@@ -30,4 +29,5 @@ def vscan2(keep: float | int = 0.5, layer: int | None = None) -> Method:
     if layer is not None and layer < 1:
         raise ValueError(f"layer={layer}; expected 1 or more: the score is the attention of the layer before")
     name = f"vscan2:keep={spelled(keep)}" + ("" if layer is None else f",layer={layer}")
-    return Method(LastQuery(), Stairs((0.5,), (keep,)) if layer is None else Cut(layer, keep), name=name)
+    schedule = Stairs((0.5 if layer is None else layer,), (keep,), of_left=True)
+    return Method(LastQuery(), schedule, name=name)
