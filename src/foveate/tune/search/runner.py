@@ -112,16 +112,28 @@ class Runner:
         self.body = self.adapter.body(self.model)
         check_model(self.model, self.body)
         self.decoder = self.body.language_model
-        if hasattr(self.decoder, "_deepstack_process"):
-            raise ValueError(
-                f"the decoder of {type(self.model).__name__} takes visual features between its layers (DeepStack), "
-                "which a search layer by layer does not do; searched can be families without it, like llava"
-            )
+        self._check_form()
         self.layers = list(self.decoder.layers)
         self.backend = str(self.decoder.config._attn_implementation)
         self.score, self.within = score, within
         self.reach = int(getattr(score, "back", 1))
         self.tally = Tally()
+
+    def _check_form(self) -> None:
+        """Raises ValueError for decoders that are more than causal layers one after the other."""
+        config, vision = self.decoder.config, getattr(self.body.config, "vision_config", None)
+        odd = []
+        if hasattr(self.decoder, "_deepstack_process") or getattr(vision, "deepstack_visual_indexes", None):
+            odd.append("takes visual features between its layers (DeepStack)")
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            odd.append("has sliding windows")
+        if getattr(self.adapter, "own_masks", False):
+            odd.append("lets images see both ways")
+        if odd:
+            raise ValueError(
+                f"the decoder of {type(self.model).__name__} {' and '.join(odd)}, which a search layer by layer does "
+                "not do; searched can be families like llava, whose layers are plain causal attention"
+            )
 
     @torch.no_grad()
     def start(self, batch: Batch) -> State:
