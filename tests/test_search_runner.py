@@ -93,7 +93,25 @@ def test_a_trial_may_start_at_any_layer_and_what_it_starts_from_stays(within: An
     torch.testing.assert_close(found[given.answered], wanted[given.answered], atol=2e-4, rtol=1e-3)
 
 
-def test_it_counts_what_it_runs_and_refuses_what_apply_refuses() -> None:
+@pytest.mark.parametrize(
+    ("where", "name", "value", "said"),
+    [
+        ("decoder", "layer_types", ["sliding_attention"] * LAYERS, "sliding"),
+        ("vision", "deepstack_visual_indexes", [1], "DeepStack"),
+        ("decoder", "_attn_implementation_internal", "flex_attention", "flex_attention"),
+    ],
+)
+def test_decoders_that_it_would_run_wrongly_are_refused(
+    where: str, name: str, value: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = model("llava")
+    config = made.config.vision_config if where == "vision" else made.model.language_model.config
+    monkeypatch.setattr(config, name, value, raising=False)
+    with pytest.raises(ValueError, match=said):
+        Runner(made, RANKINGS["last"])
+
+
+def test_it_counts_what_it_runs() -> None:
     runner = Runner(model("llava"), RANKINGS["even"])
     given = taught("llava", "sdpa", "one")
     state = runner.start(given)

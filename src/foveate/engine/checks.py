@@ -89,16 +89,16 @@ def special_masks(adapter: Adapter, config: Any) -> bool:
     return adapter.own_masks or bool(windows)
 
 
-def check_teacher_forcing(adapter: Adapter, decoder: Any) -> None:
+def check_teacher_forcing(adapter: Adapter, body: Any) -> None:
     """Raises ValueError where running layers one by one over prompt and answer, to train or to search, is not right."""
-    config = decoder.config
+    config, vision = decoder_of(body).config, getattr(body.config, "vision_config", None)
     rope = getattr(config, "rope_parameters", None) or {}
     lacks = {
-        "windows or images that see both ways": special_masks(adapter, config),
+        "sliding windows or images that see both ways": special_masks(adapter, config),
         "positions in time, height and width (M-RoPE)": "mrope_section" in rope,
         "queries that grow with their position": "llama_4_scaling_beta" in rope,
         "capped attention": getattr(config, "attn_logit_softcapping", None) is not None,
-        "visual features between its layers (DeepStack)": hasattr(decoder, "_deepstack_process"),
+        "visual features between its layers (DeepStack)": bool(getattr(vision, "deepstack_visual_indexes", None)),
     }
     odd = [what for what, there in lacks.items() if there]
     if odd:

@@ -60,7 +60,7 @@ def parse(spec: str) -> list[Method]:
 
 def _parse_one(spec: str) -> Method:
     name, _, rest = spec.partition(":")
-    if name.partition("=")[0].strip() in PARTS:
+    if "=" in name and name.partition("=")[0].strip() in PARTS:  # not schedule:file.json
         return _compose(spec)
     if name not in _FACTORIES:
         raise ValueError(f"unknown method {name!r}{_meant(name, _FACTORIES)}; there are {', '.join(_FACTORIES)}")

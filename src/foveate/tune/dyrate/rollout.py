@@ -179,7 +179,7 @@ def roll_out(model: Any, predictor: RatePredictor, score: Score, layer: int, bat
     Raises:
         ValueError: the score looks back further than one layer, or the decoder is of a form that is not supported.
     """
-    check_teacher_forcing(adapter_for(model), decoder_of(adapter_for(model).body(model)))
+    check_teacher_forcing(adapter_for(model), adapter_for(model).body(model))
     steps = batch.inputs["input_ids"].shape[1] - batch.prompt
     body = adapter_for(model).body(model)
     views = _Steps(model, layer, batch, _run_below(model, body, layer, batch.inputs))

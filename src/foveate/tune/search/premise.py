@@ -108,19 +108,12 @@ def _scores(runner: Runner, processor: Any, examples: Sequence[Example]) -> list
     for _ in runner.layers:
         state = runner.advance(state, 1.0)
         view = runner.view(state)
-        rows.append((runner.score(view) if not hasattr(runner.score, "notice") else _noticed(runner, view), view.mask))
+        rows.append((runner.ranked(state, view), view.mask))
     return [
         torch.stack([scores[sample][mask[sample]].float().cpu() for scores, mask in rows])
         for sample in range(len(examples))
         if bool(rows[0][1][sample].any())
     ]
-
-
-def _noticed(runner: Runner, view: Any) -> Tensor:
-    score: Any = runner.score
-    score.notice(view)
-    out: Tensor = score(view)
-    return out
 
 
 def kendall(scores: Float[Tensor, "L N"]) -> Float[np.ndarray, "L L"]:

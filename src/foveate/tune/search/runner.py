@@ -112,7 +112,7 @@ class Runner:
         self.body = self.adapter.body(self.model)
         self.decoder = decoder_of(self.body)
         check_model(self.model, self.body, self.adapter)
-        check_teacher_forcing(self.adapter, self.decoder)
+        check_teacher_forcing(self.adapter, self.body)
         self.layers = list(self.decoder.layers)
         self.backend = str(self.decoder.config._attn_implementation)
         self.score, self.within = score, within
@@ -189,7 +189,7 @@ class Runner:
         if view.visual.shape[1] == 0:
             return state.hidden, state.columns
         schedule = PerLayer((*state.keep, *[share] * (len(self.layers) - state.layer)))
-        keep = Method(lambda seen: self._ranked(state, seen), schedule, within=self.within).select(view)
+        keep = Method(lambda seen: self.ranked(state, seen), schedule, within=self.within).select(view)
         if keep is None:
             return state.hidden, state.columns
         keep = keep | (view.visual == view.newest)  # as the engine has it: its state is the prompt's output
@@ -202,7 +202,7 @@ class Runner:
         columns = torch.where(stay.gather(1, order), state.columns.gather(1, order), -1)
         return take_rows(state.hidden, order.to(state.hidden.device)), columns
 
-    def _ranked(self, state: State, view: View) -> Tensor:
+    def ranked(self, state: State, view: View) -> Tensor:
         """The score at this state, computed for the first trial that asks."""
         if "score" not in state.memo:
             notice = getattr(self.score, "notice", None)
