@@ -181,7 +181,7 @@ def roll_out(model: Any, predictor: RatePredictor, score: Score, layer: int, bat
     steps = batch.inputs["input_ids"].shape[1] - batch.prompt
     body = adapter_for(model).body(model)
     views = _Steps(model, layer, batch, _run_below(model, body, layer, batch.inputs))
-    alive, soft = views.present, views.present.float()
+    alive = views.present
     kept, weights, choices = [], [], []
     for step in range(steps):
         view = views.view(step, alive)
@@ -193,8 +193,11 @@ def roll_out(model: Any, predictor: RatePredictor, score: Score, layer: int, bat
             rank = _ranks(score(view), alive)
         choice = choose(predictor(shares))
         stays = (rank[:, None] < predictor.keep(views.total)[..., None]).to(choice.dtype)  # (B K N)
-        soft = soft * torch.einsum("bk,bkn->bn", choice, stays)
-        alive = alive & (soft > 0.5)
+        chosen = torch.einsum("bk,bkn->bn", choice, stays)
+        alive = alive & (chosen > 0.5)
+        # Forward, sets only shrink. Backward, each step answers for its own set: through a product over the steps, no
+        # step could learn to keep what the others, whose choices are as likely to change, drop anyway.
+        soft = alive.float() + chosen - chosen.detach()
         choices.append(choice)
         kept.append(soft.sum(1))
         weights.append(soft)

@@ -57,7 +57,7 @@ def train(
     heads = adapter_for(model).body(model).language_model.config.num_attention_heads
     predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
     _check_budget(model, processor, examples, plan, shape)
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
     first = resume(folder, plan, predictor, optimizer)
     with _frozen(model):
         for step in range(first, plan.steps):
