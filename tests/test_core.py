@@ -20,7 +20,13 @@ from foveate.measure.cost import kept_by
 from foveate.methods import downsample, factories, fastv, parse, random, vtw
 
 SOURCE = Path(foveate.__file__).parent
-STOREYS = [{"core"}, {"methods", "predictors"}, {"engine"}, {"measure", "tune", "plots", "serve", "demo"}, {"cli"}]
+STOREYS = [
+    {"core"},
+    {"methods", "predictors"},
+    {"engine"},
+    {"measure", "tune", "plots", "serve", "demo"},
+    {"cli", "lmms"},
+]
 
 
 def test_no_import_runs_upwards_and_core_imports_torch_alone() -> None:
