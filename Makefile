@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest families fuzz results smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -23,6 +23,17 @@ types: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+LMMS ?= .venv-lmms
+test-lmms: $(LMMS)/.ready  # lmms-eval's own dependencies are many and pin others; these are those it needs to run
+	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests/test_lmms.py
+
+$(LMMS)/.ready: pyproject.toml constraints.txt
+	test -d $(LMMS) || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" datasets loguru sacrebleu evaluate pytz tenacity pytablewriter
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms_eval==0.7.3 decord
+	touch $@
 
 fuzz: $(READY)
 	$(BIN)/python -m pytest tests/test_oracles.py tests/test_cache.py tests/test_core.py -m "slow or not slow" --hypothesis-profile=fuzz -k "any_layout or eviction or quotas or fractions"

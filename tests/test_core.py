@@ -25,7 +25,7 @@ STOREYS = [
     {"methods", "predictors", "schedules"},
     {"engine"},
     {"measure", "tune", "plots", "serve", "demo"},
-    {"cli"},
+    {"cli", "lmms"},
 ]
 
 
