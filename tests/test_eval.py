@@ -49,7 +49,9 @@ def test_costs_of_samples_add_up_to_the_batchs(name: str) -> None:
     assert sum(costs_of_samples(shape, trace, [4, 4]), Cost()) == whole
     short = costs_of_samples(shape, trace, [4, 2])
     assert short[1].decode < costs_of_samples(shape, trace, [4, 4])[1].decode and short[1].prefill > 0
-    assert short[1].kv_bytes < short[0].kv_bytes
+    method = LISTED[name].method
+    if not any(method.drops(layer, step) for layer in range(LAYERS) for step in (1, 2, 3)):  # else later holds less
+        assert short[1].kv_bytes < short[0].kv_bytes
 
 
 def test_batches_hold_every_sample_once_and_answers_of_like_length() -> None:
