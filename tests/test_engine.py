@@ -27,7 +27,7 @@ CLOSE = {"atol": TOLERANCE[torch.float32], "rtol": 1e-3}
 
 def test_what_is_discovered_is_what_is_listed() -> None:
     assert set(LISTED) == set(factories())
-    assert set(FAMILIES) == set(adapters())
+    assert set(FAMILIES) <= set(adapters())  # the others: test_support.py
 
 
 def generate(made: Any, inputs: dict[str, Any], methods: tuple[Method, ...], **options: Any) -> Any:
