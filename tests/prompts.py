@@ -32,7 +32,8 @@ def features(name: str, kind: str, pixels: Pixels) -> int:
     """Tokens that the family makes of a picture."""
     made = judge(name)
     if kind == "v" and hasattr(made.model, "get_video_features"):
-        found = made.model.get_video_features(**pixels)
+        first, *rest = pixels  # the first has had several names
+        found = made.model.get_video_features(pixels[first], **{key: pixels[key] for key in rest})
     else:
         named = {key.removesuffix("_videos"): values for key, values in pixels.items()}
         found = made.model.get_image_features(**FAMILIES[name].join([[named]]))

@@ -96,7 +96,11 @@ CHATS = [["what is this ? ", picture(40, 24)], ["what is ", picture(24, 24), " a
 @pytest.mark.parametrize("method", ["fastv", "decay"])
 @pytest.mark.parametrize(("name", "make"), [("qwen2_vl", qwen), ("qwen2_5_vl", qwen), ("idefics3", idefics)])
 def test_from_chat_to_answer(name: str, make: Any, method: str) -> None:
-    processor, made, case = make(), model(name), CASES[method]
+    try:
+        processor = make()
+    except ImportError as error:  # in older versions of transformers
+        pytest.skip(str(error))
+    made, case = model(name), CASES[method]
     batch = encoded(processor, CHATS)
     assert int((batch["input_ids"] == IMAGE).sum()) > 20
     with foveate.apply(made, case.method) as trace:

@@ -29,5 +29,4 @@ REFUSED: dict[str, str] = {
     "granite4_vision": "its decoder adds visual features inside its own loop, at rows it counts itself",
     "phi4_multimodal": "queries, keys and values are one fused projection",
     "fuyu": "its decoder (Persimmon) has one fused projection of queries, keys and values",
-    "molmo2": "queries, keys and values are one fused projection",
 }
