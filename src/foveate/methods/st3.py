@@ -45,7 +45,7 @@ class Annealed:
     def acts(self, layer: int, step: int) -> bool:
         """Before every `stride`-th layer, at every `every`-th step up to the horizon."""
         due = step % self.every == 0 and step < self.horizon + self.every
-        return due and layer >= self.layer and (layer - self.layer) % self.stride == 0
+        return due and layer in range(self.layer, layer + 1, self.stride)
 
     def check(self, layers: int) -> None:
         """Raises ValueError if the decoder is too shallow."""
@@ -80,9 +80,8 @@ def st3(
     Paper: "ST3: Accelerating Multimodal Large Language Model by Spatial-Temporal Visual Token Trimming", Zhuang et
     al., arXiv 2412.20105: progressive pruning over layers, annealing over generated tokens.
 
-    Deviations: built from the paper's description alone; its formulas and numbers were not at hand, so this is a method
-    of its kind and its figures are not the paper's. Layers that skip attention ("lazy") are not modelled. Tokens
-    are ranked by the newest token's attention in the layer before, at every `every`-th step.
+    Deviations: built from the paper's abstract alone, so this is a method of its kind. Layers that skip attention are
+    not modelled. Tokens are ranked by the newest token's attention in the layer before, at every `every`-th step.
 
     Args:
         layer: the first layer that runs with fewer tokens; 1 or more.
@@ -91,7 +90,7 @@ def st3(
         floor: factor on every layer's share once the answer has `horizon` tokens.
         horizon: generated tokens over which the factor falls.
         every: steps between evictions.
-        fall: how it falls.
+        fall: along which curve.
 
     Raises:
         ValueError: a knob out of range.
