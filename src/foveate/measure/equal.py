@@ -157,7 +157,7 @@ def planned(target: Target, shape: Shapes, records: Sequence[Record]) -> Work:
     whole = sum(n * one([v] * depth, t, v, a) for (t, v, a), n in sizes.items())
 
     def work(methods: Sequence[Method]) -> float:
-        if any(method.acts(layer, 1) for method in methods for layer in range(depth)):
+        if any(method.drops(layer, 1) for method in methods for layer in range(depth)):
             raise ValueError("the method also acts at decode steps, which a plan does not see")
         counts = {visual: kept_by(methods, depth, visual) for visual in {v for _, v, _ in sizes}}
         return sum(n * one(counts[v], t, v, a) for (t, v, a), n in sizes.items()) / whole
