@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/foveate demo
 
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: $(READY) lint types test
 
@@ -22,7 +23,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(WORKERS)
 
 LMMS ?= .venv-lmms
 test-lmms: $(LMMS)/.ready  # lmms-eval's own dependencies are many and pin others; these are those it needs to run

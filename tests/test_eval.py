@@ -103,6 +103,12 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
     assert len(list((tmp_path / "two").glob("*/process-1.jsonl"))) == 2
 
 
+@pytest.mark.parametrize("spec", ["score=mix,schedule=pdrop", "vscan1+vscan2"])
+def test_of_several_parts_the_knob_must_be_marked(spec: str) -> None:
+    with pytest.raises(ValueError, match="mark the knob"):
+        equal.marked(spec)
+
+
 def test_answers_end_where_the_model_ends_them(loaded: Loaded) -> None:
     some = bundled(["questions"], 3)
     shape = shapes(loaded.model)
@@ -113,7 +119,17 @@ def test_answers_end_where_the_model_ends_them(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("work", equal.WORKS)
-@pytest.mark.parametrize("spec", ["fastv:layer=1", "random:layer=0,keep=0.9", "vtw:layer=?", "fastv:rate=?,layer=3"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "fastv:layer=1",
+        "random:layer=0,keep=0.9",
+        "vtw:layer=?",
+        "fastv:rate=?,layer=3",
+        "score=random,schedule=fastv:layer=1,keep=?",
+        "random:layer=0,keep=0.95+fastv:layer=1,keep=?",
+    ],
+)
 def test_tuned_methods_cost_what_is_asked(work: str, spec: str) -> None:
     made = model("llava")
     plain = _tiny_records(made, [])

@@ -59,8 +59,11 @@ def marked(spec: str) -> str:
     if "?" in spec:
         return spec
     name, _, rest = spec.partition(":")
-    if "+" in spec:
-        raise ValueError(f"{spec!r} joins methods; mark the knob to be tuned with ?, as in fastv:keep=?+vtw:layer=20")
+    if "+" in spec or "=" in name:
+        raise ValueError(
+            f"{spec!r} joins methods or their parts; mark the knob to be tuned with ?, as in fastv:keep=?+vtw:layer=20 "
+            "or score=mix,schedule=pdrop:keep=?"
+        )
     if name not in factories():
         parse(name)  # says what was meant
     numbers = [knob for knob in knobs(name) if _kinds(name, knob)]
@@ -86,6 +89,8 @@ def values(spec: str, layers: int) -> list[str]:
         ValueError: unknown method or knob, or a knob that is no number.
     """
     part = next(part.strip() for part in spec.split("+") if "?" in part)
+    if "=" in part.partition(":")[0]:  # score=mix,schedule=pdrop:keep=?: of the part that the mark is in
+        part = f"{part[: part.index('?')].rpartition(':')[0].rpartition('=')[2]}:{part.rpartition(':')[2]}"
     name, _, rest = part.partition(":")
     knob = next(pair.split("=")[0].strip() for pair in rest.split(",") if "?" in pair) if "=?" in rest else "?"
     if name not in factories() or knob not in knobs(name):
