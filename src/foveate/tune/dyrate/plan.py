@@ -24,7 +24,7 @@ class Plan:
     and the first gradients are a hundred times the later ones. The temperature of
     Gumbel-Softmax falls from `hot` to `cold` linearly. `batch` is over all processes; each works its share off in
     `parts`, so that less is in memory at once. The budget then holds for every part by itself: its loss is a square.
-    `drop_all` adds the rate 1.
+    `drop_all` adds the rate 1. `clip` is the most that the gradient of CE and KL may measure.
     """
 
     budget: float = 0.5
@@ -36,6 +36,7 @@ class Plan:
     batch: int = 8
     lr: float = 0.05
     weight: float = 100.0
+    clip: float = 1.0
     kl: float = 0.0
     hot: float = 2.0
     cold: float = 0.5

@@ -123,11 +123,8 @@ def _step(
     parts = [share[start :: plan.parts] for start in range(plan.parts)]
     for part in parts:
         chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
-        uniform = torch.rand(len(part), len(plan.rates), generator=noise)
-        loss, found = _loss(
-            model, processor, predictor, chosen, plan, shape, partial(_gumbel, uniform=uniform, tau=tau)
-        )
-        (loss * len(part) / len(share)).backward()  # type: ignore[no-untyped-call]
+        choose = partial(_gumbel, uniform=torch.rand(len(part), len(plan.rates), generator=noise), tau=tau)
+        found = _add_gradients(model, processor, predictor, chosen, plan, shape, choose, len(part) / len(share))
         for key, value in found.items():
             seen[key] = seen.get(key, 0.0) + value * len(part) / len(share)
     for p in predictor.parameters():
@@ -150,7 +147,7 @@ def _gumbel(logits: Tensor, uniform: Tensor, tau: float) -> Tensor:
     return hard + soft - soft.detach()
 
 
-def _loss(
+def _add_gradients(
     model: Any,
     processor: Any,
     predictor: RatePredictor,
@@ -158,16 +155,30 @@ def _loss(
     plan: Plan,
     shape: Shapes,
     choose: Choose,
-) -> tuple[Tensor, dict[str, float]]:
+    share: float,
+) -> dict[str, float]:
+    """Adds `share` of the examples' gradients to the predictor's; returns the figures of the progress line.
+
+    Where the most attended key is a dropped one, the answer's loss is almost vertical in that key's weight, although
+    a rate moves in steps: gradients a thousand times the others', which would drown the budget's. So the answer's are
+    clipped by themselves.
+    """
     batch, text, total = batch_of(model, processor, chosen)
     found = roll_out(model, predictor, RANKINGS[plan.ranking], plan.layer, batch, choose)
     ratio = flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered)
     answer = cross_entropy(found.logits, batch)
-    loss = answer + plan.weight * (ratio - plan.budget) ** 2
-    if plan.kl:
-        loss = loss + plan.kl * _divergence(model, found, batch)
+    quality = answer + plan.kl * _divergence(model, found, batch) if plan.kl else answer
+    price = plan.weight * (ratio - plan.budget) ** 2
+    parameters = list(predictor.parameters())
+    of_quality = torch.autograd.grad(quality, parameters, retain_graph=True)
+    of_price = torch.autograd.grad(price, parameters)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in of_quality))
+    for p, g, h in zip(parameters, of_quality, of_price, strict=True):
+        more = share * (g * min(1.0, plan.clip / max(norm, 1e-12)) + h)
+        p.grad = more if p.grad is None else p.grad + more
     kept = (found.kept / total[:, None].clamp(min=1))[batch.answered].mean()
-    return loss, {"loss": loss.item(), "answer": answer.item(), "flops": ratio.item(), "kept": kept.item()}
+    loss = (quality + price).item()
+    return {"loss": loss, "answer": answer.item(), "flops": ratio.item(), "kept": kept.item()}
 
 
 def _divergence(model: Any, found: Rollout, batch: Batch) -> Tensor:
