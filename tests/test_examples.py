@@ -22,3 +22,9 @@ def test_readme_and_model_card_say_what_was_measured() -> None:
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     assert tables["render"]() in tables["README"].read_text()
     assert tables["render_card"]() in tables["CARD"].read_text()
+
+
+def test_the_page_of_results_says_what_was_measured() -> None:
+    """docs/results.md is what benchmarks/report.py renders of docs/results/*.json."""
+    report = runpy.run_path(str(ROOT / "benchmarks" / "report.py"))
+    assert report["render"]() == report["PAGE"].read_text()
