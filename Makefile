@@ -72,7 +72,8 @@ results-zoo: $(READY)  # every method at equal tokens; half an hour on two cores
 
 results-dyrate: $(READY)  # fixed cuts at the FLOPs that the predictor comes to
 	$(EVAL) --save runs/zoo/dy-0.5 $(addprefix --method ,dyrate:predictor=scenes-0.5 dyrate:predictor=scenes-0.5,adapt=step fastv:layer=2,ranking=mix,keep=0.22 fastv:layer=2,keep=0.23 random:layer=2,keep=0.23)
-	cp runs/zoo/dy-0.5/report.json docs/results/dyrate-0.5.json
+	$(EVAL) --save runs/zoo/dy-0.7 $(addprefix --method ,dyrate:predictor=scenes-0.7 dyrate:predictor=scenes-0.7,adapt=step fastv:layer=2,ranking=mix,keep=0.55 fastv:layer=2,keep=0.55 random:layer=2,keep=0.55)
+	for t in 0.5 0.7; do cp runs/zoo/dy-$$t/report.json docs/results/dyrate-$$t.json; done
 	$(BIN)/python benchmarks/report.py
 
 smol: $(READY)  # the language model inside smol: 98 MB, Apache-2.0
