@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .schedules import check_keep
+from .schedules import check_depth, check_keep, check_layer
 from .selection import quotas
 from .tower import Layer
 from .view import View
@@ -149,8 +149,7 @@ class EachImage:
     layer: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, Integral) or self.layer < 0:
-            raise ValueError(f"layer={self.layer}; expected a whole number, 0 or more")
+        check_layer(self.layer)
 
     def acts(self, layer: int, step: int) -> bool:
         """Only before its layer, in a prefill."""
@@ -158,8 +157,7 @@ class EachImage:
 
     def check(self, layers: int) -> None:
         """Raises ValueError if the decoder is too shallow."""
-        if self.layer >= layers:
-            raise ValueError(f"tokens leave before layer {self.layer}, but the model has layers 0 to {layers - 1}")
+        check_depth(self.layer, layers)
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""

@@ -42,6 +42,18 @@ def check_keep(keep: float | int) -> None:
         )
 
 
+def check_layer(layer: int) -> None:
+    """Raises ValueError unless `layer` is a whole number, 0 or more."""
+    if not isinstance(layer, Integral) or layer < 0:
+        raise ValueError(f"layer={layer}; expected a whole number, 0 or more")
+
+
+def check_depth(layer: int, layers: int) -> None:
+    """Raises ValueError if a decoder of `layers` layers has no `layer`, before which a schedule drops tokens."""
+    if layer >= layers:
+        raise ValueError(f"the schedule cuts before layer {layer}, but the model has layers 0 to {layers - 1}")
+
+
 @dataclass(frozen=True)
 class Cut:
     """One cut in the prefill: before layer `layer`, keep `keep` of the visual tokens that each sample started with.
@@ -59,8 +71,7 @@ class Cut:
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        if not isinstance(self.layer, Integral) or self.layer < 0:
-            raise ValueError(f"layer={self.layer}; expected a whole number, 0 or more")
+        check_layer(self.layer)
 
     def acts(self, layer: int, step: int) -> bool:
         """Only before its layer, in a prefill."""
@@ -68,8 +79,7 @@ class Cut:
 
     def check(self, layers: int) -> None:
         """Raises ValueError if the decoder is too shallow for the cut."""
-        if self.layer >= layers:
-            raise ValueError(f"the schedule cuts before layer {self.layer}, but the model has layers 0 to {layers - 1}")
+        check_depth(self.layer, layers)
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
@@ -102,8 +112,7 @@ class ByStep:
             raise ValueError("keep=(); expected a share for at least the prefill, like (0.5, 0.4)")
         for share in self.keep:
             check_keep(float(share))
-        if not isinstance(self.layer, Integral) or self.layer < 0:
-            raise ValueError(f"layer={self.layer}; expected a whole number, 0 or more")
+        check_layer(self.layer)
 
     def acts(self, layer: int, step: int) -> bool:
         """Before its layer, at the steps that have a share."""
@@ -111,8 +120,7 @@ class ByStep:
 
     def check(self, layers: int) -> None:
         """Raises ValueError if the decoder is too shallow."""
-        if self.layer >= layers:
-            raise ValueError(f"tokens leave before layer {self.layer}, but the model has layers 0 to {layers - 1}")
+        check_depth(self.layer, layers)
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""

@@ -8,7 +8,7 @@ from numbers import Integral
 from jaxtyping import Int
 from torch import Tensor
 
-from .schedules import check_keep, tokens_kept
+from .schedules import check_depth, check_keep, tokens_kept
 from .view import View
 
 
@@ -61,9 +61,7 @@ class Stairs:
 
     def check(self, layers: int) -> None:
         """Raises ValueError if the decoder is too shallow."""
-        last = self.places(layers)[-1]
-        if last >= layers:
-            raise ValueError(f"the schedule cuts before layer {last}, but the model has layers 0 to {layers - 1}")
+        check_depth(self.places(layers)[-1], layers)
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core.method import Method
-from ..core.schedules import check_keep, spelled, tokens_kept
+from ..core.schedules import check_depth, check_keep, spelled, tokens_kept
 from ..core.scores import LastQuery
 from ..core.view import View
 
@@ -49,8 +49,7 @@ class Annealed:
 
     def check(self, layers: int) -> None:
         """Raises ValueError if the decoder is too shallow."""
-        if self.layer >= layers:
-            raise ValueError(f"tokens leave before layer {self.layer}, but the model has layers 0 to {layers - 1}")
+        check_depth(self.layer, layers)
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
