@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-zoo results-dyrate smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-zoo results-search results-dyrate smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -61,13 +61,70 @@ results: $(READY)
 	$(BIN)/python benchmarks/tables.py
 
 EVAL := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 3000 --limit 60 --tokenizer words
+# Tables of a model: MODEL=smol (16 pictures: three full batches) or scenes (60). Everything goes on where it stopped.
+MODEL ?= smol
+SCENES := $(filter scenes,$(MODEL))
+PICTURES ?= $(if $(SCENES),60,16)
+OF := $(if $(SCENES),,-$(MODEL))
+JUDGE := $(BIN)/foveate eval --model $(MODEL) --tasks descriptions,captions,questions --first 3000 --limit $(PICTURES) --tokenizer words
 BEFORE := vscan1 visionzip vispruner flowcut divprune cdpruner tome "dymu:threshold=?" random:layer=0 downsample:layer=0 downsample:layer=0,pool=true
-WITHIN := fastv:layer=2 fastv:layer=2,ranking=received fastv:layer=2,ranking=mix pdrop "sparsevlm:scale=?" dart "vscan1:keep=?+vscan2" "score=mix,schedule=pdrop:keep=?" random:layer=2 "vtw:layer=?"
-results-zoo: $(READY)  # every method at equal tokens; half an hour on two cores, resumable
-	$(EVAL) --match tokens=0.5 --save runs/zoo/0.5 $(addprefix --method ,$(WITHIN) $(BEFORE))
-	$(EVAL) --match tokens=0.25 --save runs/zoo/0.25 $(addprefix --method ,$(BEFORE))
-	$(EVAL) --match tokens=0.125 --save runs/zoo/0.125 $(addprefix --method ,$(BEFORE))
-	for t in 0.5 0.25 0.125; do cp runs/zoo/$$t/report.json docs/results/zoo-$$t.json; done
+# From layer 2 on; on the eight layers of scenes these reach no quarter, for two whole layers are a quarter.
+WITHIN := fastv:layer=2 fastv:layer=2,ranking=received fastv:layer=2,ranking=mix psigmoid dart "vscan1:keep=?+vscan2" random:layer=2 "vtw:layer=?"
+# PyramidDrop's own stages (a quarter, half, three quarters of the depth) keep a quarter at least; lower, earlier ones.
+STAGES := pdrop "score=mix,schedule=pdrop:keep=?" "sparsevlm:scale=?"
+EARLY := pdrop:layers=0.07/0.3/0.6 "score=mix,schedule=pdrop:layers=0.07/0.3/0.6,keep=?"
+# These set their own counts, and run as they are; a line from all to none is the steepest of st3's stairs.
+ADAPTIVE := prumerge prumerge_plus fitprune st3:layer=1,stride=1,keep=0.0
+
+results-zoo: $(READY)  # every method at equal tokens; about 35 minutes for smol on two cores
+	mkdir -p docs/results
+	$(JUDGE) --save runs/zoo/$(MODEL) --match tokens=0.5 $(addprefix --method ,$(WITHIN) $(STAGES) $(BEFORE)) $(addprefix --also ,$(ADAPTIVE))
+	cp runs/zoo/$(MODEL)/report.json docs/results/zoo-0.5$(OF).json
+	for t in 0.25 0.125; do \
+	  $(JUDGE) --save runs/zoo/$(MODEL) --match tokens=$$t $(addprefix --method ,$(BEFORE) $(if $(SCENES),,$(WITHIN) $(EARLY))) && \
+	  cp runs/zoo/$(MODEL)/report.json docs/results/zoo-$$t$(OF).json || exit 1; \
+	done
+	$(BIN)/python benchmarks/report.py
+
+# Searched schedules against others of the same mean tokens. PREDICTOR=name adds searched schedule x DyRate.
+RANKING ?= mix
+CALIBRATION ?= $(if $(SCENES),48,24)
+STRIDE ?= $(if $(SCENES),1,2)
+TOLERANCE ?= 0.05
+BUDGETS ?= $(if $(SCENES),0.5,0.5 0.25 0.125)
+PREDICTOR ?= $(if $(SCENES),scenes-0.7)
+FOUND := docs/results/search/$(MODEL)
+SEARCH := $(BIN)/foveate search $(MODEL) --ranking $(RANKING) --calibration $(CALIBRATION) --held-out $(CALIBRATION)
+GSEARCH := $(FOUND)/gsearch-$(RANKING).json
+SIGMOIDS := $(BUDGETS:%=$(FOUND)/psigmoid-$(RANKING)-%.json)
+FITS := $(BUDGETS:%=$(FOUND)/fitprune-$(RANKING)-%.json)
+CUTS := fastv:layer=2,ranking=$(RANKING) fastv:layer=2 random:layer=2 downsample:layer=2
+
+$(GSEARCH): | $(READY)
+	mkdir -p $(FOUND)
+	$(SEARCH) --algorithm gsearch --tolerance $(TOLERANCE) --stride $(STRIDE) --out $@
+
+$(SIGMOIDS): $(FOUND)/psigmoid-$(RANKING)-%.json: $(GSEARCH)
+	$(SEARCH) --algorithm psigmoid --budget $* --trials 12 --warm $(GSEARCH) --out $@
+
+$(FITS): $(FOUND)/fitprune-$(RANKING)-%.json: | $(READY)
+	mkdir -p $(FOUND)
+	$(SEARCH) --algorithm fitprune --budget $* --start-layer 1 --out $@
+
+results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)  # about 25 minutes for smol on two cores
+	$(BIN)/foveate plot schedule $^ --out $(FOUND)/schedules.png
+	$(BIN)/foveate inspect ranking $(MODEL) --ranking $(RANKING) --samples $(CALIBRATION) --plot $(FOUND)/ranking-$(RANKING).png
+	$(JUDGE) --save runs/search/$(MODEL) --match tokens=$$($(BIN)/python -c "import foveate; print(round(foveate.load_schedule('$(GSEARCH)').costs['keep'], 4))") \
+	  $(addprefix --method ,$(CUTS)) --also schedule:$(GSEARCH) --also score=random,schedule=schedule:$(GSEARCH) --also score=even,schedule=schedule:$(GSEARCH) \
+	  $(if $(PREDICTOR),--also schedule:$(GSEARCH)+dyrate:predictor=$(PREDICTOR) --also dyrate:predictor=$(PREDICTOR))
+	cp runs/search/$(MODEL)/report.json docs/results/search-gsearch$(OF).json
+	for t in $(BUDGETS); do \
+	  $(JUDGE) --save runs/search/$(MODEL) --match tokens=$$t $(addprefix --method ,$(CUTS) $(EARLY) psigmoid:ranking=$(RANKING)) \
+	    --also schedule:$(FOUND)/psigmoid-$(RANKING)-$$t.json --also score=random,schedule=schedule:$(FOUND)/psigmoid-$(RANKING)-$$t.json \
+	    --also score=even,schedule=schedule:$(FOUND)/psigmoid-$(RANKING)-$$t.json \
+	    --also schedule:$(FOUND)/fitprune-$(RANKING)-$$t.json --also score=fitprune,schedule=schedule:$(FOUND)/fitprune-$(RANKING)-$$t.json && \
+	  cp runs/search/$(MODEL)/report.json docs/results/search-$$t$(OF).json || exit 1; \
+	done
 	$(BIN)/python benchmarks/report.py
 
 results-dyrate: $(READY)  # fixed cuts at the FLOPs that the predictor comes to

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,30 @@ def test_tuned_methods_cost_what_is_asked(work: str, spec: str) -> None:
     assert share > (0.5 if "vtw" in spec else 0.84)  # 16 tokens, so steps are coarse
 
 
+@pytest.mark.parametrize(("spec", "least"), [("psigmoid", 0.5), ("psigmoid:first=3", 0.75), ("psigmoid:slope=2", 0.5)])
+def test_a_knob_is_tuned_where_the_method_accepts_it(spec: str, least: float) -> None:
+    made = model("llava")
+    plain = _tiny_records(made, [])
+    for ratio in (least + 0.01, 0.8, 1.0):
+        target = equal.Target("tokens", ratio)
+        found, share = equal.tune(equal.marked(spec), target, equal.planned(target, shapes(made), plain), LAYERS)
+        assert ratio - 0.05 < share <= ratio and float(found.rpartition("keep=")[2]) >= least
+    target = equal.Target("tokens", least - 0.1)
+    with pytest.raises(ValueError, match=rf"keep={least:.3f} still costs"):
+        equal.tune(equal.marked(spec), target, equal.planned(target, shapes(made), plain), LAYERS)
+    with pytest.raises(ValueError, match="cuts before layer 9"):
+        equal.tune("fastv:layer=9,keep=?", target, equal.planned(target, shapes(made), plain), LAYERS)
+
+
+def test_a_method_that_drops_while_decoding_is_tuned_by_running_it() -> None:
+    made = model("llava")
+    target, plain = equal.Target("tokens", 0.7), _tiny_records(made, [])
+    work = equal.either(equal.planned(target, shapes(made), plain), lambda: equal.ran(target, partial(_tiny_records, made)))
+    found, share = equal.tune("st3:layer=1,stride=1,keep=?,every=1", target, work, LAYERS)
+    assert 0.6 < share <= 0.7
+    assert equal.measured(target, _tiny_records(made, parse(found))) == pytest.approx(share * equal.measured(target, plain))
+
+
 @pytest.mark.slow
 def test_work_that_no_plan_foresees_is_measured(loaded: Loaded) -> None:
     target, shape = equal.Target("tokens", 0.8), shapes(loaded.model)
@@ -164,7 +189,7 @@ def test_work_that_no_plan_foresees_is_measured(loaded: Loaded) -> None:
     assert foreseen[0] == found and foreseen[1] == pytest.approx(share)
 
 
-def _tiny_records(made: Any, methods: list[Any]) -> list[records.Record]:
+def _tiny_records(made: Any, methods: Sequence[Any]) -> list[records.Record]:
     data = batch("llava", Layout(((3, 0, 5), (7, 0, 2))))
     with foveate.apply(made, *methods) as trace:
         made.generate(**data.inputs, max_new_tokens=3, do_sample=False)

@@ -39,6 +39,7 @@ def evaluate_methods(
     first: Annotated[int, typer.Option(min=0, help="Number of the first picture of each task.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 16,
     match: options.Match = None,
+    also: options.Also = None,
     save: Annotated[Path | None, typer.Option(help="Folder for answers and report; give it again to resume.")] = None,
     tokenizer: Annotated[str, typer.Option(help="Of captions: ptb (needs java), words, or auto.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
@@ -48,9 +49,8 @@ def evaluate_methods(
 ) -> None:
     """Judge methods on tasks, with intervals and paired differences to unpruned; under torchrun, by all processes."""
     target = equal.read_target(match) if match else None
-    specs = list(dict.fromkeys(method or []))
-    for spec in specs:
-        equal.values(equal.marked(spec), 1) if target else parse(spec)
+    specs, as_given = list(dict.fromkeys(method or [])), list(dict.fromkeys(also or []))
+    _check(specs, as_given, target)
     words = tokenizer_of(tokenizer)
     samples = _samples(tasks, data, limit, first)
     among = processes(device)
@@ -58,7 +58,7 @@ def evaluate_methods(
     body = _identity(loaded, samples, model, batch)
     if save is not None:
         _claim(save, body, among)
-    runs = _run(loaded, samples, specs, target, batch, among, save)
+    runs = _run(loaded, samples, specs, as_given, target, batch, among, save)
     if among.index:
         return
     body |= _findings(samples, runs, words, seed) | {"match": match}
@@ -66,6 +66,14 @@ def evaluate_methods(
         (save / "report.json").write_text(json.dumps(body, indent=1))
         (save / "samples.jsonl").write_text("".join(_lines(samples, runs)))
     print_json(body) if as_json else _print(body, target)
+
+
+def _check(specs: Sequence[str], also: Sequence[str], target: equal.Target | None) -> None:
+    """Raises ValueError for what is no method, or has no knob to tune."""
+    for spec in specs:
+        equal.values(equal.marked(spec), 1) if target else parse(spec)
+    for spec in also:
+        parse(spec)
 
 
 def _findings(samples: Sequence[Sample], runs: dict[str, list[Record]], words: str, seed: int) -> dict[str, Any]:
@@ -114,6 +122,7 @@ def _run(
     loaded: Loaded,
     samples: Sequence[Sample],
     specs: Sequence[str],
+    also: Sequence[str],
     target: equal.Target | None,
     batch: int,
     among: Processes,
@@ -135,6 +144,8 @@ def _run(
         for given in specs:
             spec = given if target is None else _tuned(given, target, loaded, samples, runs["unpruned"], batch)
             answers(spec, parse(spec))
+        for spec in also:
+            answers(spec, parse(spec))
     return runs
 
 
@@ -149,7 +160,7 @@ def _tuned(
         out: list[Record] = []
         for start in range(0, len(chosen), batch):
             part = chosen[start : start + batch]
-            lengths = [plain[i].tokens for i in part]
+            lengths = [1 if target.work == "tokens" else plain[i].tokens for i in part]  # tokens are the prefill's
             out += answer(*loaded, [samples[i] for i in part], methods, shape, lengths)
         return out
 

@@ -18,6 +18,10 @@ Methods = Annotated[
 Match = Annotated[
     str | None, typer.Option(help="Equal work: flops=0.33 (or bytes=, tokens=) of unpruned; tunes keep, or knob=?.")
 ]
+Also = Annotated[
+    list[str] | None,
+    typer.Option("--also", help="A method to run as it is beside those that --match tunes. May be repeated."),
+]
 PromptTokens = Annotated[int, typer.Option(min=1, help="Prompt tokens that are not visual.")]
 Images = Annotated[int, typer.Option(min=0, help="Pictures of a sample.")]
 ImageSize = Annotated[str | None, typer.Option(help="Of a picture in pixels, like 672x448, where tokens depend on it.")]
