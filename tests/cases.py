@@ -296,6 +296,7 @@ STACKS: dict[str, tuple[Case, ...]] = {
     "random+fastv": (LISTED["random"], LISTED["fastv"]),
     "downsample+decay": (LISTED["downsample"], EXTRA["decay"]),
     "visionzip+fastv": (LISTED["visionzip"], LISTED["fastv"]),
+    "schedule+dyrate": (LISTED["schedule"], LISTED["dyrate"]),
     "vscan2+st3": (LISTED["vscan2"], LISTED["st3"]),
 }
 METHODS = {**{name: (case,) for name, case in CASES.items()}, **STACKS}
