@@ -69,7 +69,7 @@ class Instruction:
 class Received:
     """Attention received in the layer before from all later tokens that run now, mean over them (FastV's text).
 
-    FastV (2403.06764, Section 4.1) says "the average attention-score received from all other tokens"; a causal model
+    FastV (2403.06764) says "the average attention-score received from all other tokens"; a causal model
     pays none to later ones, so earlier tokens are not counted (nor are they where images see both ways). Rows are
     computed `CHUNK` at a time.
     """

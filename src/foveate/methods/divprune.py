@@ -35,7 +35,8 @@ def divprune(layer: int = 0, keep: float | int = 0.25) -> Method:
     """Before layer `layer`, keep the visual tokens of each image that are most diverse.
 
     Paper: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", Alvar et al., arXiv 2503.02175,
-    Section 3 (max-min diversity, solved greedily; distance is one minus the cosine of the tokens).
+    (max-min diversity, solved greedily; distance is one minus the cosine of the tokens). Checked against the authors'
+    code.
 
     Deviations: each image of a sample is a problem of its own. Original positions are kept.
 

@@ -61,7 +61,7 @@ def vscan1(
     """Before layer `layer`, keep the tokens that a deep layer of the tower and the windows of a shallow one attend to.
 
     Paper: "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", Zhang et al., arXiv
-    2505.22654, Section 4.1: the first of two stages; compose with `vscan2` for the second.
+    2505.22654: the first of two stages; compose with `vscan2` for the second.
 
     Deviations: read in the abstract and in the authors' code, as which the local scan chooses first and the global one
     among the rest, and windows are a fixed number per side (4 of 6 x 6 tokens). The code gives every window the same

@@ -82,7 +82,7 @@ def divergence(trial: Trial) -> Float[Tensor, " B"]:
 
 
 def first_divergence(trial: Trial) -> Float[Tensor, " B"]:
-    """Minus the divergence at the first word alone, as VTW's search has it (2405.05803, Section 3.3)."""
+    """Minus the divergence at the first word alone, as VTW's search has it (2405.05803)."""
     first = torch.zeros_like(trial.batch.answered)
     first[:, 0] = True
     return -trial.per_sample(_kl(trial).clamp(min=0) * first[trial.batch.answered])
