@@ -34,6 +34,7 @@ A language model of 135 M parameters with our tower and projector, 256 visual to
     "scenes": """# On `scenes`
 
 A small LLaVA that knows a world of drawn scenes and nothing else: **do not carry its figures over to large models**.
+Rows of `vscan1` are of its former order, the global scan first; it is the local one now, as in its authors' code.
 """,
 }
 READING = {

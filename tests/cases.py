@@ -280,6 +280,7 @@ EXTRA: dict[str, Case] = {
     "dyrate, deeper": Case(methods.dyrate(tiny_predictor(), layer=1, deeper=0.5), dyrate(1, 6)),
     "mix": Case(Method(RANKINGS["mix"], Decay(1)), decaying(1, by_any)),
     "pdrop before": Case(methods.pdrop(layers=(2, 3), rank="before"), zoo.pdrop(0.5, [2, 3], 1), slow=True),
+    "vscan2 own": Case(methods.vscan2(keep=0.4, rank="own"), zoo.vscan2(0.4, 0), slow=True),
     "sparsevlm table": Case(
         methods.sparsevlm((0.75, 0.5, 0.3), cluster="sum"),
         zoo.sparsevlm([1, 2, 3], [0.75, 0.5, 0.3], 0, 0.3, summed=True),
