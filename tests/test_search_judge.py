@@ -13,11 +13,13 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.schedules import PerLayer
 from foveate.core.scores import RANKINGS
+from foveate.demo.language import describe
+from foveate.demo.world import sample as world_sample
 from foveate.measure.cost import cost_of_trace, shapes
 from foveate.tune.dyrate.rollout import batch_of
 from foveate.tune.search.costs import Sizes, ratios
 from foveate.tune.search.evaluator import Evaluator
-from foveate.tune.search.objective import OBJECTIVES, metric
+from foveate.tune.search.objective import OBJECTIVES, PER_ANSWER, judged, metric
 from foveate.tune.search.premise import Premise, essential_share, kendall, overlaps, premise
 from foveate.tune.search.search import Data, compared
 from test_search_runner import decoded
@@ -76,6 +78,13 @@ def test_a_hopeless_trial_is_given_up_and_only_such(scenes: Any, data: Data) -> 
     judge = judge_of(scenes, data, "kl")
     assert judge.parts(bad, float(parts[:2].sum() / judge.weights.sum()) / 2) is None
     assert judge.runner.tally.layers < before, "the second batch was not run"
+
+
+@pytest.mark.parametrize("name", PER_ANSWER)
+def test_every_task_metric_judges_single_answers(name: str) -> None:
+    right, other = (describe(world_sample("val", number)) for number in (0, 1))
+    assert judged(name, right, right) == pytest.approx(1.0) and OBJECTIVES[name].ceiling == 1
+    assert 0 <= judged(name, other, right) < 1 and judged(name, "", right) == 0
 
 
 def test_a_metric_is_an_objective(scenes: Any, data: Data) -> None:

@@ -11,8 +11,8 @@ def dymu(layer: int = 0, threshold: float = 0.9) -> Method:
     """Before layer `layer`, merge all visual tokens of an image that are more alike than a threshold.
 
     Paper: "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs", Wang et al., arXiv 2504.17040:
-    bipartite matching as in ToMe, but by a threshold, so that an image's count follows its complexity. Checked against
-    the authors' code.
+    bipartite matching as in ToMe, but by a threshold, so that an image's count follows its complexity. Checked with the
+    authors' code.
 
     Deviations: done after the tower, not between its layers, by the keys of the layer whose output the model reads.
     The paper sets a threshold per layer from a batch of images so that a wished count is kept on average; here it is a

@@ -18,9 +18,9 @@ def vscan2(keep: float | int = 0.5, layer: int | None = None, rank: Literal["bef
     LLaVA-1.5-7B's 32), since early layers favour late positions and middle ones look at the image. Its first stage, in
     the vision tower, is a method of its own; give both as ``vscan1:...+vscan2:...``.
 
-    Deviations: the attention is that of the layer before the cut, mean over heads, as for FastV; the authors' code ranks
-    by the projections of the layer about to run (``rank="own"``, which projects that layer's keys once more). The
-    paper's retention rates are per benchmark; half is our default.
+    Deviations: the attention is that of the layer before the cut, mean over heads, as for FastV; the authors' code
+    ranks by the projections of the layer about to run (``rank="own"``, which projects that layer's keys once more).
+    The paper's retention rates are per benchmark; half is our default.
 
     Args:
         keep: visual tokens kept, a fraction (float) of those that a first stage has left, or a number (int).
