@@ -76,7 +76,7 @@ EARLY := pdrop:layers=0.07/0.3/0.6 "score=mix,schedule=pdrop:layers=0.07/0.3/0.6
 # These set their own counts, and run as they are; a line from all to none is the steepest of st3's stairs.
 ADAPTIVE := prumerge prumerge_plus fitprune st3:layer=1,stride=1,keep=0.0
 
-results-zoo: $(READY)  # every method at equal tokens; about 35 minutes for smol on two cores
+results-zoo: $(READY)  # every method at equal tokens; estimated at 35 minutes for smol on two cores
 	mkdir -p docs/results
 	$(JUDGE) --save runs/zoo/$(MODEL) --match tokens=0.5 $(addprefix --method ,$(WITHIN) $(STAGES) $(BEFORE)) $(addprefix --also ,$(ADAPTIVE))
 	cp runs/zoo/$(MODEL)/report.json docs/results/zoo-0.5$(OF).json
@@ -111,7 +111,7 @@ $(FITS): $(FOUND)/fitprune-$(RANKING)-%.json: | $(READY)
 	mkdir -p $(FOUND)
 	$(SEARCH) --algorithm fitprune --budget $* --start-layer 1 --out $@
 
-results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)  # about 25 minutes for smol on two cores
+results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)  # estimated at 25 minutes for smol on two cores
 	$(BIN)/foveate plot schedule $^ --out $(FOUND)/schedules.png
 	$(BIN)/foveate inspect ranking $(MODEL) --ranking $(RANKING) --samples $(CALIBRATION) --plot $(FOUND)/ranking-$(RANKING).png
 	$(JUDGE) --save runs/search/$(MODEL) --match tokens=$$($(BIN)/python -c "import foveate; print(round(foveate.load_schedule('$(GSEARCH)').costs['keep'], 4))") \
