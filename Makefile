@@ -86,13 +86,13 @@ results-zoo: $(READY)  # every method at equal tokens; estimated at 35 minutes f
 	done
 	$(BIN)/python benchmarks/report.py
 
-# Searched schedules against others of the same mean tokens. PREDICTOR=name adds searched schedule x DyRate.
+# Searched schedules against others of the same mean tokens, and one joined with DyRate (JOINED=dyrate:...).
 RANKING ?= mix
 CALIBRATION ?= $(if $(SCENES),48,24)
 STRIDE ?= $(if $(SCENES),1,2)
 TOLERANCE ?= 0.05
 BUDGETS ?= $(if $(SCENES),0.5,0.5 0.25 0.125)
-PREDICTOR ?= $(if $(SCENES),scenes-0.7)
+JOINED ?= $(if $(wildcard src/foveate/predictors/$(MODEL)-0.5),dyrate:predictor=$(MODEL)-0.5)
 FOUND := docs/results/search/$(MODEL)
 SEARCH := $(BIN)/foveate search $(MODEL) --ranking $(RANKING) --calibration $(CALIBRATION) --held-out $(CALIBRATION)
 GSEARCH := $(FOUND)/gsearch-$(RANKING).json
@@ -116,7 +116,7 @@ results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)  # estimated at 25 minutes for sm
 	$(BIN)/foveate inspect ranking $(MODEL) --ranking $(RANKING) --samples $(CALIBRATION) --plot $(FOUND)/ranking-$(RANKING).png
 	$(JUDGE) --save runs/search/$(MODEL) --match tokens=$$($(BIN)/python -c "import foveate; print(round(foveate.load_schedule('$(GSEARCH)').costs['keep'], 4))") \
 	  $(addprefix --method ,$(CUTS)) --also schedule:$(GSEARCH) --also score=random,schedule=schedule:$(GSEARCH) --also score=even,schedule=schedule:$(GSEARCH) \
-	  $(if $(PREDICTOR),--also schedule:$(GSEARCH)+dyrate:predictor=$(PREDICTOR) --also dyrate:predictor=$(PREDICTOR))
+	  $(if $(JOINED),--also schedule:$(GSEARCH)+$(JOINED) --also $(JOINED))
 	cp runs/search/$(MODEL)/report.json docs/results/search-gsearch$(OF).json
 	for t in $(BUDGETS); do \
 	  $(JUDGE) --save runs/search/$(MODEL) --match tokens=$$t $(addprefix --method ,$(CUTS) $(EARLY) psigmoid:ranking=$(RANKING)) \
