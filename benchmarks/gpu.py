@@ -85,7 +85,11 @@ def identity(setting: Setting) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(setting.device) if cuda else "CPU",
         "memory": torch.cuda.get_device_properties(setting.device).total_memory if cuda else None,
         "setting": {**asdict(setting), "size": list(setting.size)},
-        "versions": {"foveate": foveate.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "foveate": foveate.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
     }
 
 

@@ -12,7 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +49,7 @@ PEERS = {
 }
 
 
-class CouldNotRun(Exception):
+class NotRunError(Exception):
     """Why a peer could not be run."""
 
 
@@ -57,7 +57,7 @@ def interpreter(name: str, peer: Peer, folder: Path) -> str:
     """The peer's Python; its environment is made in `folder` if it is not there, with this one's torch.
 
     Raises:
-        CouldNotRun: something cannot be installed.
+        NotRunError: something cannot be installed.
     """
     if peer.packages is None:
         return sys.executable
@@ -78,7 +78,7 @@ def interpreter(name: str, peer: Peer, folder: Path) -> str:
 def _call(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CouldNotRun(f"not installed: {_last(done.stderr)}")
+        raise NotRunError(f"not installed: {_last(done.stderr)}")
 
 
 def _last(text: str) -> str:
@@ -92,7 +92,7 @@ def drive(python: str, script: Path, asked: Asked, limit: float) -> dict[str, An
     """Runs a script on a request.
 
     Raises:
-        CouldNotRun: it fails, takes longer than `limit` seconds, or does not answer in JSON.
+        NotRunError: it fails, takes longer than `limit` seconds, or does not answer in JSON.
     """
     try:
         done = subprocess.run(
@@ -100,20 +100,20 @@ def drive(python: str, script: Path, asked: Asked, limit: float) -> dict[str, An
             timeout=limit,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise CouldNotRun(f"took longer than {limit:.0f} s") from None
+        raise NotRunError(f"took longer than {limit:.0f} s") from None
     except OSError as error:
-        raise CouldNotRun(f"not started: {error}") from None
+        raise NotRunError(f"not started: {error}") from None
     if done.returncode:
-        raise CouldNotRun(_last(done.stderr))
+        raise NotRunError(_last(done.stderr))
     try:
         body = json.loads(done.stdout.splitlines()[-1])
         return {"versions": body["versions"], "found": summary(body["runs"], asked)}
     except (IndexError, KeyError, TypeError, json.JSONDecodeError):
-        raise CouldNotRun(f"answered no result: {done.stdout[-100:]!r}") from None
+        raise NotRunError(f"answered no result: {done.stdout[-100:]!r}") from None
 
 
 def summary(runs: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """Medians; times faster than plain, turn by turn; entries per layer left after the prefill; peak beyond the model."""
+    """Medians; times faster than plain, turn by turn; entries left in each layer after the prefill; peak memory."""
     found: dict[str, Any] = {}
     plain = runs[BASE]
     for name, run in runs.items():
@@ -196,7 +196,7 @@ def main(
             continue
         try:
             found = drive(interpreter(name, peer, environments), HERE / peer.script, asked, limit)
-        except CouldNotRun as why:
+        except NotRunError as why:
             found = {"failed": str(why)}
         body["peers"][name] = found
         show(name, found)

@@ -1,7 +1,7 @@
 """kvpress (NVIDIA): forgets keys and values after each layer's prefill attention, so a prefill computes all it did.
 
-Its ratio is over all entries, text included (SnapKV's window of last tokens stays), in every layer; it is set so that as
-many are left as FastV leaves after its layer.
+Its ratio is over all entries, text included (SnapKV's window of last tokens stays), in every layer; it is set so that
+as many are left as FastV leaves after its layer.
 """
 
 from __future__ import annotations

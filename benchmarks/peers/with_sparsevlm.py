@@ -1,4 +1,4 @@
-"""The PyPI package sparsevlm (nobody of SparseVLM's authors): Qwen2-VL and Qwen2.5-VL, one sample, one picture in front.
+"""The PyPI package sparsevlm (not by SparseVLM's authors): Qwen2-VL and Qwen2.5-VL, one sample, a picture in front.
 
 Its decoder gets the request's sizes inside a Qwen2.5-VL with a tower of one small layer, and the picture comes first,
 because the package takes positions 0 to n for it.
