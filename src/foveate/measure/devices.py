@@ -32,8 +32,8 @@ class Device:
     dtypes: tuple[str, ...] = ("bfloat16", "float16")
 
 
-# Dense peaks; a figure "with sparsity" is twice as much. Compared in November 2026 with published copies of the documents
-# named and with tables that cite them.
+# Dense peaks; a figure "with sparsity" is twice as much. Compared in November 2026 with published copies of the
+# documents named and with tables that cite them.
 DEVICES = {
     # nvidia-a100-datasheet-us-nvidia-1758950-r4: 312 TFLOPS bf16 and fp16, 2,039 GB/s (80 GB SXM; PCIe has 1,935)
     "a100": Device("A100 SXM 80 GB", 312e12, 2.039e12, 80e9),
