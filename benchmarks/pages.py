@@ -32,7 +32,8 @@ PEERS_READING = """
 - **kvpress** (NVIDIA, from PyPI): a press forgets keys and values *after* each layer's prefill attention. The prefill
   computes all that it did, plus the scoring: its time to first token cannot be shorter than plain's, by design; what it
   saves is memory and decoding time. Its ratio counts text too and holds from the first layer on; it is set so that as
-  many entries are left in a layer as FastV leaves behind its own. It asks for transformers below 5.3.
+  many entries are left in a layer as FastV leaves behind its own. It asks for transformers below 5.3, and warns that
+  LLaVA is not among the models it was tested with.
 - **sparsevlm** (from PyPI; not by SparseVLM's authors): takes Qwen2-VL and Qwen2.5-VL, one sample, one picture in front
   of the prompt. It gets the shape's decoder inside a Qwen2.5-VL. Its `sparsevlm_generate` runs a whole prefill under
   eager with `output_attentions`, cuts the cache once and feeds the last word again; its `apply_sparsevlm` hooks decide
