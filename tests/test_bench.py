@@ -109,8 +109,22 @@ def test_the_last_line_is_json_and_runs_are_compared(
     assert "beside the earlier run" in capsys.readouterr().out
     assert run([*args, "--compare", str(saved), "--batch", "1"]) == 2
     assert "compare like with like" in " ".join(capsys.readouterr().err.split())
-    assert run([*args, "--output-tokens", "1"]) == 0
+    single = [*args, "--output-tokens", "1", "--save", str(tmp_path / "single.json")]
+    assert run(single) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["found"]["plain"]["further"] is None
+    assert "NaN" not in (tmp_path / "single.json").read_text()
+    assert run([*single, "--compare", str(tmp_path / "single.json")]) == 0
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_refused_before_it_is_timed(
+    shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"found": {}, "shape": "another"}))
+    monkeypatch.setattr(bench, "race", lambda *_: pytest.fail("it was timed all the same"))
+    assert run(["bench", "--shape", shape, "--compare", str(old)]) == 2
+    assert "compare like with like" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -120,6 +134,8 @@ def test_the_last_line_is_json_and_runs_are_compared(
         (["--method", "fastvv"], "did you mean 'fastv'"),
         (["--device", "cuda:99"], "cuda"),
         (["--images", "0"], "leaves nothing to drop"),
+        (["--shape", "tiny-20m", "--layers", "2", "--method", "vtw:layer=5"], "layers 0 to 1"),
+        (["--shape", "tiny-20m", "--attention", "flash_attention_2"], "cannot be used here"),
         (["--dtype", "float8"], "unknown dtype"),
         (["--layers", "0"], "layers"),
         (["--save", "/nowhere/x.json"], "no folder"),

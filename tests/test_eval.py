@@ -16,9 +16,11 @@ import pytest
 import foveate
 from cases import LISTED
 from foveate.cli.app import run
+from foveate.cli.output import write_json
 from foveate.demo.bundled import Loaded, load
 from foveate.demo.draw import draw
 from foveate.demo.world import sample
+from foveate.lmms import tasks
 from foveate.measure import records, report
 from foveate.measure.cost import Cost, cost_of_trace, costs_of_samples, shapes
 from foveate.measure.evaluate import answer, batches, evaluate
@@ -216,3 +218,29 @@ def test_every_task_gives_samples_that_its_metrics_can_judge() -> None:
     assert found["unpruned"]["questions exact"]["value"] == 100 and found["other"]["questions exact"]["value"] == 0
     assert found["other"]["questions exact"]["difference"]["high"] == -100
     assert found["other"]["agreement"]["value"] == 0
+
+
+def test_lines_of_a_file_part_at_line_feeds_alone(tmp_path: Path) -> None:
+    """JSON may hold other separators as they are, and editors put a byte-order mark in front."""
+    draw(sample("test", 0)).image.save(tmp_path / "a.png")
+    row = {"image": "a.png", "prompt": "what\u2028is it, ö?", "reference": "a dog\u0085", "metric": "exact"}
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for _ in range(2))
+    (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\r\n")
+    assert [(s.prompt, s.references) for s in from_file(tmp_path / "mine.jsonl")] == [
+        (row["prompt"], (row["reference"],))
+    ] * 2
+
+
+def test_what_is_no_number_is_null_in_files(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [float("nan"), 1.5]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.5]}
+
+
+def test_the_tasks_of_lmms_eval_are_written_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "a: b #c"
+    assert tasks.main([str(odd), "2"]) == 0
+    assert json.dumps(str((odd / "questions.jsonl").resolve())) in (odd / "foveate_questions.yaml").read_text()
+    (tmp_path / "file").write_text("")
+    for argv in ([], ["a", "b", "c"], [str(odd), "many"], [str(odd), "0"], [str(tmp_path / "file")]):
+        assert tasks.main(argv) == 2
+        assert capsys.readouterr().err.startswith("error: ")

@@ -25,7 +25,7 @@ from ..measure.records import Record
 from ..measure.tasks import TASKS, Sample, bundled, from_file, identity
 from ..methods import parse
 from . import options
-from .output import console, errors, print_json
+from .output import console, errors, print_json, write_json
 
 _TUNE_ON = 16  # samples that a method runs on, again and again, if no plan tells its cost
 
@@ -63,7 +63,7 @@ def evaluate_methods(
         return
     body |= _findings(samples, runs, words, seed) | {"match": match}
     if save is not None:
-        (save / "report.json").write_text(json.dumps(body, indent=1))
+        write_json(save / "report.json", body, indent=1)
         (save / "samples.jsonl").write_text("".join(_lines(samples, runs)))
     print_json(body) if as_json else _print(body, target)
 
