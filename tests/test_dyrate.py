@@ -18,7 +18,7 @@ from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor, rate_grid
 from foveate.core.schedules import Cut
 from foveate.core.scores import RANKINGS, AnyOf, LayersMax
-from foveate.methods import dyrate, fastv
+from foveate.methods import dyrate, fastv, parse
 from foveate.predictors.store import Card, from_pretrained, save_pretrained
 from tiny import LAYERS, Layout, batch, model
 
@@ -98,6 +98,10 @@ def test_a_predictor_acts_as_it_was_trained_to_unless_told_otherwise(tmp_path: P
         dyrate(where, layer=0)
     with pytest.raises(ValueError, match="protect='all'"):
         dyrate(where, protect="all")  # type: ignore[arg-type]
+    spelled = parse("dyrate:predictor=scenes-0.5,ranking=last,protect=unseen,decode=false")[0]
+    assert isinstance(spelled.score, Sparing) and not spelled.drops(2, 1)
+    with pytest.raises(ValueError, match="protect='all'; expected one of nothing, unseen"):
+        parse("dyrate:predictor=scenes-0.5,protect=all")
     _, old = from_pretrained("scenes-0.5")
     assert old.decode and old.protect == "nothing", "cards from before these were written"
 
