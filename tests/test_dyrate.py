@@ -96,8 +96,6 @@ def test_a_predictor_acts_as_it_was_trained_to_unless_told_otherwise(tmp_path: P
         dyrate(where, semantics="recompute")
     with pytest.raises(ValueError, match="rank by tower or diverse or random or even, or"):
         dyrate(where, layer=0)
-    with pytest.raises(ValueError, match="protect='all'"):
-        dyrate(where, protect="all")  # type: ignore[arg-type]
     spelled = parse("dyrate:predictor=scenes-0.5,ranking=last,protect=unseen,decode=false")[0]
     assert isinstance(spelled.score, Sparing) and not spelled.drops(2, 1)
     with pytest.raises(ValueError, match="protect='all'; expected one of nothing, unseen"):

@@ -53,11 +53,7 @@ def train(
             model or data, or fewer examples in a batch than processes.
     """
     state, shape = _processes(), shapes(model)
-    depth = len(shape.layers)
-    if not 0 <= plan.layer < depth:
-        raise ValueError(f"layer={plan.layer}; expected 0 to {depth - 1}, the layers of this decoder")
-    if plan.batch < state.num_processes:
-        raise ValueError(f"batch={plan.batch}; expected {state.num_processes} or more, one for every process")
+    _check_sizes(plan, len(shape.layers), state.num_processes)
     heads = decoder_of(adapter_for(model).body(model)).config.num_attention_heads
     predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
     _check_budget(model, processor, examples, plan, shape)
@@ -99,6 +95,13 @@ def _processes() -> Any:
     if importlib.util.find_spec("accelerate") is None:
         raise ValueError("training needs accelerate; pip install 'foveate[train]'")
     return importlib.import_module("accelerate").PartialState()
+
+
+def _check_sizes(plan: Plan, depth: int, processes: int) -> None:
+    if not 0 <= plan.layer < depth:
+        raise ValueError(f"layer={plan.layer}; expected 0 to {depth - 1}, the layers of this decoder")
+    if plan.batch < processes:
+        raise ValueError(f"batch={plan.batch}; expected {processes} or more, one for every process")
 
 
 def _check_budget(model: Any, processor: Any, examples: Sequence[Example], plan: Plan, shape: Shapes) -> None:
