@@ -66,8 +66,6 @@ def train_dyrate(
         decode=decode, protect=protect,
     )  # fmt: skip
     learned, judged_on = _data(data, steps * batch, held_out)
-    for reason in learned.unusable:
-        errors.print(f"not used: {reason}", highlight=False)
     loaded = load(model, device=device, dtype=dtype)
     predictor = _train(loaded, learned, plan, out)
     console.print("meeting the budget with the likeliest rates")
@@ -93,13 +91,15 @@ def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path) -> RatePred
 
 
 def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Examples]:
-    """Training and held-out examples: of a file, the last rows, a tenth at most, are held out."""
+    """Training and held-out examples: of a file, the last rows, a tenth at most, are held out; names unusable rows."""
     if path is None:
         return scene_examples("train", min(wanted, 4000), 0, _KINDS), scene_examples("val", held_out, 0, _KINDS)
     found = folder_examples(path) if path.is_dir() else file_examples(path)
     apart = min(held_out, max(1, len(found.rows) // 10))
     if len(found.rows) < 2:
         raise ValueError(f"{path} has one usable row; at least two are needed, to train and to report")
+    for reason in found.unusable:
+        errors.print(f"not used: {reason}", highlight=False)
     return Examples(found.rows[:-apart], found.unusable), Examples(found.rows[-apart:])
 
 

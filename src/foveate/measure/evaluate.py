@@ -136,15 +136,14 @@ def evaluate(
         size: samples of a batch.
         among: the processes that share the work.
         folder: keeps answers as they come; whole batches found there are not run again.
-        progress: called with the samples done by each batch, of those that this process answers or finds answered.
+        progress: called with the samples of each batch that this process answers or finds answered.
         decoding: how answers are generated; samples drawn hang on the seed and the batch alone.
     """
-    among = among or Processes()
+    among, tick = among or Processes(), progress or (lambda count: None)
     plan, home = batches(samples, size), None if folder is None else records.place(folder, spec)
     done = {} if home is None else records.read(home, [len(batch) for batch in plan])
     among.wait()  # nobody writes until all have read
     found = [record for batch in done.values() for record in batch]
-    tick = progress or (lambda count: None)
     tick(len(found))
     shape, mine = shapes(model), []
     for number in [n for n in range(len(plan)) if n not in done][among.index :: among.count]:

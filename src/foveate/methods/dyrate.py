@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -20,6 +20,7 @@ from ..predictors.store import Card, from_pretrained
 
 Semantics = Literal["cached", "recompute"]
 Protect = Literal["nothing", "unseen"]
+Adapt = Literal["input", "step"]
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,10 @@ class LearnedRate:
 
 
 def dyrate(
-    predictor: str | RatePredictor,
-    layer: int | None = None,
-    ranking: Ranking | None = None,
-    semantics: Semantics = "cached",
-    every: int = 1,
-    adapt: Literal["input", "step"] = "input",
-    deeper: float = 0.0,
-    decode: bool | None = None,
-    protect: Protect | None = None,
-) -> Method:
+    predictor: str | RatePredictor, layer: int | None = None, ranking: Ranking | None = None,
+    semantics: Semantics = "cached", every: int = 1, adapt: Adapt = "input", deeper: float = 0.0,
+    decode: bool | None = None, protect: Protect | None = None,
+) -> Method:  # fmt: skip
     """At the prefill and before every decode step, a linear predictor picks how many visual tokens stay.
 
     Paper: "Dynamic Token Reduction during Generation for Vision Language Models", Liang et al., arXiv 2501.14204,
@@ -141,22 +136,40 @@ def dyrate(
         ValueError: no such predictor, a knob out of range; when run: another model's predictor, or a wrong cache.
     """
     loaded, card = from_pretrained(predictor) if isinstance(predictor, str) else (predictor, None)
-    if layer is None and card is None:
+    told = _told(card, layer, ranking, decode, protect)
+    return _method(loaded, told, f"dyrate:predictor={predictor if card else 'given'}", semantics, every, adapt, deeper)
+
+
+def _told(
+    card: Card | None, layer: int | None, ranking: Ranking | None, decode: bool | None, protect: Protect | None
+) -> Card:
+    """The card with what is said instead; of a predictor without one, a card that holds for any model."""
+    if card is None and layer is None:
         raise ValueError("layer=None; a predictor that comes without a card does not say before which layer it decides")
-    where = layer if layer is not None or card is None else card.layer
-    chosen = ranking or (card.ranking if card else "last")
-    late = decode if decode is not None else card.decode if card else True
-    spared = protect or (card.protect if card else "nothing")
-    score = ranked(chosen, spared, where)
-    name = f"dyrate:predictor={predictor if card else 'given'},layer={where},ranking={chosen}"
-    name += ("" if late else ",decode=false") + ("" if spared == "nothing" else f",protect={spared}")
+    found = card or Card("any", 0, 0, 0, (), True, "last", 1.0)
+    return replace(
+        found,
+        layer=found.layer if layer is None else layer,
+        ranking=ranking or found.ranking,
+        decode=found.decode if decode is None else decode,
+        protect=protect or found.protect,
+    )
+
+
+def _method(
+    loaded: RatePredictor, told: Card, name: str, semantics: Semantics, every: int, adapt: Adapt, deeper: float
+) -> Method:
+    spared = told.protect != "nothing"
+    if semantics == "recompute" and spared:
+        raise ValueError(f"protect={told.protect!r} is for the cache; with semantics='recompute' no token is ever lost")
+    score = ranked(told.ranking, told.protect, told.layer)
+    name += f",layer={told.layer},ranking={told.ranking}"
+    name += ("" if told.decode else ",decode=false") + (f",protect={told.protect}" if spared else "")
     if adapt == "step":
-        by_step = ByStep(where, _mean_kept(card, semantics, every, deeper)[: None if late else 1])
-        return Method(score, by_step, name=f"{name},adapt=step")
-    if semantics == "recompute" and spared != "nothing":
-        raise ValueError(f"protect={spared!r} is for the cache; with semantics='recompute' no token is ever lost")
+        means = _mean_kept(told, semantics, every, deeper)
+        return Method(score, ByStep(told.layer, means if told.decode else means[:1]), name=f"{name},adapt=step")
     name += ("" if semantics == "cached" else ",semantics=recompute") + (f",deeper={deeper:g}" if deeper else "")
-    rate = LearnedRate(loaded, where, card.layers if card else None, every, semantics, deeper, late)
+    rate = LearnedRate(loaded, told.layer, told.layers or None, every, semantics, deeper, told.decode)
     return Method(score, rate, name=name)
 
 
@@ -180,9 +193,9 @@ def ranked(ranking: str, protect: str, layer: int) -> Score:
     return base if protect == "nothing" else Sparing(base, LastQuery(back=min(1, layer)))
 
 
-def _mean_kept(card: Card | None, semantics: Semantics, every: int, deeper: float) -> tuple[float, ...]:
+def _mean_kept(card: Card, semantics: Semantics, every: int, deeper: float) -> tuple[float, ...]:
     """What the predictor kept at each step of its held-out data, on average."""
-    means = card.training.get("held out", {}).get("kept_by_step") if card else None
+    means = card.training.get("held out", {}).get("kept_by_step")
     if not means or semantics != "cached" or every != 1 or deeper:
         raise ValueError(
             "adapt='step' takes what a stored predictor kept at each step of its held-out data; it needs a predictor "
