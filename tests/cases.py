@@ -16,6 +16,7 @@ from torch import Tensor
 import vision_cases as vision
 import zoo
 from foveate import Kind, ScheduleFile, View, methods
+from foveate.core.foresight import Sparing
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor
 from foveate.core.scores import RANKINGS, Accumulated, Even, Instruction, LastQuery, LayersMax, Received
@@ -164,6 +165,30 @@ def by_accumulated(s: Situation) -> dict[int, float]:
     return {c: past[c] for c in s.alive}
 
 
+def by_sparing(s: Situation) -> dict[int, float]:
+    """As the last token ranks, but what a token of the answer paid more than the mean to comes after all others."""
+    looked: set[int] = s.memory.setdefault("looked", set())
+    share = by_last(s)
+    if s.step:
+        looked.update(c for c in s.alive if share[c] > sum(share.values()) / len(s.alive))
+    else:
+        looked.clear()
+    order = sorted(s.alive, key=lambda c: (c in looked, -share[c], c))
+    return {c: -float(place) for place, c in enumerate(order)}
+
+
+def by_tower(s: Situation) -> dict[int, float]:
+    s.memory.update({c: vision.attention(s, [c])[c] for c in s.alive if c >= s.first and not s.step})
+    return {c: s.memory[c] for c in s.alive}
+
+
+def by_diverse(s: Situation) -> dict[int, float]:
+    for image in {s.image_of[c] for c in s.alive if c >= s.first and not s.step}:
+        order = vision.most_diverse(s, [c for c in s.alive if s.image_of[c] == image])
+        s.memory.update({c: 1 - (turn + 0.5) / len(order) for turn, c in enumerate(order)})
+    return {c: s.memory[c] for c in s.alive}
+
+
 def by_any(s: Situation) -> dict[int, float]:
     share = s.attention(s.newest).mean(0)
     parts = [{c: share[c].item() for c in s.alive}, by_received(s), {c: -grid_rank(s, c) for c in s.alive}]
@@ -200,7 +225,7 @@ def dyrate(layer: int, twelfths: int = 0) -> Chooser:
     def choose(s: Situation) -> list[int]:
         if s.layer < layer or (s.layer > layer and not twelfths):
             return s.alive
-        share = s.attention(s.newest)
+        share = s.attention(s.newest, min(1, s.layer))
         mean = share.mean(0)
         if s.layer > layer:
             left = Fraction(4 - s.memory["rate"], 4) - Fraction(twelfths, 12) * Fraction(
@@ -279,6 +304,12 @@ EXTRA: dict[str, Case] = {
     "accumulated": Case(Method(Accumulated(), Decay(1)), decaying(1, by_accumulated)),
     "dyrate, deeper": Case(methods.dyrate(tiny_predictor(), layer=1, deeper=0.5), dyrate(1, 6)),
     "mix": Case(Method(RANKINGS["mix"], Decay(1)), decaying(1, by_any)),
+    "sparing": Case(Method(Sparing(LastQuery(), LastQuery()), Decay(1)), decaying(1, by_sparing)),
+    "tower": Case(Method(RANKINGS["tower"], Decay(0)), decaying(0, by_tower), slow=True),
+    "diverse": Case(Method(RANKINGS["diverse"], Decay(0)), decaying(0, by_diverse), slow=True),
+    "dyrate before layer 0": Case(
+        Method(LastQuery(0), methods.dyrate(tiny_predictor(), layer=0, ranking="even").schedule), dyrate(0), slow=True
+    ),
     "pdrop before": Case(methods.pdrop(layers=(2, 3), rank="before"), zoo.pdrop(0.5, [2, 3], 1), slow=True),
     "vscan2 own": Case(methods.vscan2(keep=0.4, rank="own"), zoo.vscan2(0.4, 0), slow=True),
     "sparsevlm table": Case(

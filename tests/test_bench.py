@@ -74,7 +74,8 @@ def test_parts_are_told_apart_and_the_model_is_left_as_it_was() -> None:
     hooks = _hooks(model)  # transformers has put its own on
     found = parts(model, given, parse("fastv:layer=2,keep=0.5"), asked.new_tokens)
     assert set(found) == set(PARTS) and all(found[p] > 0 for p in ("vision", "prefill", "decode", "score", "schedule"))
-    assert found["score"] < found["prefill"]
+    assert found["score"] < found["prefill"] and 0 < found["control"] < found["decode"]
+    assert found["control"] < found["drop"] + found["score"] + found["schedule"], "the prefill's is not in it"
     assert parts(model, given, [], asked.new_tokens)["score"] == 0
     assert torch.equal(model.generate(**given, max_new_tokens=3, do_sample=False), plain)
     with foveate.apply(model, *parse("fastv:layer=2,keep=0.5")):

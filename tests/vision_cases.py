@@ -75,17 +75,19 @@ def mean_of(s: Situation, members: list[int], weights: list[float]) -> Tensor:
     return sum(s.state(c) * (w / total) for c, w in zip(members, weights, strict=True))
 
 
-def divprune(keep: float) -> Chooser:
-    def decide(s: Situation, own: list[int]) -> Chosen:
-        near = alike(embeddings(s, own))
-        nearest = {c: max(near[c, o] for o in own if o != c) for c in own}
-        chosen = [min(own, key=lambda c: (round(nearest[c], 12), c))]
-        while len(chosen) < half_up(len(own), keep):
-            rest = [c for c in own if c not in chosen]
-            chosen.append(max(rest, key=lambda c: min(1 - near[c, o] for o in chosen)))
-        return chosen, None
+def most_diverse(s: Situation, own: list[int], count: int | None = None) -> list[int]:
+    """The order in which each next token is the one farthest from all before it; its first `count`."""
+    near = alike(embeddings(s, own))
+    nearest = {c: max(near[c, o] for o in own if o != c) for c in own}
+    chosen = [min(own, key=lambda c: (round(nearest[c], 12), c))]
+    while len(chosen) < (len(own) if count is None else count):
+        rest = [c for c in own if c not in chosen]
+        chosen.append(max(rest, key=lambda c: min(1 - near[c, o] for o in chosen)))
+    return chosen
 
-    return per_image(decide)
+
+def divprune(keep: float) -> Chooser:
+    return per_image(lambda s, own: (most_diverse(s, own, half_up(len(own), keep)), None))
 
 
 def cdpruner(keep: float) -> Chooser:

@@ -154,8 +154,10 @@ def _print(body: dict[str, Any]) -> None:
     table.add_column("", overflow="fold")
     for column in PARTS:
         table.add_column(column, justify="right")
+    table.add_column("of a step", justify="right")
     for name, one in body["parts"].items():
-        table.add_row(name.replace(",", ", "), *(f"{one[part] * 1e3:.1f}" for part in PARTS))
+        share = f"{one['control'] / one['decode']:.1%}" if one["decode"] else "-"
+        table.add_row(name.replace(",", ", "), *(f"{one[part] * 1e3:.1f}" for part in PARTS), share)
     console.print(table)
     if body["exceeded"]:
         console.print(f"[red]above the cap, so wrongly measured:[/red] {body['exceeded']}")

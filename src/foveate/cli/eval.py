@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from ..core.method import Method
 from ..demo.bundled import Loaded, load
 from ..measure import equal, records, report
 from ..measure.cost import shapes
+from ..measure.decoding import Decoding
 from ..measure.evaluate import answer, evaluate, fingerprint
 from ..measure.metrics import tokenizer_of
 from ..measure.processes import Processes, processes
@@ -42,7 +44,12 @@ def evaluate_methods(
     also: options.Also = None,
     save: Annotated[Path | None, typer.Option(help="Folder for answers and report; give it again to resume.")] = None,
     tokenizer: Annotated[str, typer.Option(help="Of captions: ptb (needs java), words, or auto.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this share.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
+    cache: Annotated[bool, typer.Option(help="Keep keys and values, or run the whole input at every step.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of sampling.")] = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     as_json: options.Json = False,
@@ -51,14 +58,15 @@ def evaluate_methods(
     target = equal.read_target(match) if match else None
     specs, as_given = list(dict.fromkeys(method or [])), list(dict.fromkeys(also or []))
     _check(specs, as_given, target)
+    decoding = Decoding(num_beams, top_k, top_p, temperature, cache, seed)
     words = tokenizer_of(tokenizer)
     samples = _samples(tasks, data, limit, first)
     among = processes(device)
     loaded = load(model, device=among.device(device), dtype=dtype)
-    body = _identity(loaded, samples, model, batch)
+    body = _identity(loaded, samples, model, batch) | {"decoding": asdict(decoding) if decoding.told else None}
     if save is not None:
         _claim(save, body, among)
-    runs = _run(loaded, samples, specs, as_given, target, batch, among, save)
+    runs = _run(loaded, samples, specs, as_given, target, batch, among, save, decoding)
     if among.index:
         return
     body |= _findings(samples, runs, words, seed) | {"match": match}
@@ -127,6 +135,7 @@ def _run(
     batch: int,
     among: Processes,
     save: Path | None,
+    decoding: Decoding,
 ) -> dict[str, list[Record]]:
     """Records of the unpruned model and of every method, tuned to the target if there is one."""
     runs: dict[str, list[Record]] = {}
@@ -136,7 +145,7 @@ def _run(
         def answers(spec: str, methods: list[Method]) -> None:
             task = progress.add_task(spec, total=len(samples) / among.count if among.count > 1 else len(samples))
             runs[spec] = evaluate(
-                *loaded, samples, spec, methods, batch, among=among, folder=save,
+                *loaded, samples, spec, methods, batch, among=among, folder=save, decoding=decoding,
                 progress=lambda n: progress.advance(task, n),
             )  # fmt: skip
 
