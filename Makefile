@@ -62,6 +62,13 @@ results: $(READY)
 
 results-all: results results-zoo results-dyrate results-peers  # every figure that needs no GPU, but those of searches
 
+LOOKS := fastv:layer=2,keep=0.5 fastv:layer=8,keep=0.5 fastv:layer=15,keep=0.5 fastv:layer=2,keep=0.25 fastv:layer=2,keep=0.5,ranking=received fastv:layer=2,keep=0.5,ranking=mix vtw:layer=15 vtw:layer=22 random:layer=2,keep=0.5 random:layer=2,keep=0.25 downsample:layer=2,keep=0.5
+results-smol: $(READY) smol
+	$(BIN)/foveate demo evaluate --model smol --first 1000 --pictures 60 --easy-vqa 30 --save docs/results/smol.json
+	$(BIN)/foveate demo evaluate --model smol --first 1000 --pictures 16 --save docs/results/smol-methods.json $(addprefix --method ,$(LOOKS))
+	$(BIN)/foveate inspect attention --model smol --plot docs/results/attention-smol.png
+	$(BIN)/python benchmarks/tables.py
+
 EVAL := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 3000 --limit 60 --tokenizer words
 # Tables of a model: MODEL=smol (16 pictures: three full batches) or scenes (60). Everything goes on where it stopped.
 MODEL ?= smol

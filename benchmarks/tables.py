@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-README, CARD = ROOT / "README.md", ROOT / "src" / "foveate" / "demo" / "scenes" / "README.md"
+README = ROOT / "README.md"
+CARDS = {name: ROOT / "src" / "foveate" / "demo" / name / "README.md" for name in ("scenes", "smol")}
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
@@ -64,26 +65,28 @@ def decode(body: dict[str, Any]) -> list[str]:
     return lines
 
 
-def of_the_model(scenes: dict[str, Any]) -> list[str]:
-    """The bundled model's report."""
+def of_the_model(report: dict[str, Any]) -> list[str]:
+    """A bundled model's report."""
+    named = "" if report["model"] == "scenes" else f"--model {report['model']} "
     return [
-        f"{scenes['pictures']} test scenes and {scenes['easy_vqa_pictures']} pictures of easy-vqa's test split "
-        f"(`foveate demo evaluate --first {scenes['first']} --pictures {scenes['pictures']} --easy-vqa "
-        f"{scenes['easy_vqa_pictures']}`), in % "
+        f"{report['pictures']} test scenes and {report['easy_vqa_pictures']} pictures of easy-vqa's test split "
+        f"(`foveate demo evaluate {named}--first {report['first']} --pictures {report['pictures']} --easy-vqa "
+        f"{report['easy_vqa_pictures']}`), in % "
         "with 95 % bootstrap intervals (CIDEr x 100). An object counts as right if size, texture, colour, shape and "
         "place all are:",
         "",
-        *quality(scenes),
+        *quality(report),
     ]
 
 
 def render() -> str:
     """The README's part between the marks."""
-    scenes, methods, speed = read("scenes"), read("methods"), read("prefill")
+    methods, smol, speed = read("methods"), read("smol-methods"), read("prefill")
     lines = [
         *("## Results", "", "All by `make results`, on held-out seeds.", ""),
-        *("**The bundled model**:", "", *of_the_model(scenes), ""),
-        *(f"**Methods on it**, {methods['pictures']} test scenes:", "", *by_method(methods), ""),
+        *(line for name in CARDS for line in (f"**{name}**, unpruned:", "", *of_the_model(read(name)), "")),
+        *(f"**Methods on scenes**, {methods['pictures']} test scenes:", "", *by_method(methods), ""),
+        *(f"**Methods on smol**, {smol['pictures']} test scenes:", "", *by_method(smol), ""),
         f"**Speed**, random weights of shape `{speed['shape']}`, batch {speed['batch']}, 64 text and 576 visual "
         f"tokens, {speed['threads']} CPU threads ({speed['cpu']}), float32, sdpa, median of {speed['repeats']} "
         "interleaved repetitions (`python benchmarks/prefill.py`). The cap is the ratio of computed FLOPs:",
@@ -92,14 +95,14 @@ def render() -> str:
     return "\n".join([BEGIN, *lines, END])
 
 
-def render_card() -> str:
-    """The model card's part between the marks."""
-    return "\n".join([BEGIN, "## Results", "", *of_the_model(read("scenes")), END])
+def render_card(name: str) -> str:
+    """The part between the marks of a bundled model's card."""
+    return "\n".join([BEGIN, "## Results", "", *of_the_model(read(name)), END])
 
 
 def main() -> int:
-    """Rewrites both files; 1 if the marks are missing."""
-    for path, part in ((README, render()), (CARD, render_card())):
+    """Rewrites the files; 1 if the marks are missing."""
+    for path, part in ((README, render()), *((path, render_card(name)) for name, path in CARDS.items())):
         text = path.read_text()
         if BEGIN not in text or END not in text:
             print(f"{path} lacks {BEGIN} or {END}", file=sys.stderr)
