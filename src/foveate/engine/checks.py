@@ -53,6 +53,17 @@ def check_model(model: Any, body: Any, adapter: Adapter) -> None:
         )
 
 
+def check_tower(adapter: Adapter, body: Any) -> None:
+    """Raises ValueError where methods could not look at the vision tower."""
+    adapter.tower(body)
+    language = set(decoder_of(body).modules())
+    if any(_compiled(part) for part in body.modules() if part not in language):
+        raise ValueError(
+            "a method looks at the vision tower, which is compiled with torch.compile, and so skips the engine's hooks; "
+            "pass the plain tower, or use a method that needs none, such as divprune"
+        )
+
+
 def decoder_layers(body: Any) -> Any:
     """The decoder's layers.
 
@@ -142,7 +153,7 @@ def check_call(decoder: Any, positions: Tensor | None, padding: Tensor | None) -
         positions: (B T), M-RoPE's (3 B T), or (4 B T) with those of the text first.
         padding: (B C), 1 for what is real.
     """
-    if getattr(decoder, "gradient_checkpointing", False):
+    if getattr(decoder, "gradient_checkpointing", False) or getattr(decoder.layers[0], "gradient_checkpointing", False):
         raise ValueError(
             "gradient checkpointing runs every layer twice, which would drop tokens twice; "
             "call model.gradient_checkpointing_disable() first"
