@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate
-from cases import tiny_predictor
+from choosers import tiny_predictor
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor, rate_grid
 from foveate.core.schedules import Cut

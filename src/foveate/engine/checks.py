@@ -59,8 +59,8 @@ def check_tower(adapter: Adapter, body: Any) -> None:
     language = set(decoder_of(body).modules())
     if any(_compiled(part) for part in body.modules() if part not in language):
         raise ValueError(
-            "a method looks at the vision tower, which is compiled with torch.compile, and so skips the engine's hooks; "
-            "pass the plain tower, or use a method that needs none, such as divprune"
+            "a method looks at the vision tower, which is compiled with torch.compile, and so skips the engine's "
+            "hooks; pass the plain tower, or use a method that needs none, such as divprune"
         )
 
 
