@@ -47,8 +47,7 @@ def apply(
         model: a vision-language model of a supported family, on any device, in any dtype.
         methods: what to apply; none at all only records a trace and uses the faster cache.
         watch: called with the `View` before every layer, before the methods decide there, and once more after the
-            last layer (`view.layer == view.layers`, `view.hidden` is then the normalised output): what a score
-            could see, for whoever wants to record it. It must not change tensors.
+            last (`view.layer == view.layers`, `view.hidden` is then the normalised output). It must change no tensor.
 
     Returns:
         A context manager; entering it gives the `Trace`.
@@ -72,8 +71,7 @@ def apply(
             raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
         method.check(depth, getattr(model.config, "model_type", ""))
     check_model(model, body, adapter)
-    if looked_at(methods):
-        check_tower(adapter, body)
+    check_tower(adapter, body, looked_at(methods))
     return _applied(adapter, body, methods, watch)
 
 

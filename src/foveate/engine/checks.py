@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from ..core.tower import Layer
 from .adapters import Adapter, decoder_of
 from .decoders import PROVEN
 from .masks import SUPPORTED
@@ -53,9 +55,13 @@ def check_model(model: Any, body: Any, adapter: Adapter) -> None:
         )
 
 
-def check_tower(adapter: Adapter, body: Any) -> None:
-    """Raises ValueError where methods could not look at the vision tower."""
-    adapter.tower(body)
+def check_tower(adapter: Adapter, body: Any, layers: Sequence[Layer]) -> None:
+    """Raises ValueError where methods could not look at these layers of the vision tower."""
+    if not layers:
+        return
+    form = adapter.tower(body)
+    for layer in layers:
+        form.index(layer)
     language = set(decoder_of(body).modules())
     if any(_compiled(part) for part in body.modules() if part not in language):
         raise ValueError(
