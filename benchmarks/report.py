@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from foveate.plots.canvas import save, subplots
+from foveate.plots.pareto import lines, plot_pareto
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
@@ -17,27 +17,51 @@ SHOWN = {
     "CIDEr": "captions cider",
     "questions": "questions exact",
 }
-ZOO = ("zoo-0.5", "zoo-0.25", "zoo-0.125")
-CONTROLS = ("random", "downsample", "unpruned")
+BUDGETS = ("0.5", "0.25", "0.125")
+SEARCH = ("gsearch", *BUDGETS)
 INTRODUCTION = """# Results
 
-On the bundled model `scenes`, a small LLaVA that knows a world of drawn scenes and nothing else: **do not carry them
-over to large models**. Held-out pictures from number 3,000 of the test split on, the same for every row. In brackets
-the paired difference to the unpruned model on the same pictures with its 95 % bootstrap interval (bold where it leaves
-out 0). Tokens: visual tokens that a layer of the prefill sees, over the unpruned model's. FLOPs: prefill and decode, as
+Held-out pictures from number 3,000 of the test split on, the same for every row of a table. In brackets the paired
+difference to the unpruned model on the same pictures with its 95 % bootstrap interval (bold where it leaves out 0).
+Tokens: visual tokens that a layer of the prefill sees, over the unpruned model's. FLOPs: prefill and decode, as
 really run, ranking left out; KV: bytes at the end. Rendered from `docs/results/` by `python benchmarks/report.py`.
 """
+MODELS = {
+    "smol": """# On `smol`
+
+A language model of 135 M parameters with our tower and projector, 256 visual tokens a picture, 30 layers.
+""",
+    "scenes": """# On `scenes`
+
+A small LLaVA that knows a world of drawn scenes and nothing else: **do not carry its figures over to large models**.
+Rows of `vscan1` are of its former order, the global scan first; it is the local one now, as in its authors' code.
+""",
+}
 READING = {
     "zoo-0.5": """## Every method at half the tokens
 
-`make results-zoo`: each method's `keep` (or the knob named) is set so that the layers of the prefill see half the
-visual tokens on average.
+`make results-zoo MODEL={model}`: each method's `keep` (or the knob named) is set so that the layers of the prefill see
+half the visual tokens on average. What sets its own count (`prumerge`, `fitprune`) runs as it is: look at its tokens.
 """,
     "zoo-0.25": """## A quarter
-
-Of eight layers, methods that begin at layer 2 or later cannot go so low; these decide before the decoder.
 """,
     "zoo-0.125": """## An eighth
+""",
+    "search-gsearch": """## G-Search's schedule
+
+`make results-search MODEL={model}`: the schedule that `foveate search` found, on held-out pictures; under the same
+schedule random tokens and evenly spread ones; and single cuts of the same ranking at the same mean tokens. With
+`+dyrate` the searched schedule serves the prefill, and the predictor drops further in decode steps.
+""",
+    "search-0.5": """## P-Sigmoid at half the tokens
+
+A searched sigmoid over the layers, and FitPrune's recipe, beside other shapes of the same mean: one cut (`fastv`),
+stages (`pdrop`), and one cut of evenly spread (`downsample`) or random tokens. `score=random` and `score=even` keep the
+counts of the searched schedule, and other tokens.
+""",
+    "search-0.25": """## P-Sigmoid at a quarter
+""",
+    "search-0.125": """## P-Sigmoid at an eighth
 """,
     "dyrate-0.7": """## DyRate and its controls at equal FLOPs
 
@@ -55,6 +79,10 @@ The predictor loses by far to a fixed cut of the same ranking: it goes on droppi
 needs every object until it was named. Against its control in the step alone it is ahead in objects by 5 points, whose
 intervals overlap. That adapting to the input pays is shown at neither budget.
 """,
+}
+PLOTS = {
+    "pareto": ("Quality against tokens", tuple(f"zoo-{budget}" for budget in BUDGETS)),
+    "pareto-search": ("Searched schedules against tokens", tuple(f"search-{name}" for name in SEARCH)),
 }
 
 
@@ -88,41 +116,45 @@ def table(body: dict[str, Any]) -> list[str]:
     return lines
 
 
+def sections(model: str) -> list[str]:
+    """What was measured on a model; `zoo-0.5-smol.json` is of `smol`, `zoo-0.5.json` of `scenes`."""
+    parts: list[str] = []
+    for name, reading in READING.items():
+        body = report(stored(name, model))
+        if body is not None:
+            each = body["samples"] // 3
+            said = READING.get(stored(name, model), reading).replace("{model}", model)
+            parts += [f"{said}\n{each} pictures: a description, a caption and a question of each.\n"]
+            parts += ["\n".join(table(body)), ""]
+    for name, (title, reports) in PLOTS.items():
+        if any(report(stored(one, model)) for one in reports):
+            parts += [f"## {title}\n", f"![object recall against tokens](results/{stored(name, model)}.png)", ""]
+    return parts
+
+
+def stored(name: str, model: str) -> str:
+    """The name of a model's report or plot."""
+    return name if model == "scenes" else f"{name}-{model}"
+
+
 def render() -> str:
     """The page."""
     parts = [INTRODUCTION]
-    for name, reading in READING.items():
-        body = report(name)
-        if body is not None:
-            each = body["samples"] // 3
-            parts += [f"{reading}\n{each} pictures: a description, a caption and a question of each.\n"]
-            parts += ["\n".join(table(body)), ""]
-    return "\n".join([*parts, "## Quality against tokens\n", "![object recall against tokens](results/pareto.png)", ""])
+    for model, heading in MODELS.items():
+        found = sections(model)
+        parts += [heading, *found] if found else []
+    return "\n".join(parts)
 
 
 def draw() -> None:
-    """Object recall against the share of tokens, for every method of the zoo."""
-    figure, axes = subplots(1, 1, (9, 6))
-    lines: dict[str, list[tuple[float, float]]] = {}
-    whole = 0.0
-    for body in filter(None, map(report, ZOO)):
-        for spec, found in body["methods"].items():
-            name = "+".join(part.split(":keep=")[0].split(",keep=")[0] for part in spec.split("+"))
-            name = name.split(":threshold=")[0].split(":scale=")[0]
-            value = found["figures"][SHOWN["object recall"]]["value"]
-            whole = value if spec == "unpruned" else whole
-            lines.setdefault(name, []).append((found["work"]["tokens"], value))
-    lines.pop("unpruned", None)
-    markers = "osv^D<P"  # seven and ten: no pair of marker and colour comes twice
-    for i, (name, points) in enumerate(sorted(lines.items())):
-        control = name.startswith(CONTROLS)
-        style = {"linestyle": "--" if control else "-", "color": "black" if control else f"C{i % 10}"}
-        marker = {"random:layer=0": "*", "random:layer=2": "x"}.get(name, markers[i % 7])
-        axes[0][0].plot(*zip(*sorted(points), strict=True), marker=marker, label=name, alpha=0.8, **style)
-    axes[0][0].axhline(whole, color="gray", linewidth=0.8)
-    axes[0][0].set(xlabel="visual tokens of the prefill, share of all", ylabel="object recall, %", ylim=(0, 100))
-    axes[0][0].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    save(figure, RESULTS / "pareto.png")
+    """Object recall against the share of tokens, for every method of the zoo, and of the searches."""
+    for model in MODELS:
+        for name, (title, reports) in PLOTS.items():
+            bodies = [body for body in (report(stored(one, model)) for one in reports) if body is not None]
+            if bodies:
+                found = lines(bodies, SHOWN["object recall"], "tokens")
+                path = RESULTS / f"{stored(name, model)}.png"
+                plot_pareto(found, "object recall, %", "tokens", f"{model}: {title.lower()}", path)
 
 
 def main() -> int:

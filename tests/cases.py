@@ -15,10 +15,13 @@ import zoo
 from choosers import (
     by_accumulated,
     by_any,
+    by_diverse,
     by_instruction,
     by_last,
     by_layers,
     by_received,
+    by_sparing,
+    by_tower,
     decaying,
     downsample,
     dyrate,
@@ -30,6 +33,7 @@ from choosers import (
     vtw,
 )
 from foveate import Kind, ScheduleFile, View, methods
+from foveate.core.foresight import Sparing
 from foveate.core.method import Method
 from foveate.core.scores import RANKINGS, Accumulated, Even, Instruction, LastQuery, LayersMax, Received
 from oracle import Chooser
@@ -105,7 +109,14 @@ EXTRA: dict[str, Case] = {
     "accumulated": Case(Method(Accumulated(), Decay(1)), decaying(1, by_accumulated)),
     "dyrate, deeper": Case(methods.dyrate(tiny_predictor(), layer=1, deeper=0.5), dyrate(1, 6)),
     "mix": Case(Method(RANKINGS["mix"], Decay(1)), decaying(1, by_any)),
+    "sparing": Case(Method(Sparing(LastQuery(), LastQuery()), Decay(1)), decaying(1, by_sparing)),
+    "tower": Case(Method(RANKINGS["tower"], Decay(0)), decaying(0, by_tower), slow=True),
+    "diverse": Case(Method(RANKINGS["diverse"], Decay(0)), decaying(0, by_diverse), slow=True),
+    "dyrate before layer 0": Case(
+        Method(LastQuery(0), methods.dyrate(tiny_predictor(), layer=0, ranking="even").schedule), dyrate(0), slow=True
+    ),
     "pdrop before": Case(methods.pdrop(layers=(2, 3), rank="before"), zoo.pdrop(0.5, [2, 3], 1), slow=True),
+    "vscan2 own": Case(methods.vscan2(keep=0.4, rank="own"), zoo.vscan2(0.4, 0), slow=True),
     "sparsevlm table": Case(
         methods.sparsevlm((0.75, 0.5, 0.3), cluster="sum"),
         zoo.sparsevlm([1, 2, 3], [0.75, 0.5, 0.3], 0, 0.3, summed=True),
@@ -122,6 +133,7 @@ STACKS: dict[str, tuple[Case, ...]] = {
     "random+fastv": (LISTED["random"], LISTED["fastv"]),
     "downsample+decay": (LISTED["downsample"], EXTRA["decay"]),
     "visionzip+fastv": (LISTED["visionzip"], LISTED["fastv"]),
+    "schedule+dyrate": (LISTED["schedule"], LISTED["dyrate"]),
     "vscan2+st3": (LISTED["vscan2"], LISTED["st3"]),
 }
 METHODS = {**{name: (case,) for name, case in CASES.items()}, **STACKS}

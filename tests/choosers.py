@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import torch
 
+import vision_cases as vision
 from foveate.core.predictor import RatePredictor
 from oracle import Chooser, Situation
 
@@ -128,6 +129,30 @@ def by_accumulated(s: Situation) -> dict[int, float]:
     return {c: past[c] for c in s.alive}
 
 
+def by_sparing(s: Situation) -> dict[int, float]:
+    """As the last token ranks, but what a token of the answer paid more than the mean to comes after all others."""
+    looked: set[int] = s.memory.setdefault("looked", set())
+    share = by_last(s)
+    if s.step:
+        looked.update(c for c in s.alive if share[c] > sum(share.values()) / len(s.alive))
+    else:
+        looked.clear()
+    order = sorted(s.alive, key=lambda c: (c in looked, -share[c], c))
+    return {c: -float(place) for place, c in enumerate(order)}
+
+
+def by_tower(s: Situation) -> dict[int, float]:
+    s.memory.update({c: vision.attention(s, [c])[c] for c in s.alive if c >= s.first and not s.step})
+    return {c: s.memory[c] for c in s.alive}
+
+
+def by_diverse(s: Situation) -> dict[int, float]:
+    for image in {s.image_of[c] for c in s.alive if c >= s.first and not s.step}:
+        order = vision.most_diverse(s, [c for c in s.alive if s.image_of[c] == image])
+        s.memory.update({c: 1 - (turn + 0.5) / len(order) for turn, c in enumerate(order)})
+    return {c: s.memory[c] for c in s.alive}
+
+
 def by_any(s: Situation) -> dict[int, float]:
     share = s.attention(s.newest).mean(0)
     parts = [{c: share[c].item() for c in s.alive}, by_received(s), {c: -grid_rank(s, c) for c in s.alive}]
@@ -164,7 +189,7 @@ def dyrate(layer: int, twelfths: int = 0) -> Chooser:
     def choose(s: Situation) -> list[int]:
         if s.layer < layer or (s.layer > layer and not twelfths):
             return s.alive
-        share = s.attention(s.newest)
+        share = s.attention(s.newest, min(1, s.layer))
         mean = share.mean(0)
         if s.layer > layer:
             left = Fraction(4 - s.memory["rate"], 4) - Fraction(twelfths, 12) * Fraction(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -12,3 +15,21 @@ torch.set_num_threads(1)  # tiny models: a second thread only waits
 settings.register_profile("default", max_examples=15, deadline=None, derandomize=True)
 settings.register_profile("fuzz", max_examples=2000, deadline=None)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def scenes() -> Any:
+    """The bundled model and its processor."""
+    from foveate.demo.bundled import load  # noqa: PLC0415
+
+    return load("scenes")
+
+
+@pytest.fixture(scope="session")
+def data() -> Any:
+    """Three examples to search on, and two held out."""
+    from foveate.tune.examples import scene_examples  # noqa: PLC0415
+    from foveate.tune.search.search import Data  # noqa: PLC0415
+
+    rows = scene_examples("train", 5, kinds=("position", "shape")).rows
+    return Data("scenes", rows[:3], rows[3:])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.cli.advise import advise
 from foveate.cli.app import run
+from foveate.cli.bench import benchmark
+from foveate.cli.cost import cost
+from foveate.cli.options import Asked
 from foveate.measure.architecture import Architecture, architecture
 from foveate.measure.cost import cost_of_counts
 from foveate.measure.devices import DEVICES, Device, device_of
-from foveate.measure.limits import caps, hard_cap, least_keep, read_by, times
-from foveate.measure.models import config_of
+from foveate.measure.limits import caps, hard_cap, held, least_keep, read_by, times
+from foveate.measure.models import config_of, hollow
 from foveate.measure.plan import Request, request
 
 CONFIG = config_of("llava-1.5-7b")
@@ -81,6 +87,21 @@ def test_the_verdict_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> Non
     assert "does not fit" in " ".join(json.loads(capsys.readouterr().out)["verdict"])
 
 
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "smol"])
+def test_weights_are_those_of_the_model_whether_its_head_is_tied_or_not(name: str) -> None:
+    config = config_of(name)
+    model = architecture(config, "bfloat16")
+    there = sum(p.numel() for p in hollow(config).parameters())
+    weights = held(model, Request(1, 0, 1), [-1] * len(model.shapes.layers)) / 2  # a cache of nothing
+    assert weights == pytest.approx(there, rel=1e-3)  # all but norms and biases
+
+
+def test_commands_share_the_options_of_a_request() -> None:
+    names = {field.name for field in fields(Asked)}
+    for command, without in ((advise, set()), (cost, set()), (benchmark, {"visual_tokens"})):
+        assert names & set(inspect.signature(command).parameters) == names - without
+
+
 def test_this_machine_can_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
     found = device_of("measure", "float32")
     assert found.flops > 1e8 and found.bandwidth > 1e7 and 0 < found.launch < 1e-2
@@ -97,6 +118,8 @@ def test_this_machine_can_be_measured(capsys: pytest.CaptureFixture[str]) -> Non
         (["internvl2-8b", "--tiles", "0"], "tiles"),
         (["/nowhere/at/all"], "neither a known shape"),
         (["llava-1.5-7b", "--dtype", "float8"], "unknown dtype"),
+        (["llava-1.5-7b", "--device", "a100", "--dtype", "float32"], "figures known of A100"),
+        (["llava-1.5-7b", "--device", "t4", "--dtype", "bfloat16"], "measure it there"),
     ],
 )
 def test_mistakes_are_one_line(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

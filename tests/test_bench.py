@@ -74,7 +74,8 @@ def test_parts_are_told_apart_and_the_model_is_left_as_it_was() -> None:
     hooks = _hooks(model)  # transformers has put its own on
     found = parts(model, given, parse("fastv:layer=2,keep=0.5"), asked.new_tokens)
     assert set(found) == set(PARTS) and all(found[p] > 0 for p in ("vision", "prefill", "decode", "score", "schedule"))
-    assert found["score"] < found["prefill"]
+    assert found["score"] < found["prefill"] and 0 < found["control"] < found["decode"]
+    assert found["control"] < found["drop"] + found["score"] + found["schedule"], "the prefill's is not in it"
     assert parts(model, given, [], asked.new_tokens)["score"] == 0
     assert torch.equal(model.generate(**given, max_new_tokens=3, do_sample=False), plain)
     with foveate.apply(model, *parse("fastv:layer=2,keep=0.5")):
@@ -109,8 +110,22 @@ def test_the_last_line_is_json_and_runs_are_compared(
     assert "beside the earlier run" in capsys.readouterr().out
     assert run([*args, "--compare", str(saved), "--batch", "1"]) == 2
     assert "compare like with like" in " ".join(capsys.readouterr().err.split())
-    assert run([*args, "--output-tokens", "1"]) == 0
+    single = [*args, "--output-tokens", "1", "--save", str(tmp_path / "single.json")]
+    assert run(single) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["found"]["plain"]["further"] is None
+    assert "NaN" not in (tmp_path / "single.json").read_text()
+    assert run([*single, "--compare", str(tmp_path / "single.json")]) == 0
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_refused_before_it_is_timed(
+    shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"found": {}, "shape": "another"}))
+    monkeypatch.setattr(bench, "race", lambda *_: pytest.fail("it was timed all the same"))
+    assert run(["bench", "--shape", shape, "--compare", str(old)]) == 2
+    assert "compare like with like" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -120,6 +135,8 @@ def test_the_last_line_is_json_and_runs_are_compared(
         (["--method", "fastvv"], "did you mean 'fastv'"),
         (["--device", "cuda:99"], "cuda"),
         (["--images", "0"], "leaves nothing to drop"),
+        (["--shape", "tiny-20m", "--layers", "2", "--method", "vtw:layer=5"], "layers 0 to 1"),
+        (["--shape", "tiny-20m", "--attention", "flash_attention_2"], "cannot be used here"),
         (["--dtype", "float8"], "unknown dtype"),
         (["--layers", "0"], "layers"),
         (["--save", "/nowhere/x.json"], "no folder"),

@@ -12,6 +12,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import foveate
+from foveate.cli import demo
 from foveate.cli.app import run
 from foveate.cli.generate import encode
 from foveate.demo.draw import draw
@@ -68,13 +69,20 @@ def test_methods_are_listed_with_paper_and_knobs(capsys: pytest.CaptureFixture[s
 
 def test_demo_shows_everything_side_by_side(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     args = ["demo", "--pictures", "1", "--held-out", "2", "--repeats", "1", "--out", str(tmp_path), "--json"]
+    args[1:1] = ["--model", "scenes"]
     assert run([*args, "--method", "fastv", "--method", "random:layer=2,keep=0.5"]) == 0
     body = json.loads(capsys.readouterr().out)
     assert len(body["rows"]) == 3 and set(body["held_out"]) == {"unpruned", "fastv", "random:layer=2,keep=0.5"}
     assert (tmp_path / "test-0.png").exists()
     assert run(args[:-1]) == 0
     text = capsys.readouterr().out
-    assert "drawn:" in text and "object recall" in text
+    assert "drawn:" in text and "object recall" in text and "model: scenes" in text
+
+
+def test_demo_takes_smol_where_its_language_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, model in ((True, "smol"), (False, "scenes")):
+        monkeypatch.setattr(demo, "at_hand", lambda there=there: there)
+        assert demo.chosen("auto") == model and demo.chosen("scenes") == "scenes"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +112,7 @@ def test_demo_shows_everything_side_by_side(capsys: pytest.CaptureFixture[str], 
         (["generate", "PICTURE", "PICTURE"], "last argument is the prompt"),
         (["generate", "PICTURE", " "], "last argument is the prompt"),
         (["demo", "--pictures", "7", "evaluate"], "after its name"),
+        (["demo", "--model", "llava"], "expected auto, scenes or smol"),
         (["demo", "train", "nothing"], "no recipe"),
         (["demo", "train", "--start", "/nowhere"], "model.safetensors"),
         (["frobnicate"], "frobnicate"),

@@ -10,7 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import foveate
 from cases import LISTED
+from choosers import tiny_predictor
+from foveate.measure.control import control_step
 from foveate.measure.cost import cost_of_counts, cost_of_trace, kept_by, shapes
+from foveate.methods import dyrate
 from tiny import LAYERS, Layout, batch, model
 
 CPU_SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -90,3 +93,18 @@ def test_a_bare_forward_costs_what_torch_counts() -> None:
 def test_a_wrong_number_of_counts_is_refused() -> None:
     with pytest.raises(ValueError, match="one per layer"):
         cost_of_counts(shapes(model("llava")), [1, 2], text=3)
+
+
+def test_the_controllers_share_is_that_of_a_recorded_step() -> None:
+    made, inputs = model("llava"), batch("llava", Layout(((3, 0, 5),))).inputs
+    runs = []
+    for new in (4, 3):
+        with foveate.apply(made, dyrate(tiny_predictor(), layer=2)) as trace:
+            made.generate(**inputs, max_new_tokens=new, do_sample=False)
+        runs.append((cost_of_trace(shapes(made), trace), trace))
+    (longer, trace), (shorter, _) = runs
+    kept = trace.prefill(3)[3][0]
+    found = control_step(shapes(made), layer=2, heads=4, rates=4, visual=16, kept=kept, text=8 + 2)
+    step = longer.decode - shorter.decode + longer.head - shorter.head
+    assert kept < 16 and found.flops * step == pytest.approx(longer.score - shorter.score)
+    assert 0 < found.bytes < 1

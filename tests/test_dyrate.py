@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 
 import foveate
 from choosers import tiny_predictor
+from foveate.core.foresight import Sparing
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor, rate_grid
 from foveate.core.schedules import Cut
 from foveate.core.scores import RANKINGS, AnyOf, LayersMax
-from foveate.methods import dyrate, fastv
+from foveate.methods import dyrate, fastv, parse
 from foveate.predictors.store import Card, from_pretrained, save_pretrained
 from tiny import LAYERS, Layout, batch, model
 
@@ -83,6 +85,45 @@ def test_the_control_keeps_by_step_what_the_predictor_kept_on_average(tmp_path: 
         dyrate(tiny_predictor(), layer=1, adapt="step")
 
 
+def test_a_predictor_acts_as_it_was_trained_to_unless_told_otherwise(tmp_path: Path) -> None:
+    where = str(tmp_path / "p")
+    save_pretrained(tiny_predictor(), replace(CARD, decode=False, protect="unseen"), where)
+    trained, told = dyrate(where), dyrate(where, decode=True, protect="nothing")
+    assert trained.drops(1, 0) and not trained.drops(1, 1) and told.drops(1, 1)
+    assert isinstance(trained.score, Sparing) and told.score == RANKINGS["received"]
+    assert "decode=false,protect=unseen" in trained.name and "protect" not in told.name
+    with pytest.raises(ValueError, match="no token is ever lost"):
+        dyrate(where, semantics="recompute")
+    with pytest.raises(ValueError, match="rank by tower or diverse or random or even, or"):
+        dyrate(where, layer=0)
+    spelled = parse("dyrate:predictor=scenes-0.5,ranking=last,protect=unseen,decode=false")[0]
+    assert isinstance(spelled.score, Sparing) and not spelled.drops(2, 1)
+    with pytest.raises(ValueError, match="protect='all'; expected one of nothing, unseen"):
+        parse("dyrate:predictor=scenes-0.5,protect=all")
+    _, old = from_pretrained("scenes-0.5")
+    assert old.decode and old.protect == "nothing", "cards from before these were written"
+
+
+def test_what_a_prefill_showed_is_remembered_or_asked_for() -> None:
+    made, inputs = model("llava"), batch("llava", LAYOUT).inputs
+    late = Method(RANKINGS["tower"], lambda view: view.alive - (view.layer == 3) * view.step)
+    with foveate.apply(made, late) as trace:
+        made.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert trace.prefill(3)[3] == [10] * 3, "16 tokens less 1, 2 and 3"
+    with foveate.apply(made, Method(RANKINGS["tower"], _Late())), pytest.raises(ValueError, match="act at step 0"):
+        made.generate(**inputs, max_new_tokens=3, do_sample=False)
+
+
+class _Late:
+    """Acts while decoding alone."""
+
+    def acts(self, layer: int, step: int) -> bool:
+        return layer == 1 and step > 0
+
+    def __call__(self, view: foveate.View) -> torch.Tensor:
+        return view.total // 2
+
+
 def _other(folder: Path, **changed: int) -> str:
     card = Card(**{**vars(CARD), **changed})
     save_pretrained(RatePredictor(card.heads, card.rates), card, folder / "other")
@@ -136,7 +177,7 @@ def test_every_nth_step_decides() -> None:
         assert kept[start] == kept[start + 1] == kept[start + 2] == kept[start + 3]
     with pytest.raises(ValueError, match="every=0"):
         dyrate(tiny_predictor(), layer=1, every=0)
-    with pytest.raises(ValueError, match="layer=0"):
+    with pytest.raises(ValueError, match="layer=None"):
         dyrate(tiny_predictor())
 
 

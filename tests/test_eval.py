@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ import pytest
 import foveate
 from cases import LISTED
 from foveate.cli.app import run
-from foveate.core.method import Method
-from foveate.core.schedules import ByStep
-from foveate.core.scores import Random
+from foveate.cli.output import write_json
 from foveate.demo.bundled import Loaded, load
 from foveate.demo.draw import draw
 from foveate.demo.world import sample
-from foveate.measure import equal, records, report
+from foveate.lmms import tasks
+from foveate.measure import records, report
 from foveate.measure.cost import Cost, cost_of_trace, costs_of_samples, shapes
 from foveate.measure.evaluate import answer, batches, evaluate
 from foveate.measure.processes import Processes
@@ -103,12 +101,6 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
     assert len(list((tmp_path / "two").glob("*/process-1.jsonl"))) == 2
 
 
-@pytest.mark.parametrize("spec", ["score=mix,schedule=pdrop", "vscan1+vscan2"])
-def test_of_several_parts_the_knob_must_be_marked(spec: str) -> None:
-    with pytest.raises(ValueError, match="mark the knob"):
-        equal.marked(spec)
-
-
 def test_answers_end_where_the_model_ends_them(loaded: Loaded) -> None:
     some = bundled(["questions"], 3)
     shape = shapes(loaded.model)
@@ -118,64 +110,8 @@ def test_answers_end_where_the_model_ends_them(loaded: Loaded) -> None:
     assert forced[1].cost["decode"] < forced[0].cost["decode"]
 
 
-@pytest.mark.parametrize("work", equal.WORKS)
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "fastv:layer=1",
-        "random:layer=0,keep=0.9",
-        "vtw:layer=?",
-        "fastv:rate=?,layer=3",
-        "score=random,schedule=fastv:layer=1,keep=?",
-        "random:layer=0,keep=0.95+fastv:layer=1,keep=?",
-    ],
-)
-def test_tuned_methods_cost_what_is_asked(work: str, spec: str) -> None:
-    made = model("llava")
-    plain = _tiny_records(made, [])
-    target = equal.Target(work, 0.9)
-    plan = equal.planned(target, shapes(made), plain)
-    found, share = equal.tune(equal.marked(spec), target, plan, LAYERS)
-    really = equal.measured(target, _tiny_records(made, parse(found))) / equal.measured(target, plain)
-    assert really == pytest.approx(share, abs=1e-9) and share <= 0.9
-    assert share > (0.5 if "vtw" in spec else 0.84)  # 16 tokens, so steps are coarse
-
-
-@pytest.mark.slow
-def test_work_that_no_plan_foresees_is_measured(loaded: Loaded) -> None:
-    target, shape = equal.Target("tokens", 0.8), shapes(loaded.model)
-    some = bundled(["questions"], 2)
-    plain = answer(*loaded, some, [], shape)
-    runs: list[int] = []
-
-    def run_it(methods: Sequence[Method]) -> list[records.Record]:
-        runs.append(len(methods))
-        return answer(*loaded, some, methods, shape, [r.tokens for r in plain])
-
-    def unforeseen(methods: Sequence[Method]) -> float:
-        return equal.planned(target, shape, plain)([Method(Random(), ByStep(2, (0.5, 0.25)))])
-
-    with pytest.raises(ValueError, match="decode steps"):
-        unforeseen([])
-    work = equal.either(unforeseen, lambda: equal.ran(target, run_it))
-    found, share = equal.tune("fastv:layer=2,keep=?", target, work, 8)
-    assert share == pytest.approx(0.8, abs=0.005) and 3 < len(runs) < 20
-    foreseen = equal.tune("fastv:layer=2,keep=?", target, equal.planned(target, shape, plain), 8)
-    assert foreseen[0] == found and foreseen[1] == pytest.approx(share)
-
-
-def _tiny_records(made: Any, methods: list[Any]) -> list[records.Record]:
-    data = batch("llava", Layout(((3, 0, 5), (7, 0, 2))))
-    with foveate.apply(made, *methods) as trace:
-        made.generate(**data.inputs, max_new_tokens=3, do_sample=False)
-    kept = list(zip(*trace.prefill(), strict=True))
-    costs = costs_of_samples(shapes(made), trace, [3, 3])
-    text = trace.passes[0].text.tolist()
-    return [records.Record(i, 0, "", "", 3, text[i], 16, list(kept[i]), 0, asdict(costs[i])) for i in (0, 1)]
-
-
 def test_the_command_reports_figures_differences_and_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["eval", "--method", SPEC, "--method", "vtw:layer=4", "--limit", "3", "--tokenizer", "words"]
+    args = ["eval", "--method", SPEC, "--also", "vtw:layer=4", "--limit", "3", "--tokenizer", "words"]
     assert run([*args, "--save", str(tmp_path / "out"), "--json"]) == 0
     body = json.loads(capsys.readouterr().out)
     methods = body["methods"]
@@ -249,6 +185,7 @@ def test_a_bad_file_is_refused_whole(row: Any, said: str, tmp_path: Path, capsys
         (["--match", "flops=0.5", "--method", "fastv+vtw:layer=3"], "mark the knob"),
         (["--match", "flops=0.5", "--method", "fastv:layr=?"], "did you mean 'layer'"),
         (["--match", "flops=0.5", "--method", "fastv:ranking=?"], "no number"),
+        (["--also", "fastvv"], "did you mean 'fastv'"),
         (["--match", "flops=0.5", "--method", "dyrate:predictor=scenes-0.5"], "which knob of dyrate"),
         (["--method", "fastv:keep=2.5"], "fraction"),
         (["--tokenizer", "moses"], "unknown tokenizer"),
@@ -281,3 +218,29 @@ def test_every_task_gives_samples_that_its_metrics_can_judge() -> None:
     assert found["unpruned"]["questions exact"]["value"] == 100 and found["other"]["questions exact"]["value"] == 0
     assert found["other"]["questions exact"]["difference"]["high"] == -100
     assert found["other"]["agreement"]["value"] == 0
+
+
+def test_lines_of_a_file_part_at_line_feeds_alone(tmp_path: Path) -> None:
+    """JSON may hold other separators as they are, and editors put a byte-order mark in front."""
+    draw(sample("test", 0)).image.save(tmp_path / "a.png")
+    row = {"image": "a.png", "prompt": "what\u2028is it, ö?", "reference": "a dog\u0085", "metric": "exact"}
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for _ in range(2))
+    (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\r\n")
+    assert [(s.prompt, s.references) for s in from_file(tmp_path / "mine.jsonl")] == [
+        (row["prompt"], (row["reference"],))
+    ] * 2
+
+
+def test_what_is_no_number_is_null_in_files(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [float("nan"), 1.5]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.5]}
+
+
+def test_the_tasks_of_lmms_eval_are_written_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "a: b #c"
+    assert tasks.main([str(odd), "2"]) == 0
+    assert json.dumps(str((odd / "questions.jsonl").resolve())) in (odd / "foveate_questions.yaml").read_text()
+    (tmp_path / "file").write_text("")
+    for argv in ([], ["a", "b", "c"], [str(odd), "many"], [str(odd), "0"], [str(tmp_path / "file")]):
+        assert tasks.main(argv) == 2
+        assert capsys.readouterr().err.startswith("error: ")

@@ -13,6 +13,7 @@ from choosers import tiny_predictor
 from foveate.core.predictor import RatePredictor
 from foveate.core.scores import RANKINGS
 from foveate.methods import dyrate
+from foveate.methods.dyrate import ranked
 from foveate.tune.dyrate.attention import soft_key_attention
 from foveate.tune.dyrate.rollout import Batch, Rollout, roll_out
 from tiny import FAMILIES, IMAGE, Layout, batch, model
@@ -23,6 +24,7 @@ LAYOUTS = {
     "ragged": Layout(((3, 0, 5), (2, 0, 2), (6, 0, 1)), seed=1),
     "several": Layout(((3, 0, 2, 0, 4), (5,), (2, 0, 0, 3)), seed=3),
 }
+ALL = LAYOUTS | {"ends in an image": Layout(((3, 0), (2, 0, 2)), seed=4)}
 
 
 def growing() -> RatePredictor:
@@ -40,10 +42,16 @@ def likeliest(logits: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
 
 
-def decoded(family: str, backend: str, ranking: Any, layer: int, layout: str) -> tuple[Any, Batch, Any]:
+def predictor_for(decode: bool) -> RatePredictor:
+    """One that drops while decoding, or, where it acts in the prefill alone, one that drops there."""
+    return growing() if decode else tiny_predictor()
+
+
+def decoded(family: str, backend: str, ranking: Any, layer: int, layout: str, **knobs: Any) -> tuple[Any, Batch, Any]:
     """A cached generation with eviction, and the batch that teaches the same words."""
-    made, inputs = model(family, backend), batch(family, LAYOUTS[layout], backend).inputs
-    with foveate.apply(made, dyrate(growing(), layer=layer, ranking=ranking)) as trace:
+    made, inputs = model(family, backend), batch(family, ALL[layout], backend).inputs
+    predictor = predictor_for(knobs.get("decode", True))
+    with foveate.apply(made, dyrate(predictor, layer=layer, ranking=ranking, **knobs)) as trace:
         out = made.generate(
             **inputs, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True,
             suppress_tokens=[IMAGE],
@@ -75,6 +83,40 @@ def test_a_teacher_forced_pass_equals_decoding_with_eviction(
     has = found.total > 0
     assert (plain - wanted)[has].abs().max() > 0.01, "nothing was dropped, so this test could not fail"
     assert (kept[has].diff(dim=1) < 0).any(), "nothing was dropped while decoding"
+
+
+FURTHER: list[tuple[str, int, dict[str, Any]]] = [
+    ("tower", 2, {}), ("diverse", 1, {}), ("mix", 2, {"protect": "unseen"}), ("even", 0, {"protect": "unseen"}),
+    ("tower", 0, {}), ("received", 2, {"decode": False}), ("last", 2, {"layouts": ("ends in an image",)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("ranking", "layer", "knobs"), FURTHER)
+def test_teacher_forcing_is_decoding_with_other_rankings_layers_and_knobs(
+    ranking: str, layer: int, knobs: dict[str, Any], family: str
+) -> None:
+    knobs = dict(knobs)
+    made, decode = model(family), knobs.get("decode", True)
+    predictor = predictor_for(decode)
+    layouts = knobs.pop("layouts", ("ragged", "several"))
+    changed = 0.0
+    for layout in layouts:
+        out, taught, trace = decoded(family, "sdpa", ranking, layer, layout, **knobs)
+        score = ranked(ranking, knobs.get("protect", "nothing"), layer)
+        with torch.no_grad():
+            found = roll_out(made, predictor, score, layer, taught, likeliest, decode)
+            plain = made(**taught.inputs).logits[:, taught.prompt - 1 : -1]
+            bare = roll_out(made, predictor, ranked(ranking, "nothing", layer), layer, taught, likeliest)
+        wanted = torch.stack(out.logits, 1)
+        torch.testing.assert_close(found.logits, wanted, atol=2e-4, rtol=1e-3)
+        kept = torch.tensor([trace.prefill(call)[layer] for call in range(NEW)]).T
+        assert torch.equal(found.kept.long(), kept)
+        has = found.total > 0
+        assert (plain - wanted)[has].abs().max() > 0.01, "nothing was dropped, so this test could not fail"
+        assert bool((kept[has].diff(dim=1) < 0).any()) == decode
+        changed = max(changed, float((bare.logits - wanted)[has].abs().max()))
+    assert (changed > 0.01) == bool(knobs), f"{knobs} changed nothing"
 
 
 def rolled(ranking: str = "last") -> tuple[Any, Any, Rollout]:

@@ -186,17 +186,30 @@ def test_vtw_takes_the_first_layer_that_passes_or_none() -> None:
     assert search("vtw", problem(quality, 6, 1), tolerance=0.1) == (1,) * 6
 
 
-def test_fitprune_drops_what_attention_misses_least() -> None:
-    even = np.linspace(0, 1, 101)
-    peaked = np.concatenate([np.zeros(91), np.linspace(0, 1, 11)[1:]])  # nine tokens in ten get nothing
-    curves = np.stack([[even, even], [even, even], [peaked, even], [peaked, peaked], [even, even]])
-    given_ = Problem(Known(lambda keep: 0.0), mean_keep, 5, 1, lost_mass=lambda: curves)
+def test_fitprune_gives_up_as_much_attention_as_the_budget_asks() -> None:
+    asked: list[float] = []
+
+    def recipe(tolerance: float) -> list[float]:
+        asked.append(tolerance)
+        return [1.0, *[(1 - tolerance) ** power for power in (1, 1, 2, 4)]]
+
+    given_ = Problem(Known(lambda keep: 0.0), mean_keep, 5, 1, recipe=recipe)
     keep = search("fitprune", given_, budget=0.6)
-    assert mean_keep(keep) == pytest.approx(0.6, abs=2e-6)
-    assert keep[0] == 1 and keep[1] == keep[2] and keep[3] < 0.11 and keep[4] == keep[3]
+    assert mean_keep(keep) == pytest.approx(0.6, abs=2e-6) and len(asked) == 7
+    least, most = (
+        recipe(next(t for t in sorted(asked, reverse=up) if (mean_keep(recipe(t)) > 0.6) == up)) for up in (0, 1)
+    )
+    assert all(a - 1e-6 <= k <= b + 1e-6 for a, k, b in zip(least, keep, most, strict=True)) and least != most
     assert not given_.judge.asked  # type: ignore[attr-defined]
+    before = len(asked)
+    assert search("fitprune", given_, budget=0.6) == keep and len(asked) == before, "statistics are in the record"
+    assert (
+        search("fitprune", given_, budget=0.2) == (1, 0, 0, 0, 0) and search("fitprune", given_, budget=1.0) == (1,) * 5
+    )
     with pytest.raises(ValueError, match="no model behind"):
         fitprune(problem(lambda keep: 0.0, 5), 0.5)
+    with pytest.raises(ValueError, match="precision=0"):
+        fitprune(given_, 0.5, precision=0)
 
 
 def test_knobs_are_told_and_strangers_refused() -> None:

@@ -62,13 +62,25 @@ def test_a_training_that_was_stopped_ends_with_the_same_predictor(scenes: Any, e
     assert all(p.requires_grad for p in scenes.model.parameters()), "the model is as it was"
     with pytest.raises(ValueError, match="another plan"):
         train(*scenes, examples, Plan(budget=0.6), tmp_path / "part")
+    with pytest.raises(ValueError, match="other data"):
+        train(*scenes, examples[1:], PLAN, tmp_path / "part")
 
 
 def test_a_budget_out_of_reach_is_refused(scenes: Any, examples: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="out of reach"):
+    with pytest.raises(ValueError, match=r"before layer 6 still costs 0\.\d+ .*before layer 0, .*before layer 5"):
         train(*scenes, examples, Plan(budget=0.2, layer=6), tmp_path)
     with pytest.raises(ValueError, match="layer=8"):
         train(*scenes, examples, Plan(layer=8), tmp_path)
+
+
+def test_before_layer_0_low_budgets_are_in_reach_and_the_prefill_alone_can_learn(
+    scenes: Any, examples: Any, tmp_path: Path
+) -> None:
+    plan = Plan(budget=0.3, layer=0, ranking="tower", num_rates=20, steps=2, batch=2, decode=False)
+    predictor = train(*scenes, examples, plan, tmp_path)
+    assert predictor.linear.weight.abs().max() > 0
+    found = judge(*scenes, predictor, examples[:2], plan)
+    assert len(set(found.kept_by_step)) == 1, "nothing leaves after the prefill"
 
 
 def test_the_budgets_ratio_is_that_of_a_recorded_run(scenes: Any, examples: Any) -> None:
@@ -176,7 +188,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(
     monkeypatch.setattr(training, "_gumbel", lambda logits, uniform, tau: _straight(logits))
     plan = Plan(budget=0.5, layer=1, steps=1, batch=4, num_rates=4, drop_all=True)
     whole = train(*scenes, examples[:1], plan, tmp_path / "whole")
-    parted = train(*scenes, examples[:1], replace(plan, parts=2), tmp_path / "parts")
+    parted = train(*scenes, examples[:1], replace(plan, parts=9), tmp_path / "parts")  # more than there are
     ours, theirs = whole.linear.weight.grad, parted.linear.weight.grad
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert ours is not None and ours.abs().max() > 0.01 and whole.rates == (0, 0.25, 0.5, 0.75, 1)

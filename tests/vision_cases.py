@@ -75,17 +75,19 @@ def mean_of(s: Situation, members: list[int], weights: list[float]) -> Tensor:
     return sum(s.state(c) * (w / total) for c, w in zip(members, weights, strict=True))
 
 
-def divprune(keep: float) -> Chooser:
-    def decide(s: Situation, own: list[int]) -> Chosen:
-        near = alike(embeddings(s, own))
-        nearest = {c: max(near[c, o] for o in own if o != c) for c in own}
-        chosen = [min(own, key=lambda c: (round(nearest[c], 12), c))]
-        while len(chosen) < half_up(len(own), keep):
-            rest = [c for c in own if c not in chosen]
-            chosen.append(max(rest, key=lambda c: min(1 - near[c, o] for o in chosen)))
-        return chosen, None
+def most_diverse(s: Situation, own: list[int], count: int | None = None) -> list[int]:
+    """The order in which each next token is the one farthest from all before it; its first `count`."""
+    near = alike(embeddings(s, own))
+    nearest = {c: max(near[c, o] for o in own if o != c) for c in own}
+    chosen = [min(own, key=lambda c: (round(nearest[c], 12), c))]
+    while len(chosen) < (len(own) if count is None else count):
+        rest = [c for c in own if c not in chosen]
+        chosen.append(max(rest, key=lambda c: min(1 - near[c, o] for o in chosen)))
+    return chosen
 
-    return per_image(decide)
+
+def divprune(keep: float) -> Chooser:
+    return per_image(lambda s, own: (most_diverse(s, own, half_up(len(own), keep)), None))
 
 
 def cdpruner(keep: float) -> Chooser:
@@ -187,7 +189,6 @@ def vscan1(keep: float, local: float, windows: int) -> Chooser:
     def decide(s: Situation, own: list[int]) -> Chosen:
         wide, close = attention(s, own), attention(s, own, 0)
         count = half_up(len(own), keep)
-        chosen = best_first(wide)[: count - half_up(count, local)]
 
         def window(c: int) -> int:
             k = own.index(c)
@@ -195,16 +196,16 @@ def vscan1(keep: float, local: float, windows: int) -> Chooser:
                 return k * windows * windows // len(own)
             return k // s.side * windows // s.side * windows + k % s.side * windows // s.side
 
-        rest = [c for c in own if c not in chosen]
-        turn = {c: sum(window(o) == window(c) and close[o] > close[c] for o in rest) for c in rest}
-        chosen += sorted(rest, key=lambda c: (turn[c], -close[c], c))[: count - len(chosen)]
+        turn = {c: sum(window(o) == window(c) and close[o] > close[c] for o in own) for c in own}
+        chosen = sorted(own, key=lambda c: (turn[c], -close[c], c))[: half_up(count, local)]
+        chosen += [c for c in best_first(wide) if c not in chosen][: count - len(chosen)]
 
         def merge(stay: list[int]) -> dict[int, Tensor]:
-            states = {c: patch(s, c).states[LAST] for c in own}
+            near = alike(embeddings(s, own))
             taken: dict[int, list[int]] = {k: [k] for k in stay}
             for c in own:
                 if c not in stay:
-                    taken[max(stay, key=lambda k: cosine(states[c], states[k]))].append(c)
+                    taken[max(stay, key=lambda k: near[c, k])].append(c)
             return {k: mean_of(s, members, [1.0] * len(members)) for k, members in taken.items()}
 
         return chosen, merge

@@ -39,8 +39,12 @@ def pdrop(keep: float, layers: list[int], back: int) -> Chooser:
     return choose
 
 
-def vscan2(keep: float) -> Chooser:
-    return lambda s: s.alive if s.step or s.layer != s.layers // 2 else best(s, last(s), half_up(len(s.alive), keep))
+def vscan2(keep: float, back: int = 1) -> Chooser:
+    def choose(s: Situation) -> list[int]:
+        middle = s.step == 0 and s.layer == s.layers // 2
+        return best(s, last(s, back), half_up(len(s.alive), keep)) if middle else s.alive
+
+    return choose
 
 
 def dart(layer: int, keep: float, pivots: int, text_pivots: int) -> Chooser:

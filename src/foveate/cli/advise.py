@@ -20,17 +20,12 @@ from .output import console, print_json
 _SHARES = (0.5, 0.25, 0.125, 0.0)
 
 
+@options.with_request()
 def advise(
+    asked: options.Asked,
     model: Annotated[str, typer.Argument(help=f"{', '.join(SHAPES)}, a config.json or its folder, or a hub id.")],
     device: Annotated[str, typer.Option(help=f"{', '.join(DEVICES)}, or measure for this machine.")] = "h100",
     method: options.Methods = None,
-    prompt_tokens: options.PromptTokens = 64,
-    images: options.Images = 1,
-    image_size: options.ImageSize = None,
-    tiles: options.Tiles = 1,
-    visual_tokens: options.VisualTokens = None,
-    output_tokens: options.OutputTokens = 128,
-    batch: options.Batch = 1,
     dtype: options.Dtype = "auto",
     launch_us: Annotated[float | None, typer.Option(min=0, help="Microseconds to start one operation.")] = None,
     as_json: options.Json = False,
@@ -39,18 +34,15 @@ def advise(
     specs = {spec: parse(spec) for spec in dict.fromkeys(method or [])}
     config, where = config_of(model), device_of(device, dtype)
     found = architecture(config, dtype if dtype != "auto" else where.dtype)
-    asked = plan.request(
-        config, text=prompt_tokens, images=images, new_tokens=output_tokens, batch=batch,
-        size=options.size(image_size), tiles=tiles, visual=visual_tokens,
-    )  # fmt: skip
-    if not asked.visual:
+    request = asked.request(config)
+    if not request.visual:
         raise ValueError(
             "the request has no visual tokens, so there are none to drop; give --images or --visual-tokens"
         )
-    kept = {f"keep {round(share * asked.visual)} from layer 0": _flat(found, asked, share) for share in _SHARES}
-    kept |= {spec: plan.kept(found, asked, methods) for spec, methods in specs.items()}
+    kept = {f"keep {round(share * request.visual)} from layer 0": _flat(found, request, share) for share in _SHARES}
+    kept |= {spec: plan.kept(found, request, methods) for spec, methods in specs.items()}
     where = where if launch_us is None else replace(where, launch=launch_us * 1e-6)
-    body = _findings(found, where, asked, kept)
+    body = _findings(found, where, request, kept)
     if as_json:
         print_json({"model": model, **body})
     else:

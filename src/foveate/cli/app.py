@@ -25,6 +25,7 @@ from . import (
     language,
     methods,
     plot,
+    plot_pareto,
     plot_schedule,
     search,
     train,
@@ -52,6 +53,7 @@ app.command("doctor")(doctor.doctor)
 app.command("search")(search.search)
 inspect.app.command("ranking")(inspect_ranking.ranking)
 plot.app.command("schedule")(plot_schedule.schedule)
+plot.app.command("pareto")(plot_pareto.pareto)
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(plot.app, name="plot")
 app.add_typer(train_dyrate.app, name="train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 from dataclasses import asdict
@@ -25,22 +26,18 @@ from ..measure.models import SHAPES, config_of
 from ..measure.parts import PARTS, parts
 from ..methods import parse
 from . import options
-from .output import console, errors, print_json
+from .output import console, errors, print_json, write_json
 
 _DEFAULT = ("fastv:layer=2,keep=0.5", "fastv:layer=2,keep=0.25", "random:layer=0,keep=0.25")
 _SAME = ("shape", "layers", "request", "device", "dtype", "attention")
 
 
+@options.with_request("visual_tokens", output_tokens=16)
 def benchmark(
+    asked: options.Asked,
     shape: Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}, or a config.json.")] = "smol-135m",
     method: options.Methods = None,
     layers: options.Layers = None,
-    prompt_tokens: options.PromptTokens = 64,
-    images: options.Images = 1,
-    image_size: options.ImageSize = None,
-    tiles: options.Tiles = 1,
-    output_tokens: options.OutputTokens = 16,
-    batch: options.Batch = 1,
     repeats: options.Repeats = 5,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
@@ -54,16 +51,17 @@ def benchmark(
     options.writable(save)
     old = None if compare is None else _read(compare)
     kind = ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
-    config, size = config_of(shape, layers), options.size(image_size)
-    sizes = architecture(config, kind)
-    asked = plan.request(
-        config, text=prompt_tokens, images=images, new_tokens=output_tokens, batch=batch, size=size, tiles=tiles
-    )
-    if not asked.pictures:
+    config, size = config_of(shape, layers), options.size(asked.image_size)
+    sizes, request = architecture(config, kind), asked.request(config)
+    if not request.pictures:
         raise ValueError("--images 0 leaves nothing to drop; give 1 or more")
+    for one in (one for methods in contestants.values() for one in methods):
+        one.check(len(sizes.shapes.layers))
     model = bench.build(config, device, kind, attention)
-    body = _told(shape, model, asked, repeats)
-    found, where = _run(model, sizes, asked, bench.inputs(config, asked, model, size), contestants, repeats)
+    body = _told(shape, model, request, repeats)
+    if old is not None:
+        _check_alike(body, old)
+    found, where = _run(model, sizes, request, bench.inputs(config, request, model, size), contestants, repeats)
     body |= {"found": {name: asdict(one) for name, one in found.items()}, "parts": where}
     body["exceeded"] = {name: one.exceeded for name, one in found.items() if one.exceeded}
     _finish(body, old, save)
@@ -114,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
         body = json.loads(path.read_text().splitlines()[-1])
     except (OSError, IndexError, json.JSONDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(body, dict) or "found" not in body:
+    if not isinstance(body, dict) or not isinstance(body.get("found"), dict):
         raise ValueError(f"{path} is no result of foveate bench")
     return body
 
@@ -126,7 +124,7 @@ def _finish(body: dict[str, Any], old: dict[str, Any] | None, save: Path | None)
         _print_beside(body, old)
     body["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if save is not None:
-        save.write_text(json.dumps(body) + "\n")
+        write_json(save, body)
     print_json(body)
 
 
@@ -156,8 +154,10 @@ def _print(body: dict[str, Any]) -> None:
     table.add_column("", overflow="fold")
     for column in PARTS:
         table.add_column(column, justify="right")
+    table.add_column("of a step", justify="right")
     for name, one in body["parts"].items():
-        table.add_row(name.replace(",", ", "), *(f"{one[part] * 1e3:.1f}" for part in PARTS))
+        share = f"{one['control'] / one['decode']:.1%}" if one["decode"] else "-"
+        table.add_row(name.replace(",", ", "), *(f"{one[part] * 1e3:.1f}" for part in PARTS), share)
     console.print(table)
     if body["exceeded"]:
         console.print(f"[red]above the cap, so wrongly measured:[/red] {body['exceeded']}")
@@ -172,18 +172,26 @@ def _timed(one: dict[str, Any], part: str) -> tuple[str, str]:
     return f"{one[part] * 1e3:.1f} ms", f"[red]{text}[/red]" if part in one["exceeded"] else text
 
 
-def _print_beside(body: dict[str, Any], old: dict[str, Any]) -> None:
-    """This run's times over an earlier one's, of the same contestants."""
+def _check_alike(body: dict[str, Any], old: dict[str, Any]) -> None:
+    """Raises ValueError if the earlier run is of something else; before this one takes its time."""
     other = [key for key in _SAME if body.get(key) != old.get(key)]
     if other:
         told = ", ".join(f"{key} {old.get(key)!r} (now {body.get(key)!r})" for key in other)
         raise ValueError(f"the earlier run is of something else: {told}; compare like with like")
+
+
+def _print_beside(body: dict[str, Any], old: dict[str, Any]) -> None:
+    """This run's times over an earlier one's, of the same contestants."""
     table = Table(title="beside the earlier run: its time over this one's", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "first token", "per token"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     for name, one in body["found"].items():
         before = old["found"].get(name)
         if before is not None:
-            cells = [before[part] / one[part] if one[part] and before[part] else None for part in ("first", "further")]
-            table.add_row(name.replace(",", ", "), *("-" if c is None else f"{c:.2f}x" for c in cells))
+            table.add_row(name.replace(",", ", "), *(_over(before[part], one[part]) for part in ("first", "further")))
     console.print(table)
+
+
+def _over(before: float | None, now: float) -> str:
+    """A ratio of times, where both were taken: one new token leaves none per token."""
+    return "-" if before is None or math.isnan(now) else f"{before / now:.2f}x"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -16,16 +17,11 @@ from . import options
 from .output import console, flops, print_json
 
 
+@options.with_request()
 def cost(
+    asked: options.Asked,
     model: Annotated[str, typer.Argument(help=f"{', '.join(SHAPES)}, a config.json or its folder, or a hub id.")],
     method: options.Methods = None,
-    prompt_tokens: options.PromptTokens = 64,
-    images: options.Images = 1,
-    image_size: options.ImageSize = None,
-    tiles: options.Tiles = 1,
-    visual_tokens: options.VisualTokens = None,
-    output_tokens: options.OutputTokens = 128,
-    batch: options.Batch = 1,
     layers: options.Layers = None,
     dtype: options.Dtype = "auto",
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Also what each layer keeps and costs.")] = False,
@@ -35,26 +31,23 @@ def cost(
     specs = {spec: parse(spec) for spec in dict.fromkeys(method or [])}
     config = config_of(model, layers)
     found = architecture(config, dtype)
-    asked = plan.request(
-        config, text=prompt_tokens, images=images, new_tokens=output_tokens, batch=batch,
-        size=options.size(image_size), tiles=tiles, visual=visual_tokens,
-    )  # fmt: skip
-    base = plan.cost_of(found, asked)
+    request = asked.request(config)
+    base = plan.cost_of(found, request)
     rows = {}
     for spec, methods in {"unpruned": [], **specs}.items():
-        row = plan.cost_of(found, asked, methods)
+        row = plan.cost_of(found, request, methods)
         rows[spec] = {
             "flops": {k: v for k, v in vars(row).items() if k not in ("score", "kv_bytes")} | {"total": row.flops},
             "kv_bytes": row.kv_bytes,
             "ratio": row.ratio(base),
-            "papers": plan.papers(found, asked, methods),
-            "layers": _by_layer(found, asked, plan.kept(found, asked, methods)),
+            "papers": plan.papers(found, request, methods),
+            "layers": _by_layer(found, request, plan.kept(found, request, methods)),
         }
-    body = {"model": model, "family": found.family, "request": _told(asked), "kv_dtype_bytes": found.shapes.bytes}
+    body = {"model": model, "family": found.family, "request": _told(request), "kv_dtype_bytes": found.shapes.bytes}
     if as_json:
         print_json({**body, "methods": rows})
         return
-    _print(found, asked, rows)
+    _print(found, request, rows)
     if per_layer:
         _print_layers(rows)
 
@@ -88,8 +81,8 @@ def _print(model: Architecture, asked: plan.Request, rows: dict[str, Any]) -> No
         parts = [(row["flops"][p], row["ratio"][p]) for p in ("prefill", "decode", "tower", "head")]
         parts.append((row["flops"]["total"], row["ratio"]["flops"]))
         first = spec == "unpruned"
-        cells = [flops(value) if first else f"{ratio:.3f}x" for value, ratio in parts]
-        cells.append(f"{row['kv_bytes'] / 1e6:.0f} MB" if first else f"{row['ratio']['kv_bytes']:.3f}x")
+        cells = [flops(value) if first else _times(ratio) for value, ratio in parts]
+        cells.append(f"{row['kv_bytes'] / 1e6:.0f} MB" if first else _times(row["ratio"]["kv_bytes"]))
         said = [row["papers"][name] for name in ("fastv", "pyramiddrop")]
         cells += [flops(p["flops"]) if first else f"{p['ratio']:.3f}x" for p in said]
         table.add_row(spec.replace(",", ", "), *cells)
@@ -100,6 +93,10 @@ def _print(model: Architecture, asked: plan.Request, rows: dict[str, Any]) -> No
         "prefill in the papers' conventions (1 per multiply-accumulate, decoder alone). Ranking is left out.",
         highlight=False,
     )
+
+
+def _times(ratio: float) -> str:
+    return "-" if math.isnan(ratio) else f"{ratio:.3f}x"  # of what is 0 in the unpruned model too
 
 
 def _print_layers(rows: dict[str, Any]) -> None:

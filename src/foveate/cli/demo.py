@@ -14,19 +14,26 @@ from rich.table import Table
 from ..demo import evaluate, language
 from ..demo.bundled import Loaded, load
 from ..demo.draw import draw
+from ..demo.smol.base import at_hand, how_to_install
 from ..demo.world import sample
 from . import options, rows
 from .generate import encode
 from .output import console, errors, print_json
 
 app = typer.Typer(help="The bundled model at work; see also its `train` and `evaluate`.", invoke_without_command=True)
-METHODS = (
-    "fastv:layer=2,keep=0.5",
-    "fastv:layer=2,keep=0.25",
-    "vtw:layer=4",
-    "random:layer=2,keep=0.5",
-    "downsample:layer=2,keep=0.5",
-)
+METHODS = {
+    name: (
+        "fastv:layer=2,keep=0.5",
+        "fastv:layer=2,keep=0.25",
+        f"vtw:layer={withdrawn}",
+        "random:layer=2,keep=0.5",
+        "downsample:layer=2,keep=0.5",
+    )
+    for name, withdrawn in (("scenes", 4), ("smol", 15))  # half of each decoder
+}
+
+
+Which = Annotated[str, typer.Option(help="scenes, smol, or auto: smol if its language model is installed.")]
 
 
 @app.callback()
@@ -35,6 +42,7 @@ def demo(
     pictures: Annotated[int, typer.Option(min=1, max=100, help="Pictures to look at.")] = 3,
     held_out: Annotated[int, typer.Option(min=0, help="More held-out pictures, to score every method on.")] = 24,
     method: options.Methods = None,
+    model: Which = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-pictures"),
     repeats: options.Repeats = 3,
     as_json: options.Json = False,
@@ -42,8 +50,9 @@ def demo(
     """Describe held-out pictures with all tokens, with FastV, VTW, and the random and downsampling controls."""
     if context.invoked_subcommand is not None:
         return _refuse_misplaced(context)
-    table = rows.rows_of(method or METHODS)
-    loaded = load("scenes")
+    model = chosen(model)
+    table = rows.rows_of(method or METHODS[model])
+    loaded = load(model)
     scenes = [sample("test", index) for index in range(pictures)]
     out.mkdir(parents=True, exist_ok=True)
     prompts = []
@@ -60,15 +69,41 @@ def demo(
     if as_json:
         scored = {r.method: {"figures": r.figures, "intervals": r.intervals} for r in reports}
         done = [rows.as_dict(row, table[0]) for row in table]
-        print_json({"pictures": truths, "rows": done, "held_out": scored})
+        print_json({"model": model, "pictures": truths, "rows": done, "held_out": scored})
         return
-    for index, truth in enumerate(truths):
-        _print_answers(str(out / f"test-{index}.png"), truth, [(row.spec, row.answers[index]) for row in table])
+    console.print(_about(model), highlight=False)
+    _show({str(out / f"test-{index}.png"): truth for index, truth in enumerate(truths)}, table, reports)
+
+
+def _show(truths: dict[str, str], table: list[rows.Row], reports: list[evaluate.Report]) -> None:
+    """Answers picture by picture (path -> what was drawn), their cost, and the held-out quality."""
+    for index, (path, truth) in enumerate(truths.items()):
+        _print_answers(path, truth, [(row.spec, row.answers[index]) for row in table])
     console.rule(f"what these {len(truths)} descriptions cost")
     console.print(rows.table(table))
     if reports:
         console.rule(f"quality on {reports[0].pictures} more held-out pictures, in % with 95 % intervals")
         console.print(quality_table(reports))
+
+
+def chosen(model: str) -> str:
+    """The bundled model of that name; of "auto", smol if it can be had here without a network, else scenes.
+
+    Raises:
+        ValueError: there is no bundled model of that name.
+    """
+    if model not in ("auto", *METHODS):
+        raise ValueError(f"--model {model!r}; expected auto, {' or '.join(METHODS)} (others: `foveate generate`)")
+    if model != "auto":
+        return model
+    return "smol" if at_hand() else "scenes"
+
+
+def _about(model: str) -> str:
+    """Which model this is, and what would bring the other."""
+    if model == "smol":
+        return "model: [bold]smol[/bold] (SmolLM2-135M-Instruct inside; --model scenes: our small one)"
+    return f"model: [bold]scenes[/bold] (for smol, with a real language model inside: {escape(how_to_install())})"
 
 
 def _refuse_misplaced(context: typer.Context) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from ..core.method import Method
 from ..demo.bundled import Loaded, load
 from ..measure import equal, records, report
 from ..measure.cost import shapes
+from ..measure.decoding import Decoding
 from ..measure.evaluate import answer, evaluate, fingerprint
 from ..measure.metrics import tokenizer_of
 from ..measure.processes import Processes, processes
@@ -25,7 +27,7 @@ from ..measure.records import Record
 from ..measure.tasks import TASKS, Sample, bundled, from_file, identity
 from ..methods import parse
 from . import options
-from .output import console, errors, print_json
+from .output import console, errors, print_json, write_json
 
 _TUNE_ON = 16  # samples that a method runs on, again and again, if no plan tells its cost
 
@@ -39,33 +41,47 @@ def evaluate_methods(
     first: Annotated[int, typer.Option(min=0, help="Number of the first picture of each task.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 16,
     match: options.Match = None,
+    also: options.Also = None,
     save: Annotated[Path | None, typer.Option(help="Folder for answers and report; give it again to resume.")] = None,
     tokenizer: Annotated[str, typer.Option(help="Of captions: ptb (needs java), words, or auto.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this share.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
+    cache: Annotated[bool, typer.Option(help="Keep keys and values, or run the whole input at every step.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of sampling.")] = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Judge methods on tasks, with intervals and paired differences to unpruned; under torchrun, by all processes."""
     target = equal.read_target(match) if match else None
-    specs = list(dict.fromkeys(method or []))
-    for spec in specs:
-        equal.values(equal.marked(spec), 1) if target else parse(spec)
+    specs, as_given = list(dict.fromkeys(method or [])), list(dict.fromkeys(also or []))
+    _check(specs, as_given, target)
+    decoding = Decoding(num_beams, top_k, top_p, temperature, cache, seed)
     words = tokenizer_of(tokenizer)
     samples = _samples(tasks, data, limit, first)
     among = processes(device)
     loaded = load(model, device=among.device(device), dtype=dtype)
-    body = _identity(loaded, samples, model, batch)
+    body = _identity(loaded, samples, model, batch) | {"decoding": asdict(decoding) if decoding.told else None}
     if save is not None:
         _claim(save, body, among)
-    runs = _run(loaded, samples, specs, target, batch, among, save)
+    runs = _run(loaded, samples, specs, as_given, target, batch, among, save, decoding)
     if among.index:
         return
     body |= _findings(samples, runs, words, seed) | {"match": match}
     if save is not None:
-        (save / "report.json").write_text(json.dumps(body, indent=1))
+        write_json(save / "report.json", body, indent=1)
         (save / "samples.jsonl").write_text("".join(_lines(samples, runs)))
     print_json(body) if as_json else _print(body, target)
+
+
+def _check(specs: Sequence[str], also: Sequence[str], target: equal.Target | None) -> None:
+    """Raises ValueError for what is no method, or has no knob to tune."""
+    for spec in specs:
+        equal.values(equal.marked(spec), 1) if target else parse(spec)
+    for spec in also:
+        parse(spec)
 
 
 def _findings(samples: Sequence[Sample], runs: dict[str, list[Record]], words: str, seed: int) -> dict[str, Any]:
@@ -114,10 +130,12 @@ def _run(
     loaded: Loaded,
     samples: Sequence[Sample],
     specs: Sequence[str],
+    also: Sequence[str],
     target: equal.Target | None,
     batch: int,
     among: Processes,
     save: Path | None,
+    decoding: Decoding,
 ) -> dict[str, list[Record]]:
     """Records of the unpruned model and of every method, tuned to the target if there is one."""
     runs: dict[str, list[Record]] = {}
@@ -127,13 +145,15 @@ def _run(
         def answers(spec: str, methods: list[Method]) -> None:
             task = progress.add_task(spec, total=len(samples) / among.count if among.count > 1 else len(samples))
             runs[spec] = evaluate(
-                *loaded, samples, spec, methods, batch, among=among, folder=save,
+                *loaded, samples, spec, methods, batch, among=among, folder=save, decoding=decoding,
                 progress=lambda n: progress.advance(task, n),
             )  # fmt: skip
 
         answers("unpruned", [])
         for given in specs:
             spec = given if target is None else _tuned(given, target, loaded, samples, runs["unpruned"], batch)
+            answers(spec, parse(spec))
+        for spec in also:
             answers(spec, parse(spec))
     return runs
 
@@ -149,7 +169,7 @@ def _tuned(
         out: list[Record] = []
         for start in range(0, len(chosen), batch):
             part = chosen[start : start + batch]
-            lengths = [plain[i].tokens for i in part]
+            lengths = [1 if target.work == "tokens" else plain[i].tokens for i in part]  # tokens are the prefill's
             out += answer(*loaded, [samples[i] for i in part], methods, shape, lengths)
         return out
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from ..measure import plan
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]
@@ -18,6 +24,10 @@ Methods = Annotated[
 Match = Annotated[
     str | None, typer.Option(help="Equal work: flops=0.33 (or bytes=, tokens=) of unpruned; tunes keep, or knob=?.")
 ]
+Also = Annotated[
+    list[str] | None,
+    typer.Option("--also", help="A method to run as it is beside those that --match tunes. May be repeated."),
+]
 PromptTokens = Annotated[int, typer.Option(min=1, help="Prompt tokens that are not visual.")]
 Images = Annotated[int, typer.Option(min=0, help="Pictures of a sample.")]
 ImageSize = Annotated[str | None, typer.Option(help="Of a picture in pixels, like 672x448, where tokens depend on it.")]
@@ -26,6 +36,62 @@ VisualTokens = Annotated[int | None, typer.Option(min=0, help="Of a sample, in p
 OutputTokens = Annotated[int, typer.Option(min=1, help="Tokens generated.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples at once.")]
 Layers = Annotated[int | None, typer.Option(min=1, help="Depth of the decoder, in place of the model's.")]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that say what a request is; `with_request` puts them on a command."""
+
+    prompt_tokens: PromptTokens = 64
+    images: Images = 1
+    image_size: ImageSize = None
+    tiles: Tiles = 1
+    visual_tokens: VisualTokens = None
+    output_tokens: OutputTokens = 128
+    batch: Batch = 1
+
+    def request(self, config: Any) -> plan.Request:
+        """The request, of a configuration.
+
+        Raises:
+            ValueError: as `plan.request`, or an image size that is none.
+        """
+        return plan.request(
+            config, text=self.prompt_tokens, images=self.images, new_tokens=self.output_tokens, batch=self.batch,
+            size=size(self.image_size), tiles=self.tiles, visual=self.visual_tokens,
+        )  # fmt: skip
+
+
+def with_request(*without: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of `Asked`, which it takes as one argument `asked`.
+
+    Args:
+        without: options that this command does not have.
+        defaults: where they are not those of `Asked`.
+    """
+    hints = get_type_hints(Asked, include_extras=True)
+    ours = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(f.name, f.default), annotation=hints[f.name]
+        )
+        for f in fields(Asked)
+        if f.name not in without and f.default is not MISSING
+    ]
+
+    def put(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            asked = Asked(**{p.name: given.pop(p.name) for p in ours})
+            command(asked=asked, **given)
+
+        theirs = inspect.signature(command, eval_str=True).parameters.values()
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in theirs if p.name != "asked"]
+        shown: Any = run
+        shown.__signature__ = inspect.Signature([*own[:2], *ours, *own[2:]])
+        shown.__annotations__ = {p.name: p.annotation for p in [*own, *ours]}
+        return run
+
+    return put
 
 
 def size(text: str | None) -> tuple[int, int] | None:

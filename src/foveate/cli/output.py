@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,11 @@ errors = Console(stderr=True)
 def print_json(body: Any) -> None:
     """One JSON document on standard output; numbers that are no numbers become null."""
     print(json.dumps(_plain(body)))
+
+
+def write_json(path: Path, body: Any, indent: int | None = None) -> None:
+    """The same into a file."""
+    path.write_text(json.dumps(_plain(body), indent=indent) + "\n")
 
 
 def _plain(value: Any) -> Any:

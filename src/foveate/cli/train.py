@@ -84,5 +84,7 @@ def _run(folder: Path, recipe: Recipe, device: str, start: Path | None, eyes: Pa
         def report(stage: str, seen: dict[str, float]) -> None:
             line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k != "step")
             progress.update(tasks[stage], completed=seen["step"], description=f"{stage} {line}")
+            if seen["step"] % 50 == 0:  # what stays to be read, also in a log file, where there is no bar
+                progress.console.print(f"{stage} step {seen['step']:.0f}: {line}", highlight=False)
 
         return train(folder, recipe, device, report, start=start, eyes=eyes)

@@ -45,6 +45,10 @@ def train_dyrate(
     ranking: Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")] = Plan.ranking,
     num_rates: Annotated[int, typer.Option(help="Rates to choose from: 0, 1/n, .. (n-1)/n.")] = Plan.num_rates,
     drop_all: Annotated[bool, typer.Option(help="Whether dropping all is a rate too (our extension).")] = Plan.drop_all,
+    decode: Annotated[
+        bool, typer.Option(help="Whether it decides before decode steps too, or in the prefill alone.")
+    ] = Plan.decode,
+    protect: Annotated[str, typer.Option(help="unseen: what the answer has not looked at leaves last.")] = Plan.protect,
     response: Annotated[bool, typer.Option(help="Whether the response's share is a feature.")] = Plan.response,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Plan.steps,
     batch: Annotated[int, typer.Option(min=1, help="Examples per step, over all processes.")] = Plan.batch,
@@ -57,14 +61,11 @@ def train_dyrate(
     dtype: options.Dtype = "auto",
 ) -> None:
     """Train DyRate's predictor for a model, meet its budget, and report on held-out data."""
-    if ranking not in RANKINGS:
-        raise ValueError(f"unknown ranking {ranking!r}; expected one of {', '.join(RANKINGS)}")
     plan = Plan(
-        budget, layer, num_rates, ranking, response, steps, batch, lr, kl=kl, seed=seed, drop_all=drop_all, parts=parts
-    )
+        budget, layer, num_rates, ranking, response, steps, batch, lr, kl=kl, seed=seed, drop_all=drop_all, parts=parts,
+        decode=decode, protect=protect,
+    )  # fmt: skip
     learned, judged_on = _data(data, steps * batch, held_out)
-    for reason in learned.unusable:
-        errors.print(f"not used: {reason}", highlight=False)
     loaded = load(model, device=device, dtype=dtype)
     predictor = _train(loaded, learned, plan, out)
     console.print("meeting the budget with the likeliest rates")
@@ -90,13 +91,15 @@ def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path) -> RatePred
 
 
 def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Examples]:
-    """Training and held-out examples: of a file, the last rows, a tenth at most, are held out."""
+    """Training and held-out examples: of a file, the last rows, a tenth at most, are held out; names unusable rows."""
     if path is None:
         return scene_examples("train", min(wanted, 4000), 0, _KINDS), scene_examples("val", held_out, 0, _KINDS)
     found = folder_examples(path) if path.is_dir() else file_examples(path)
     apart = min(held_out, max(1, len(found.rows) // 10))
     if len(found.rows) < 2:
         raise ValueError(f"{path} has one usable row; at least two are needed, to train and to report")
+    for reason in found.unusable:
+        errors.print(f"not used: {reason}", highlight=False)
     return Examples(found.rows[:-apart], found.unusable), Examples(found.rows[-apart:])
 
 
@@ -123,6 +126,8 @@ def _card(
         ranking=plan.ranking,
         budget=plan.budget,
         training=facts,
+        decode=plan.decode,
+        protect=plan.protect,
     )
 
 

@@ -1,4 +1,4 @@
-"""Bipartite soft matching (ToMe, Bolya et al., arXiv 2210.09461, Section 3): what is alike merges, in rounds."""
+"""Bipartite soft matching (ToMe, Bolya et al., arXiv 2210.09461): what is alike merges, in rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which words concern the picture, and what they look at (SparseVLM, 2410.04417, Section 3.2)."""
+"""Which words concern the picture, and what they look at (SparseVLM, 2410.04417)."""
 
 from __future__ import annotations
 

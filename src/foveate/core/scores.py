@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .diversity import Diverse
+from .foresight import Remembered, Saliency, tower_of
+from .selection import places
 from .tokens import Kind
+from .tower import Layer
 from .view import View
 
 Score = Callable[[View], Tensor]
@@ -38,6 +42,8 @@ class LastQuery:
 
 def asking(view: View) -> Int[Tensor, "B Q"]:
     """Columns of the instruction's tokens that run now, -1 at fills; of the newest token where none of them does."""
+    if view.rows.shape[1] == 1:
+        return view.newest  # as in a decode step
     known = view.tokens.are(Kind.INSTRUCTION).gather(1, view.rows.clamp(min=0)) & (view.rows >= 0)
     chosen = torch.where(known.any(1, keepdim=True), known, view.rows == view.newest)
     return packed(torch.where(chosen, view.rows, -1))
@@ -69,7 +75,7 @@ class Instruction:
 class Received:
     """Attention received in the layer before from all later tokens that run now, mean over them (FastV's text).
 
-    FastV (2403.06764, Section 4.1) says "the average attention-score received from all other tokens"; a causal model
+    FastV (2403.06764) says "the average attention-score received from all other tokens"; a causal model
     pays none to later ones, so earlier tokens are not counted (nor are they where images see both ways). Rows are
     computed `CHUNK` at a time.
     """
@@ -78,7 +84,8 @@ class Received:
 
     def __call__(self, view: View) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
-        total = view.of_visual(sum_over_rows(view, view.rows, own=False))
+        running = view.newest if view.rows.shape[1] == 1 else view.rows  # in a decode step the features ask for it, too
+        total = view.of_visual(sum_over_rows(view, running, own=False))
         rows = view.rows.sort(1).values.contiguous()
         later = rows.shape[1] - torch.searchsorted(rows, view.visual.contiguous(), right=True)
         return total / later.clamp(min=1)
@@ -93,7 +100,7 @@ def sum_over_rows(
     """Attention from the rows of `queries` (-1: none), summed over rows; without `own`, to earlier ones."""
     total = torch.zeros(view.tokens.kind.shape, device=queries.device)
     for start in range(0, queries.shape[1], CHUNK):
-        part = queries[:, start : start + CHUNK]
+        part = queries if queries.shape[1] <= CHUNK else queries[:, start : start + CHUNK]
         paid = view.attention(part)
         paid = paid.mean(1) if heads == "mean" else paid.amax(1)
         if not own:  # nor to later ones, where images see both ways
@@ -138,6 +145,11 @@ class Accumulated:
         """The first layer before which `base` can rank."""
         return int(getattr(self.base, "earliest", 0))
 
+    @property
+    def tower(self) -> tuple[Layer, ...]:
+        """Layers of the vision tower that `base` looks at."""
+        return tower_of(self.base)
+
     def _key(self, view: View) -> str:
         return f"{self!r} before layer {view.layer}"
 
@@ -174,6 +186,16 @@ class AnyOf:
         """The first layer before which all parts can rank."""
         return max(int(getattr(part, "earliest", 0)) for part in self.parts)
 
+    @property
+    def in_prompt(self) -> bool:
+        """Whether one of the parts ranks in prefills alone."""
+        return any(getattr(part, "in_prompt", False) for part in self.parts)
+
+    @property
+    def tower(self) -> tuple[Layer, ...]:
+        """Layers of the vision tower that the parts look at."""
+        return tower_of(*self.parts)
+
     def notice(self, view: View) -> None:
         """Lets the parts take notice."""
         for part in self.parts:
@@ -185,9 +207,7 @@ class AnyOf:
         """Scores <= 0: minus the best rank; ties between parts go to the earlier one."""
         ranks = []
         for index, part in enumerate(self.parts):
-            scores = part(view).masked_fill(~view.mask, -torch.inf)
-            rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1).float()
-            ranks.append(rank + index / (len(self.parts) + 1))
+            ranks.append(places(part(view), view.mask) + index / (len(self.parts) + 1))
         return -torch.stack(ranks).amin(0)
 
 
@@ -248,13 +268,17 @@ def _bayer(row: Tensor, column: Tensor, bits: int) -> Tensor:
     return out
 
 
-Ranking = Literal["last", "instruction", "received", "layers", "accumulated", "mix", "random", "even"]
+Ranking = Literal[
+    "last", "instruction", "received", "layers", "accumulated", "tower", "diverse", "mix", "random", "even"
+]
 RANKINGS: dict[str, Score] = {
     "last": LastQuery(),
     "instruction": Instruction(),
     "received": Received(),
     "layers": LayersMax(),
     "accumulated": Accumulated(),
+    "tower": Remembered(Saliency()),
+    "diverse": Remembered(Diverse()),
     "mix": AnyOf((LastQuery(), Received(), Even())),
     "random": Random(),
     "even": Even(),

@@ -7,13 +7,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def top(scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Bool[Tensor, "B N"]:
-    """The `counts` highest-scored entries of each row within `mask`; of equal scores the earlier wins."""
+def places(scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:
+    """Each entry's place in its row's order, from 0: the highest-scored first, of equals the earlier, fills last."""
     ranked = scores.float().masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     ranked = ranked.gather(1, (~mask).long().gather(1, ranked).argsort(dim=1, stable=True))  # a real -inf before fills
-    rank = torch.empty_like(ranked)
-    rank.scatter_(1, ranked, torch.arange(ranked.shape[1], device=ranked.device).expand_as(ranked))
-    return (rank < counts[:, None]) & mask
+    place = torch.empty_like(ranked)
+    return place.scatter_(1, ranked, torch.arange(ranked.shape[1], device=ranked.device).expand_as(ranked))
+
+
+def top(scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Bool[Tensor, "B N"]:
+    """The `counts` highest-scored entries of each row within `mask`; of equal scores the earlier wins."""
+    return (places(scores, mask) < counts[:, None]) & mask
 
 
 def quotas(counts: Int[Tensor, B], sizes: Int[Tensor, "B I"]) -> Int[Tensor, "B I"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def write(folder: Path, samples: int = 200) -> None:
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "visuals.py").write_text("from foveate.lmms.tasks import doc_to_visual, process_results  # noqa: F401\n")
-    (folder / "foveate_questions.yaml").write_text(_YAML.format(data=data.resolve()))
+    (folder / "foveate_questions.yaml").write_text(_YAML.format(data=json.dumps(str(data.resolve()))))
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
@@ -63,5 +64,18 @@ def process_results(doc: dict[str, Any], results: list[Any]) -> dict[str, float]
     return {"exact": float(str(said).strip().lower() == doc["answer"])}
 
 
+def main(argv: Sequence[str]) -> int:
+    """Writes the folder that the arguments name; 2 if they are not a folder and perhaps a number."""
+    if len(argv) not in (1, 2) or (len(argv) == 2 and not (argv[1].isdecimal() and int(argv[1]))):
+        print("error: expected FOLDER [SAMPLES]: a folder to be written, and how many questions", file=sys.stderr)
+        return 2
+    try:
+        write(Path(argv[0]), *(int(text) for text in argv[1:]))
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), *(int(text) for text in sys.argv[2:3]))
+    sys.exit(main(sys.argv[1:]))

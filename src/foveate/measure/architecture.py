@@ -57,7 +57,7 @@ class Architecture:
         shapes: of the decoder; its `tower` is 0, for a tower's work depends on the picture.
         tower: the vision tower.
         inner: width of the decoder's MLP.
-        words: parameters of the word embeddings.
+        words: parameters of the word embeddings; 0 where the head is the same matrix.
     """
 
     family: str
@@ -98,7 +98,8 @@ def architecture(config: Any, dtype: str = "auto") -> Architecture:
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
     shapes = Shapes(tuple(_layer(layer) for layer in layers), head.weight.numel(), 0.0, _BYTES[name])
     inner = int(config.get_text_config().intermediate_size)
-    return Architecture(config.model_type, shapes, _tower(model, decoder, config), inner, words.weight.numel())
+    own = 0 if words.weight is head.weight else words.weight.numel()
+    return Architecture(config.model_type, shapes, _tower(model, decoder, config), inner, own)
 
 
 def _layer(layer: Any) -> LayerShape:

@@ -33,14 +33,17 @@ def build(config: Any, device: str, dtype: str = "float32", attention: str = "sd
     """A model of random weights, made on the device itself, whose answers do not end.
 
     Raises:
-        ValueError: a dtype that torch does not know.
+        ValueError: a dtype that torch does not know, or an attention backend that is not installed.
     """
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16")
     torch.manual_seed(seed)
-    with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation=attention)
+    try:
+        with torch.device(device):
+            model = AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation=attention)
+    except ImportError as error:
+        raise ValueError(f"attention {attention!r} cannot be used here: {error}") from error
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.eval()

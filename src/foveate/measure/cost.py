@@ -163,9 +163,9 @@ def costs_of_samples(shape: Shapes, trace: Trace, lengths: Sequence[int]) -> lis
         lengths: new tokens of each sample, its end-of-sequence token included.
     """
     found = [Cost() for _ in lengths]
-    for done in trace.passes:
+    for number, done in enumerate(trace.passes):  # without a cache all are prefills, of step 0
         parts = {name: values.tolist() for name, values in _parts(shape, done, trace.layers, False).items()}
-        for i in (i for i, length in enumerate(lengths) if done.step < length):
+        for i in (i for i, length in enumerate(lengths) if number < length):
             grown = found[i] + Cost(**{name: values[i] for name, values in parts.items()})
             found[i] = replace(grown, kv_bytes=parts["kv_bytes"][i])
     return found

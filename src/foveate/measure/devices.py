@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,6 +20,7 @@ class Device:
         memory: bytes, or None if not told.
         launch: seconds that starting one operation takes.
         dtype: what weights and keys are in there.
+        dtypes: those of which `flops` holds.
     """
 
     name: str
@@ -28,25 +29,28 @@ class Device:
     memory: float | None = None
     launch: float = 5e-6  # PyTorch's eager mode on a present-day host: an assumption, which --device measure replaces
     dtype: str = "bfloat16"
+    dtypes: tuple[str, ...] = ("bfloat16", "float16")
 
 
+# Dense peaks; a figure "with sparsity" is twice as much. Compared in November 2026 with published copies of the
+# documents named and with tables that cite them.
 DEVICES = {
-    # NVIDIA A100 datasheet (June 2021): 312 TFLOPS bf16, 2,039 GB/s (80 GB SXM)
+    # nvidia-a100-datasheet-us-nvidia-1758950-r4: 312 TFLOPS bf16 and fp16, 2,039 GB/s (80 GB SXM; PCIe has 1,935)
     "a100": Device("A100 SXM 80 GB", 312e12, 2.039e12, 80e9),
-    # NVIDIA H100 datasheet: 1,979 TFLOPS bf16 "with sparsity", half of it dense; 3.35 TB/s (SXM)
-    "h100": Device("H100 SXM", 989.5e12, 3.35e12, 80e9),
-    # NVIDIA H200 datasheet: as H100, with 141 GB at 4.8 TB/s (SXM)
-    "h200": Device("H200 SXM", 989.5e12, 4.8e12, 141e9),
-    # NVIDIA Ada architecture whitepaper, appendix A: 165.2 dense bf16 TFLOPS with fp32 accumulation, 1,008 GB/s
+    # NVIDIA H100 architecture whitepaper (SXM5): 989.4 TFLOPS bf16 and fp16 (1,978.9 with sparsity); 3.35 TB/s
+    "h100": Device("H100 SXM", 989.4e12, 3.35e12, 80e9),
+    # NVIDIA H200 datasheet (SXM): the same chip, 1,979 TFLOPS with sparsity, with 141 GB at 4.8 TB/s
+    "h200": Device("H200 SXM", 989.4e12, 4.8e12, 141e9),
+    # NVIDIA Ada architecture whitepaper, appendix A: 165.2 TFLOPS bf16, and fp16 summed in fp32; 1,008 GB/s
     "4090": Device("GeForce RTX 4090", 165.2e12, 1.008e12, 24e9),
-    # NVIDIA L4 datasheet: 242 TFLOPS bf16 "with sparsity", half of it dense; 300 GB/s
+    # NVIDIA L4 datasheet: 242 TFLOPS bf16 and fp16 with sparsity; 300 GB/s
     "l4": Device("L4", 121e12, 300e9, 24e9),
-    # NVIDIA L40S datasheet: 733 TFLOPS bf16 "with sparsity", half of it dense (362.05); 864 GB/s
+    # NVIDIA L40S datasheet: 362.05 TFLOPS bf16 and fp16 (733 with sparsity); 864 GB/s
     "l40s": Device("L40S", 362.05e12, 864e9, 48e9),
-    # NVIDIA A10 datasheet: 125 TFLOPS bf16, 600 GB/s
+    # NVIDIA A10 datasheet: 125 TFLOPS bf16 and fp16, 600 GB/s
     "a10": Device("A10", 125e12, 600e9, 24e9),
-    # NVIDIA T4 datasheet: 65 TFLOPS fp16, 300 GB/s (no bf16)
-    "t4": Device("T4", 65e12, 300e9, 16e9, dtype="float16"),
+    # NVIDIA T4 datasheet: 65 TFLOPS fp16, no bf16; 320 GB/s (256 bits of 10 Gbit/s, of which some editions print 300)
+    "t4": Device("T4", 65e12, 320e9, 16e9, dtype="float16", dtypes=("float16",)),
 }
 
 
@@ -58,7 +62,7 @@ def device_of(name: str, dtype: str = "auto") -> Device:
         dtype: what is measured; "auto" is bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
-        ValueError: there is none of that name, or the dtype is unknown.
+        ValueError: there is none of that name, the dtype is unknown, or the device's figures are of another.
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
@@ -66,7 +70,13 @@ def device_of(name: str, dtype: str = "auto") -> Device:
         return measured(dtype)
     if name.lower() not in DEVICES:
         raise ValueError(f"unknown device {name!r}; expected {', '.join(DEVICES)}, or measure for this machine")
-    return DEVICES[name.lower()]
+    found = DEVICES[name.lower()]
+    if dtype not in ("auto", *found.dtypes):
+        raise ValueError(
+            f"the figures known of {found.name} are of {' and '.join(found.dtypes)}, not of {dtype}; leave --dtype "
+            "out, or measure it there: --device measure"
+        )
+    return found if dtype == "auto" else replace(found, dtype=dtype)
 
 
 def measured(dtype: str = "auto") -> Device:
@@ -85,7 +95,8 @@ def measured(dtype: str = "auto") -> Device:
     start = _best(lambda: [small.add_(1) for _ in range(200)], where) / 200
     name = torch.cuda.get_device_name() if cuda else f"this CPU, {torch.get_num_threads()} threads"
     memory = float(torch.cuda.get_device_properties(where).total_memory) if cuda else None
-    return Device(f"{name} (measured, {dtype})", 2 * side**3 / product, 2 * words / copy, memory, start, dtype)
+    rates = 2 * side**3 / product, 2 * words / copy
+    return Device(f"{name} (measured, {dtype})", *rates, memory, start, dtype, (dtype,))
 
 
 def _best(run: Callable[[], object], where: torch.device, tries: int = 5) -> float:

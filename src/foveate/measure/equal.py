@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +17,6 @@ from .records import Record
 
 WORKS = ("flops", "bytes", "tokens")
 Work = Callable[[Sequence[Method]], float]
-_AT_ENDS = 3  # values at either end that a method may refuse, as keeping nothing
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,13 @@ def tune(spec: str, target: Target, work: Work, layers: int) -> tuple[str, float
     Raises:
         ValueError: no value costs so little, or the spec is wrong.
     """
-    grid = values(spec, layers)
+    grid = _accepted(spec, values(spec, layers), layers)
 
     @cache
     def cost(i: int) -> float:
-        methods = parse(spec.replace("?", grid[i]))
-        for method in methods:
-            method.check(layers)
-        return work(methods)
+        return work(parse(spec.replace("?", grid[i])))
 
-    low, high = _accepted(cost, range(_AT_ENDS)), _accepted(cost, range(len(grid) - 1, len(grid) - 1 - _AT_ENDS, -1))
+    low, high = 0, len(grid) - 1
     if cost(low) > cost(high):  # a knob that removes: look at it from its other end
         low, high = high, low
     if cost(low) > target.ratio:
@@ -137,13 +134,29 @@ def tune(spec: str, target: Target, work: Work, layers: int) -> tuple[str, float
     return spec.replace("?", grid[best]), cost(best)
 
 
-def _accepted(cost: Callable[[int], float], places: Sequence[int]) -> int:
-    """The first of `places` that the method accepts; a method may refuse its ends, as keeping nothing."""
-    for i in places[:-1]:
-        with suppress(ValueError):
-            cost(i)
-            return i
-    return places[-1]
+def _accepted(spec: str, grid: Sequence[str], layers: int) -> Sequence[str]:
+    """The values that the method accepts, which lie side by side; it may refuse means that no curve has at this depth.
+
+    Raises:
+        ValueError: it accepts none.
+    """
+
+    @cache
+    def refused(i: int) -> ValueError | None:
+        try:
+            for method in parse(spec.replace("?", grid[i])):
+                method.check(layers)
+        except ValueError as error:
+            return error
+        return None
+
+    finer = (i for k in range(len(grid).bit_length() + 1) for i in range(0, len(grid), max(1, len(grid) >> k)))
+    some = next((i for i in finer if refused(i) is None), None)
+    if some is None:
+        raise refused(len(grid) - 1) or ValueError(f"{spec!r} has no value that its method accepts")
+    first = bisect_left(range(some), True, key=lambda i: refused(i) is None)
+    last = some + bisect_left(range(some, len(grid)), True, key=lambda i: refused(i) is not None)
+    return grid[first:last]
 
 
 def planned(target: Target, shape: Shapes, records: Sequence[Record]) -> Work:

@@ -16,6 +16,7 @@ from ..engine.apply import apply
 from ..engine.trace import Trace
 from . import records
 from .cost import Cost, Shapes, costs_of_samples, shapes
+from .decoding import GREEDY, Decoding
 from .processes import Processes
 from .records import Record
 from .tasks import Sample
@@ -65,8 +66,9 @@ def answer(
     methods: Sequence[Method],
     shape: Shapes,
     lengths: Sequence[int] | None = None,
+    decoding: Decoding = GREEDY,
 ) -> list[Record]:
-    """Greedy answers of one batch; `sample` and `batch` of the records are left 0.
+    """Answers of one batch; `sample` and `batch` of the records are left 0.
 
     Args:
         model: of a supported family.
@@ -75,17 +77,20 @@ def answer(
         methods: applied meanwhile; none is the unpruned model.
         shape: of the model.
         lengths: answers of so many tokens are forced, for costs at equal lengths; else each ends by itself.
+        decoding: how. The work of all beams is their sample's; what is kept is told of the first.
     """
     inputs = {k: _moved(v, model) for k, v in encode(processor, samples).items()}
     longest = max(lengths) if lengths else samples[0].max_new_tokens
     least = {"min_new_tokens": longest} if lengths else {}
-    with apply(model, *methods) as trace:
-        out = model.generate(**inputs, max_new_tokens=longest, do_sample=False, **least)
+    with apply(model, *methods) as trace, decoding.seeded(samples[0].key):
+        out = model.generate(**inputs, max_new_tokens=longest, **decoding.options, **least)
     new = out[:, inputs["input_ids"].shape[1] :]
     ends = list(lengths) if lengths else _lengths(new, model.generation_config.eos_token_id)
     texts = processor.batch_decode(new, skip_special_tokens=True)
-    costs = costs_of_samples(shape, trace, ends)
-    return [_record(i, samples[i].key, texts[i].strip(), ends[i], trace, costs[i]) for i in range(len(samples))]
+    beams = decoding.num_beams
+    rows = costs_of_samples(shape, trace, [end for end in ends for _ in range(beams)])
+    costs = [sum(rows[i * beams : (i + 1) * beams], Cost()) for i in range(len(samples))]
+    return [_record(i * beams, samples[i].key, texts[i].strip(), ends[i], trace, costs[i]) for i in range(len(ends))]
 
 
 def _moved(value: Tensor, model: Any) -> Tensor:
@@ -100,11 +105,11 @@ def _lengths(new: Tensor, ends: int | Sequence[int] | None) -> list[int]:
     return [int(n) for n in first]
 
 
-def _record(i: int, key: str, text: str, tokens: int, trace: Trace, cost: Cost) -> Record:
+def _record(row: int, key: str, text: str, tokens: int, trace: Trace, cost: Cost) -> Record:
     start, end = trace.passes[0], trace.passes[min(tokens, len(trace.passes)) - 1]
-    last = sum(t[-1, i] for t in end.visual(trace.layers))
-    kept = [int(layer[i]) for layer in trace.prefill()]
-    return Record(0, 0, key, text, tokens, int(start.text[i]), int(start.total[i]), kept, int(last), asdict(cost))
+    last = sum(t[-1, row] for t in end.visual(trace.layers))
+    kept = [int(layer[row]) for layer in trace.prefill()]
+    return Record(0, 0, key, text, tokens, int(start.text[row]), int(start.total[row]), kept, int(last), asdict(cost))
 
 
 def evaluate(
@@ -118,6 +123,7 @@ def evaluate(
     among: Processes | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
+    decoding: Decoding = GREEDY,
 ) -> list[Record]:
     """Every sample's answer, in order; the same however many processes share the work or how often it was resumed.
 
@@ -130,18 +136,18 @@ def evaluate(
         size: samples of a batch.
         among: the processes that share the work.
         folder: keeps answers as they come; whole batches found there are not run again.
-        progress: called with the samples done by each batch, of those that this process answers or finds answered.
+        progress: called with the samples of each batch that this process answers or finds answered.
+        decoding: how answers are generated; samples drawn hang on the seed and the batch alone.
     """
-    among = among or Processes()
+    among, tick = among or Processes(), progress or (lambda count: None)
     plan, home = batches(samples, size), None if folder is None else records.place(folder, spec)
     done = {} if home is None else records.read(home, [len(batch) for batch in plan])
     among.wait()  # nobody writes until all have read
     found = [record for batch in done.values() for record in batch]
-    tick = progress or (lambda count: None)
     tick(len(found))
     shape, mine = shapes(model), []
     for number in [n for n in range(len(plan)) if n not in done][among.index :: among.count]:
-        answers = answer(model, processor, [samples[i] for i in plan[number]], methods, shape)
+        answers = answer(model, processor, [samples[i] for i in plan[number]], methods, shape, decoding=decoding)
         rows = [replace(row, sample=i, batch=number) for row, i in zip(answers, plan[number], strict=True)]
         if home is not None:
             records.append(home, among.index, rows)

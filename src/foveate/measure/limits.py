@@ -136,7 +136,7 @@ def least_keep(model: Architecture, device: Device, asked: Request, part: str = 
 
 def held(model: Architecture, asked: Request, kept: Sequence[float]) -> float:
     """Bytes of weights and of the KV cache at the end."""
-    weights = model.weights + model.words * (model.words != model.shapes.head) + model.tower.held
+    weights = model.weights + model.words + model.tower.held
     ends = [asked.text + k + asked.new_tokens - 1 for k in kept]
     kv = sum(2 * layer.key * n for layer, n in zip(model.shapes.layers, ends, strict=True))
     return float((weights + asked.batch * kv) * model.shapes.bytes)

@@ -16,7 +16,7 @@ from ..core.method import Method
 from ..engine.adapters import adapter_for
 from ..engine.apply import apply
 
-PARTS = ("vision", "prefill", "decode", "score", "schedule", "drop")
+PARTS = ("vision", "prefill", "decode", "score", "schedule", "drop", "control")
 
 
 class Clock:
@@ -71,7 +71,8 @@ def parts(model: Any, inputs: dict[str, Tensor], methods: Sequence[Method], new_
 
     "vision" is tower and projector; "prefill" and "decode" the decoder's forwards, what follows included; "score"
     ranks tokens, "schedule" counts them, "drop" is the rest of the engine before a layer: selecting, gathering,
-    eviction, masks. The clock itself costs a little, so these do not add up to the times of an undisturbed run.
+    eviction, masks; "control" is what of these three falls on decode steps. The clock itself costs a little, so these
+    do not add up to the times of an undisturbed run.
 
     Args:
         model: of a supported family.
@@ -126,7 +127,10 @@ def _before_layers(decoder: Any, clock: Clock) -> Iterator[Callable[[], None]]:
         begun.append(clock.now())
 
     def after(*_: Any) -> None:
-        clock.add("drop", begun.pop())
+        begin = begun.pop()
+        clock.add("drop", begin)
+        if "prefill" in clock.spans:  # which is over
+            clock.add("control", begin)
 
     handles = [layer.register_forward_pre_hook(before) for layer in decoder.layers]
 

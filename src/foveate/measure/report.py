@@ -81,8 +81,8 @@ def costs(runs: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, float]]:
     """Per method: mean shares of the first run's work, and mean new tokens.
 
     "flops" is prefill and decode together; "score" what ranking tokens takes, over the same; "tokens" visual tokens
-    that a layer of the prefill sees, of those given; "last" those alive in the last layer when the answer ends. The
-    vision tower is left out: every method runs it.
+    that a layer of the prefill sees, of those given; "last" those alive in the last layer when the answer ends; "bytes"
+    is nan without a cache. The vision tower is left out: every method runs it.
     """
     base = sum((Cost(**r.cost) for r in next(iter(runs.values()))), Cost())
     out = {}
@@ -94,7 +94,7 @@ def costs(runs: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, float]]:
             "prefill": cost.prefill / base.prefill,
             "decode": cost.decode / base.decode if base.decode else float("nan"),
             "score": cost.score / both,
-            "bytes": cost.kv_bytes / base.kv_bytes,
+            "bytes": cost.kv_bytes / base.kv_bytes if base.kv_bytes else float("nan"),
             "tokens": float(np.mean([np.mean(r.kept) / max(r.visual, 1) for r in rows])),
             "last": float(np.mean([r.last / max(r.visual, 1) for r in rows])),
             "new_tokens": float(np.mean([r.tokens for r in rows])),

@@ -140,6 +140,8 @@ def _value(name: str, key: str, text: str, hint: Any) -> Any:
             return text
         raise ValueError(f"{name}: {key}={text!r}; expected one of {', '.join(get_args(hint))}")
     options = [t for t in get_args(hint) or (hint,) if t is not type(None)]
+    if [get_origin(t) for t in options] == [Literal]:  # or None
+        return _value(name, key, text, options[0])
     several = [t for t in (hint, *options) if get_origin(t) is tuple]
     if several:
         kind = get_args(several[0])[0]

@@ -58,7 +58,7 @@ def cdpruner(
     """Before layer `layer`, keep a set of visual tokens that is diverse and relevant to the instruction.
 
     Paper: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", Zhang et al.,
-    arXiv 2506.10967, Section 3 (conditional determinantal point process, fast greedy MAP).
+    arXiv 2506.10967 (conditional determinantal point process, fast greedy MAP). Checked against the authors' code.
 
     Deviations: the paper's relevance compares patches with the instruction in CLIP's shared space, and its code takes
     the *negative* of that cosine, as CLIP's patches have it. Stock models hold no CLIP text tower; the stand-in is the

@@ -10,12 +10,13 @@ from ..core.pictures import ByImage, EachImage, MixImage, Share
 def dymu(layer: int = 0, threshold: float = 0.9) -> Method:
     """Before layer `layer`, merge all visual tokens of an image that are more alike than a threshold.
 
-    Paper: "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs", Wang et al., arXiv 2504.17040, Section 3.1:
-    bipartite matching as in ToMe, but by a threshold, so that an image's count follows its complexity.
+    Paper: "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs", Wang et al., arXiv 2504.17040:
+    bipartite matching as in ToMe, but by a threshold, so that an image's count follows its complexity. Checked with the
+    authors' code.
 
     Deviations: done after the tower, not between its layers, by the keys of the layer whose output the model reads.
     The paper sets a threshold per layer from a batch of images so that a wished count is kept on average; here it is a
-    knob (`foveate.Trace.mean_kept` tells what it keeps). Virtual unmerging (Section 3.2), by which attention treats a
+    knob (`foveate.Trace.mean_kept` tells what it keeps). Virtual unmerging, by which attention treats a
     merged token as its members, needs another attention than stock models have, and is left out.
 
     Args:

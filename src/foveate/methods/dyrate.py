@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..core.features import shares_by_type
+from ..core.foresight import Sparing
 from ..core.method import Method
 from ..core.predictor import RatePredictor
-from ..core.schedules import ByStep
-from ..core.scores import RANKINGS, Ranking
+from ..core.schedules import ByStep, check_layer
+from ..core.scores import RANKINGS, LastQuery, Ranking, Score
 from ..core.view import View
 from ..predictors.store import Card, from_pretrained
 
 Semantics = Literal["cached", "recompute"]
+Protect = Literal["nothing", "unseen"]
+Adapt = Literal["input", "step"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,12 @@ class LearnedRate:
 
     Attributes:
         predictor: from attention shares to a rate.
-        layer: decides before it; 1 or more.
+        layer: decides before it.
         layers: depth that the predictor was trained for, or None for any.
         every: decides at step 0 and then at every `every`-th.
         semantics: see `dyrate`.
         deeper: see `dyrate`.
+        decode: see `dyrate`.
     """
 
     predictor: RatePredictor
@@ -39,10 +43,10 @@ class LearnedRate:
     every: int = 1
     semantics: Semantics = "cached"
     deeper: float = 0.0
+    decode: bool = True
 
     def __post_init__(self) -> None:
-        if self.layer < 1:
-            raise ValueError(f"layer={self.layer}; expected 1 or more: features are the attention of the layer before")
+        check_layer(self.layer)
         if self.every < 1:
             raise ValueError(f"every={self.every}; expected 1 or more")
         if self.semantics not in ("cached", "recompute"):
@@ -57,7 +61,7 @@ class LearnedRate:
     def acts(self, layer: int, step: int) -> bool:
         """Before its layer, and with `deeper` before those above it, at every `every`-th step."""
         here = layer == self.layer or (self.deeper > 0 and layer > self.layer)
-        return here and step % self.every == 0
+        return here and step % self.every == 0 and (self.decode or step == 0)
 
     def check(self, layers: int) -> None:
         """Raises ValueError if the decoder is not one that the predictor can be for."""
@@ -100,14 +104,10 @@ class LearnedRate:
 
 
 def dyrate(
-    predictor: str | RatePredictor,
-    layer: int | None = None,
-    ranking: Ranking | None = None,
-    semantics: Semantics = "cached",
-    every: int = 1,
-    adapt: Literal["input", "step"] = "input",
-    deeper: float = 0.0,
-) -> Method:
+    predictor: str | RatePredictor, layer: int | None = None, ranking: Ranking | None = None,
+    semantics: Semantics = "cached", every: int = 1, adapt: Adapt = "input", deeper: float = 0.0,
+    decode: bool | None = None, protect: Protect | None = None,
+) -> Method:  # fmt: skip
     """At the prefill and before every decode step, a linear predictor picks how many visual tokens stay.
 
     Paper: "Dynamic Token Reduction during Generation for Vision Language Models", Liang et al., arXiv 2501.14204,
@@ -117,7 +117,8 @@ def dyrate(
     Deviations: eq. 3's mask keeps nothing at rate 0 as printed; here rate 0 keeps all. The paper does not say whether
     a later step can have dropped tokens back: with ``semantics="cached"`` their keys and values have left the cache and
     kept sets only shrink; with ``semantics="recompute"`` there is no cache and every step prunes the whole prompt anew,
-    as the paper's FLOPs column implies. Original positions are kept. Several prune layers are several methods.
+    as the paper's FLOPs column implies. Before layer 0 the features are what layer 0 will pay; its keys are projected
+    for this alone. Original positions are kept. Several prune layers are several methods.
 
     Args:
         predictor: the name of a bundled one, a folder, a hub id, or a `RatePredictor` (then `layer` must be given).
@@ -127,25 +128,74 @@ def dyrate(
         every: decide only at every `every`-th step; the prefill is step 0.
         adapt: "input", or the control "step": what the predictor kept at each step on average, whatever the input.
         deeper: a further rate to drop above `layer`, growing linearly to this at the last (DP; form not in the paper).
+        decode: whether to decide before decode steps too, or in the prefill alone; by default as trained.
+        protect: "unseen": tokens that the answer has looked at leave the cache before those it has not
+            (`core.foresight.Sparing`); or "nothing"; by default as trained.
 
     Raises:
         ValueError: no such predictor, a knob out of range; when run: another model's predictor, or a wrong cache.
     """
     loaded, card = from_pretrained(predictor) if isinstance(predictor, str) else (predictor, None)
-    where = layer if layer is not None else card.layer if card else 0
-    chosen = ranking or (card.ranking if card else "last")
-    name = f"dyrate:predictor={predictor if card else 'given'},layer={where},ranking={chosen}"
+    told = _told(card, layer, ranking, decode, protect)
+    return _method(loaded, told, f"dyrate:predictor={predictor if card else 'given'}", semantics, every, adapt, deeper)
+
+
+def _told(
+    card: Card | None, layer: int | None, ranking: Ranking | None, decode: bool | None, protect: Protect | None
+) -> Card:
+    """The card with what is said instead; of a predictor without one, a card that holds for any model."""
+    if card is None and layer is None:
+        raise ValueError("layer=None; a predictor that comes without a card does not say before which layer it decides")
+    found = card or Card("any", 0, 0, 0, (), True, "last", 1.0)
+    return replace(
+        found,
+        layer=found.layer if layer is None else layer,
+        ranking=ranking or found.ranking,
+        decode=found.decode if decode is None else decode,
+        protect=protect or found.protect,
+    )
+
+
+def _method(
+    loaded: RatePredictor, told: Card, name: str, semantics: Semantics, every: int, adapt: Adapt, deeper: float
+) -> Method:
+    spared = told.protect != "nothing"
+    if semantics == "recompute" and spared:
+        raise ValueError(f"protect={told.protect!r} is for the cache; with semantics='recompute' no token is ever lost")
+    score = ranked(told.ranking, told.protect, told.layer)
+    name += f",layer={told.layer},ranking={told.ranking}"
+    name += ("" if told.decode else ",decode=false") + (f",protect={told.protect}" if spared else "")
     if adapt == "step":
-        by_step = ByStep(where, _mean_kept(card, semantics, every, deeper))
-        return Method(RANKINGS[chosen], by_step, name=f"{name},adapt=step")
+        means = _mean_kept(told, semantics, every, deeper)
+        return Method(score, ByStep(told.layer, means if told.decode else means[:1]), name=f"{name},adapt=step")
     name += ("" if semantics == "cached" else ",semantics=recompute") + (f",deeper={deeper:g}" if deeper else "")
-    rate = LearnedRate(loaded, where, card.layers if card else None, every, semantics, deeper)
-    return Method(RANKINGS[chosen], rate, name=name)
+    rate = LearnedRate(loaded, told.layer, told.layers or None, every, semantics, deeper, told.decode)
+    return Method(score, rate, name=name)
 
 
-def _mean_kept(card: Card | None, semantics: Semantics, every: int, deeper: float) -> tuple[float, ...]:
+def ranked(ranking: str, protect: str, layer: int) -> Score:
+    """The score of a ranking before `layer`.
+
+    Raises:
+        ValueError: no such ranking, nothing of the name to protect, or a ranking that is not possible there.
+    """
+    if ranking not in RANKINGS:
+        raise ValueError(f"unknown ranking {ranking!r}; expected one of {', '.join(RANKINGS)}")
+    if protect not in get_args(Protect):
+        raise ValueError(f"protect={protect!r}; expected one of {', '.join(get_args(Protect))}")
+    base = RANKINGS[ranking]
+    if layer < getattr(base, "earliest", 0):
+        free = [name for name, score in RANKINGS.items() if not getattr(score, "earliest", 0)]
+        raise ValueError(
+            f"the ranking {ranking} looks at the attention of the layer before, and layer {layer} has none; rank by "
+            f"{' or '.join(free)}, or decide before a later layer"
+        )
+    return base if protect == "nothing" else Sparing(base, LastQuery(back=min(1, layer)))
+
+
+def _mean_kept(card: Card, semantics: Semantics, every: int, deeper: float) -> tuple[float, ...]:
     """What the predictor kept at each step of its held-out data, on average."""
-    means = card.training.get("held out", {}).get("kept_by_step") if card else None
+    means = card.training.get("held out", {}).get("kept_by_step")
     if not means or semantics != "cached" or every != 1 or deeper:
         raise ValueError(
             "adapt='step' takes what a stored predictor kept at each step of its held-out data; it needs a predictor "

@@ -18,7 +18,7 @@ def fastv(
 ) -> Method:
     """Before layer `layer`, keep the visual tokens that the last prompt token attends to most.
 
-    Paper: "An Image is Worth 1/2 Tokens After Layer 2", Chen et al., arXiv 2403.06764, Section 4 (K, R).
+    Paper: "An Image is Worth 1/2 Tokens After Layer 2", Chen et al., arXiv 2403.06764 (K, R).
 
     Deviations: the score is the last prompt token's attention in layer K-1, mean over heads, as in the authors'
     code; ``ranking="received"`` is what the text says. Original positions are kept. With a KV cache the drop

@@ -58,7 +58,8 @@ def fitprune(keep: tuple[float, ...] | None = None) -> Method:
 
     Paper: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", Ye et
     al., arXiv 2409.10197: self- and cross-attention of visual tokens, maximum over heads, multiplied; counts by
-    the statistics recipe, which is `foveate.tune.fit_prune`.
+    the statistics recipe, which is `foveate.tune.fit_prune`, and `foveate search --algorithm fitprune` for any budget.
+    Read in the abstract and in the authors' code.
 
     Deviations: a token leaves before the next layer, not between a layer's attention and its MLP as in the authors'
     code, so that what leaves in layer l here is missing from layer l + 1 on. Without `keep` the counts are the

@@ -19,7 +19,7 @@ def pdrop(
     """After each stage of the decoder, keep a share of the tokens left, by what the last prompt token attends to.
 
     Paper: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", Xing
-    et al., arXiv 2410.17247, Section 3.2: stage s runs with lambda^s of the tokens, ranked by the query of the last
+    et al., arXiv 2410.17247: stage s runs with lambda^s of the tokens, ranked by the query of the last
     instruction token against the visual keys.
 
     Deviations: the authors' code ranks by the projections of the layer about to run (``rank="own"``, the default, which

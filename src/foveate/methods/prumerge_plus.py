@@ -11,7 +11,7 @@ def prumerge_plus(layer: int = 0, merging: Merging = "nearest") -> Method:
     """Before layer `layer`, keep outliers of the tower's attention and evenly spaced tokens, and merge the rest.
 
     Paper: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", Shang et al., arXiv
-    2403.15388, Section 3.4 (PruMerge+).
+    2403.15388 (PruMerge+). Checked against the authors' code.
 
     Deviations: the paper does not say how many tokens are spaced; as in the authors' code their distance is a third of
     the mean distance of the outliers, so that there are about three for each, but at least 2. Else as `prumerge`.

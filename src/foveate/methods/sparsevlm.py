@@ -22,7 +22,7 @@ KEEP = (0.521, 0.347, 0.191)  # 300, 200 and 110 of 576; 203 on average (192 by 
 
 @dataclass(frozen=True)
 class RankAdaptive:
-    """At each place lambda (L_v - rank) of the L_v tokens alive leave, by the rank of what raters paid them (eq. 8).
+    """At each place lambda (L_v - rank) of the L_v tokens alive leave, by the rank of what raters paid them.
 
     Attributes:
         stairs: where; what it keeps is of no account.
@@ -59,8 +59,8 @@ def sparsevlm(
     """At several layers, the words that concern the picture rate its tokens; the best of the dropped are recycled.
 
     Paper: "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", Zhang et al.,
-    arXiv 2410.04417, Section 3: raters r >= mean(r), counts N = lambda (L_v - rank(P)) (eq. 8), recycling by density
-    peaks.
+    arXiv 2410.04417: raters r >= mean(r), counts N = lambda (L_v - rank(P)), recycling by density peaks. Checked
+    against the authors' code, which has no ranks; that rule is from notes on the paper.
 
     Deviations: counts are a table by default, as in the authors' code, with the code's numbers as shares of the image
     and of the depth; ``scale`` is the paper's lambda and rule (it gives neither lambda nor a tolerance for the rank;

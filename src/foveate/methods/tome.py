@@ -11,7 +11,7 @@ from ..core.schedules import spelled
 def tome(layer: int = 0, keep: float | int = 0.25, rounds: int = 8) -> Method:
     """Before layer `layer`, merge the visual tokens of each image whose keys in the vision tower are most alike.
 
-    Paper: "Token Merging: Your ViT But Faster", Bolya et al., arXiv 2210.09461, Section 3: bipartite soft matching by
+    Paper: "Token Merging: Your ViT But Faster", Bolya et al., arXiv 2210.09461: bipartite soft matching by
     keys (mean over heads), the most similar pairs of a round become their mean, weighted by size.
 
     Deviations: done after the tower, not between its layers: stock towers and projectors give as many tokens as the

@@ -68,9 +68,9 @@ def visionzip(
 ) -> Method:
     """Before layer `layer`, keep the tokens the vision tower attends to, and merge the rest into evenly spaced ones.
 
-    Paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", Yang et al., arXiv 2412.04467,
-    Section 3.2 and Algorithm 1: dominant tokens by attention from [CLS], or from all where there is none; of the
-    others, evenly spaced targets take in those most similar to them by key.
+    Paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", Yang et al., arXiv 2412.04467:
+    dominant tokens by attention from [CLS], or from all where there is none; of the others, evenly spaced targets take
+    in those most similar to them by key. Checked against the authors' code.
 
     Deviations: tokens merge after the projector, not before it, and the [CLS] token, which stock models do not pass on,
     is not among the dominant. ``merging="sum"`` is the authors' code, which adds to a target the mean of what it takes

@@ -46,11 +46,12 @@ def vispruner(layer: int = 0, keep: float | int = 0.25, important: float = 0.5) 
     """Before layer `layer`, keep the tokens the vision tower attends to, and diverse ones among the rest.
 
     Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", Zhang et al.,
-    arXiv 2412.01818, Section 3.2: of the tokens that are not important, those most like another are removed, a few at
+    arXiv 2412.01818: of the tokens that are not important, those most like another are removed, a few at
     a time, by matching every second token with the others.
 
-    Deviations: between rounds the rest stays in the order of its attention; the authors' code reorders it. Attention is
-    that of the layer whose output the model reads.
+    Deviations: checked against the authors' code. Between rounds the rest stays in the order of its attention; the code
+    reorders it. An odd count's half is rounded up (the code: down). Attention is that of the layer whose output the
+    model reads.
 
     Args:
         layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.

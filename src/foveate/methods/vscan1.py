@@ -15,7 +15,7 @@ from ..core.schedules import spelled
 
 @dataclass(frozen=True)
 class Scans:
-    """Ranks: first the global scan, then the local one; see `vscan1`."""
+    """Ranks: first the local scan, then the global one among the rest; see `vscan1`."""
 
     local: Share
     shallow: float
@@ -35,29 +35,22 @@ class Scans:
         return row * self.windows // height * self.windows + column * self.windows // width
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
-        """Minus a token's place: the global scan, then the windows' best, their second best, ..."""
+        """2 for the local scan, the windows' best, their second best, ...; for the rest the global one's attention."""
         wide, close = picture.attention(), picture.attention(self.shallow)
-        order = wide.argsort(descending=True, stable=True)
-        taken = torch.zeros(len(picture), dtype=torch.bool, device=wide.device)
-        taken[order[: count - self.local.of(count)]] = True
         window = self.window(picture)
-        same = (window[:, None] == window) & ~taken
-        turn = (same & (close > close[:, None])).sum(1)  # how many of its window come before it
-        turn[taken] = -1
+        turn = ((window[:, None] == window) & (close > close[:, None])).sum(1)  # how many of its window come before it
         order = close.argsort(descending=True, stable=True)
-        order = order[turn[order].argsort(stable=True)]
-        return -torch.empty_like(close).scatter(0, order, torch.arange(len(picture), device=close.device).to(close))
+        local = order[turn[order].argsort(stable=True)][: self.local.of(count)]
+        return wide.scatter(0, local, 2.0)
 
 
 @dataclass(frozen=True)
 class IntoSimilar:
-    """Each dropped token goes to the kept one whose features are most like its own; a cluster becomes its mean."""
-
-    tower = (None,)
+    """Each dropped token goes to the kept one most like itself; a cluster becomes its mean."""
 
     def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
-        states = picture.of(picture.view.tower.states())
+        states = picture.states()
         into = nearest(picture.cosines(states, states), stay)
         return shared_out(into, torch.ones(len(picture), device=into.device))
 
@@ -68,11 +61,12 @@ def vscan1(
     """Before layer `layer`, keep the tokens that a deep layer of the tower and the windows of a shallow one attend to.
 
     Paper: "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", Zhang et al., arXiv
-    2505.22654, Section 4.1: the first of two stages; compose with `vscan2` for the second.
+    2505.22654: the first of two stages; compose with `vscan2` for the second.
 
-    Deviations: what we could not read is settled so: the global scan chooses first, the local one among the rest, the
-    best of each window, then the second best of each; windows are a fixed number per side. Dropped tokens are averaged
-    into the kept one with the most similar features, after the projector and not before it.
+    Deviations: read in the abstract and in the authors' code, as which the local scan chooses first and the global one
+    among the rest, and windows are a fixed number per side (4 of 6 x 6 tokens). The code gives every window the same
+    number and loses what does not divide; here the best of each window are taken, then the second best of each, until
+    the count is met. The local scan reads the layer at a quarter of the depth, the code the sixth of CLIP's 24.
 
     Args:
         layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.

@@ -11,7 +11,7 @@ def vtw(layer: int = 16) -> Method:
     """Before layer `layer`, drop every visual token.
 
     Paper: "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal", Lin et al., arXiv 2405.05803,
-    Section 3.2; `foveate.tune.find_vtw_layer` is its search of K (Section 3.3).
+    `foveate.tune.find_vtw_layer` is its search of K. Checked against the authors' code.
 
     Deviations: none known; no score is involved, since none is kept.
 

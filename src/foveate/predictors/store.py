@@ -30,6 +30,8 @@ class Card:
         ranking: name of the ranking that it was trained with.
         budget: FLOPs of prefill and decode over the unpruned model's, as asked for.
         training: data, seed, metrics and versions.
+        decode: whether it decides before decode steps too.
+        protect: what its ranking spares while decoding.
     """
 
     model: str
@@ -41,6 +43,8 @@ class Card:
     ranking: str
     budget: float
     training: dict[str, Any] = field(default_factory=dict)
+    decode: bool = True
+    protect: str = "nothing"
 
 
 def save_pretrained(predictor: RatePredictor, card: Card, folder: Path | str) -> None:

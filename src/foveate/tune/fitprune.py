@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,14 +44,16 @@ class _Spare:
     Attributes:
         tolerance: alpha, the share of the unpruned model's attention to a layer's visual tokens that may be missed.
         sums: of the unpruned model.
+        first: the first layer before which tokens leave.
     """
 
     tolerance: float
     sums: Received = field(hash=False)
+    first: int
 
     def acts(self, layer: int, step: int) -> bool:
-        """In a prefill, before every layer but the first."""
-        return step == 0 and layer > 0
+        """In a prefill, from the first layer on that may drop."""
+        return step == 0 and layer >= self.first
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
@@ -84,17 +86,58 @@ def _fewest(received: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], needed: F
     return torch.zeros_like(mask).scatter(1, order, may.long().cumprod(1).bool())
 
 
-@torch.inference_mode()
+class Recipe:
+    """The paper's recipe on samples: what each layer keeps at a tolerance. One pass to begin with, one per question.
+
+    With tolerance alpha, as many tokens leave at a layer as keep both the self- and the cross-attention to visual
+    tokens within alpha of the unpruned model's, layer after layer on what the layers before have left; a layer's share
+    is the mean over samples. So it is in the authors' code: maxima over heads, both sums apart, and what neither would
+    miss leaves.
+
+    Args:
+        model: a supported model.
+        batches: keyword arguments of the model, one sample or more each.
+        first: the first layer before which tokens may leave, 1 or more.
+
+    Raises:
+        ValueError: no batches, a batch without an image, or `first` below 1.
+    """
+
+    def __init__(self, model: Any, batches: Iterable[dict[str, Tensor]], first: int = 1) -> None:
+        self.model, self.batches, self.first = model, list(batches), first
+        if not self.batches or any(batch.get("pixel_values") is None for batch in self.batches):
+            raise ValueError("got no batches, or one without pixel_values; give a few dozen samples with images")
+        if first < 1:
+            raise ValueError(f"tokens may leave from layer {first} on; expected 1 or more: statistics need a layer")
+        depth = len(decoder_of(adapter_for(model).body(model)).layers)
+        self.sums = [_sums(model, batch, depth) for batch in self.batches]
+        self.samples, self.total = 0, 0
+
+    @torch.inference_mode()
+    def keep(self, tolerance: float) -> tuple[float, ...]:
+        """Share of the visual tokens that each layer runs with; 1 for layer 0."""
+        kept: Tensor | None = None
+        self.samples = self.total = 0
+        for batch, received in zip(self.batches, self.sums, strict=True):
+            spare = _Spare(tolerance, received, self.first)
+            with apply(self.model, Method(spare.needed, spare)) as trace:
+                self.model(**batch, use_cache=False)
+            counts = torch.tensor(trace.prefill(), dtype=torch.float64).sum(1)
+            kept = counts if kept is None else kept + counts
+            self.total += int(trace.passes[0].total.sum())
+            self.samples += len(trace.passes[0].total)
+        return () if kept is None else tuple(round(share, 6) for share in (kept / self.total).tolist())
+
+
 def fit_prune(
     model: Any, batches: Iterable[dict[str, Tensor]], *, reduction: float = 0.6, precision: float = 0.01
 ) -> FitPruneFit:
     """Counts for `fitprune` that spare `reduction` of the FLOPs that visual tokens cost in the decoder.
 
-    The paper's recipe: with tolerance alpha, as many tokens leave at a layer as keep both the self- and the cross-
-    attention to visual tokens within alpha of the unpruned model's; alpha is found by bisection, so that the FLOPs are
-    met; a layer's count is the mean over samples. Deviations: a token leaves before the next layer; FLOPs are the
-    exact ones of this model's layers (the authors' code has LLaVA-1.5-7B's written in, and stops pruning a trial at
-    the layer where the FLOPs are met); means are not cut to whole tokens.
+    The tolerance of `Recipe` is found by bisection, so that the FLOPs are met; `foveate search --algorithm fitprune` is
+    the same for any budget. Deviations: a token leaves before the next layer; FLOPs are the exact ones of this model's
+    layers (the authors' code has LLaVA-1.5-7B's written in, and stops pruning a trial at the layer where the FLOPs are
+    met); means are not cut to whole tokens.
 
     Args:
         model: a supported model.
@@ -106,26 +149,33 @@ def fit_prune(
         ValueError: no batches, a batch without an image, a reduction outside (0, 1), or one that even alpha = 1, under
             which all leave after layer 0, does not reach.
     """
-    known = list(batches)
-    if not known or any(batch.get("pixel_values") is None for batch in known):
-        raise ValueError("got no batches, or one without pixel_values; give a few dozen samples with images")
     if not 0 < reduction < 1:
         raise ValueError(f"reduction={reduction}; expected a share in (0, 1)")
-    depth = len(decoder_of(adapter_for(model).body(model)).layers)
-    shape = shapes(model).layers
-    sums = [_sums(model, batch, depth) for batch in known]
+    recipe, shape = Recipe(model, batches), shapes(model).layers
+
+    def trial(tolerance: float) -> FitPruneFit:
+        share = recipe.keep(tolerance)
+        return FitPruneFit(share, tolerance, _spared(shape, share, recipe.total / recipe.samples), recipe.samples)
+
     low, high = 0.0, 1.0
-    best = _trial(model, known, sums, high, shape)
+    best = trial(high)
     if best.reduction < reduction:
         raise ValueError(f"dropping all after layer 0 spares {best.reduction:.2f} of the FLOPs, less than {reduction}")
     while high - low > precision:
         middle = (low + high) / 2
-        found = _trial(model, known, sums, middle, shape)
+        found = trial(middle)
         low, high = (low, middle) if found.reduction >= reduction else (middle, high)
         best = found if found.reduction >= reduction else best
     return best
 
 
+def _spared(shape: Sequence[LayerShape], share: Sequence[float], tokens: float) -> float:
+    """Of the FLOPs that so many visual tokens cost."""
+    left = sum(layer.flops(tokens * k) for layer, k in zip(shape, share, strict=True))
+    return 1 - left / sum(layer.flops(tokens) for layer in shape)
+
+
+@torch.inference_mode()
 def _sums(model: Any, batch: dict[str, Tensor], depth: int) -> Received:
     """What visual tokens receive in the unpruned model, in the layer before each."""
     found: Received = {}
@@ -138,20 +188,3 @@ def _sums(model: Any, batch: dict[str, Tensor], depth: int) -> Received:
     with apply(model, watch=watch):
         model(**batch, use_cache=False)
     return found
-
-
-def _trial(
-    model: Any, batches: list[dict[str, Tensor]], sums: list[Received], tolerance: float, shape: tuple[LayerShape, ...]
-) -> FitPruneFit:
-    kept, total, samples = torch.zeros(len(shape), dtype=torch.float64), 0, 0
-    for batch, received in zip(batches, sums, strict=True):
-        spare = _Spare(tolerance, received)
-        with apply(model, Method(spare.needed, spare)) as trace:
-            model(**batch, use_cache=False)
-        kept += torch.tensor(trace.prefill(), dtype=torch.float64).sum(1)
-        total += int(trace.passes[0].total.sum())
-        samples += len(trace.passes[0].total)
-    share, mean = kept / total, total / samples
-    whole = sum(layer.flops(mean) for layer in shape)
-    left = sum(layer.flops(mean * k) for layer, k in zip(shape, share.tolist(), strict=True))
-    return FitPruneFit(tuple(round(k, 6) for k in share.tolist()), tolerance, 1 - left / whole, samples)

@@ -1,4 +1,4 @@
-"""VTW's search of its layer K, by the divergence of the next token's distribution (2405.05803, Section 3.3)."""
+"""VTW's search of its layer K, by the divergence of the next token's distribution (2405.05803)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def find_vtw_layer(
     """The least layer before which all visual tokens may leave, with KL(plain || VTW) <= `threshold` on average.
 
     The paper scans on about 20 samples, for the last prompt token's logits, and takes the first layer under the
-    threshold. Deviation: the scan stops there, so shallower layers alone are run; the paper's code runs them all.
+    threshold. Deviations: the scan stops there, so shallower layers alone are run; the authors' code runs them all. It
+    also takes the divergence the other way, KL(VTW || plain).
 
     Args:
         model: a supported model.

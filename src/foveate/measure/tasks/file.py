@@ -32,7 +32,7 @@ def from_file(path: Path, limit: int | None = None) -> list[Sample]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     samples: list[Sample] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
         if line.strip() and (limit is None or len(samples) < limit):
             try:
                 samples.append(_sample(json.loads(line), path, number))

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.predictor import RatePredictor
-from ...core.scores import RANKINGS
 from ...measure.cost import shapes
 from ..examples import Example
 from .flops import flops_ratio
 from .plan import Plan
-from .rollout import batch_of, cross_entropy, roll_out, unpruned_logits
+from .rollout import batch_of, counts, cross_entropy, roll_out, unpruned_logits
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def judge(model: Any, processor: Any, predictor: RatePredictor, examples: Sequen
     kept: list[list[float]] = []
     for start in range(0, len(examples), plan.batch):
         batch, text, total = batch_of(model, processor, examples[start : start + plan.batch])
-        found = roll_out(model, predictor, RANKINGS[plan.ranking], plan.layer, batch, likeliest)
+        found = roll_out(model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode)
         count = int(batch.answered.sum())
         ratio = float(flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered))
         plain = float(cross_entropy(unpruned_logits(model, batch), batch))
@@ -65,7 +64,7 @@ def judge(model: Any, processor: Any, predictor: RatePredictor, examples: Sequen
 
 
 def calibrate(
-    model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan, rounds: int = 8
+    model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan, rounds: int = 10
 ) -> float:
     """Shifts the predictor's bias towards or away from high rates until its likeliest rates cost the budget.
 
@@ -81,9 +80,19 @@ def calibrate(
     for _ in range(rounds):
         middle = (low + high) / 2
         predictor.linear.bias.data.copy_(base + middle * rates)
-        ratio = judge(model, processor, predictor, examples, plan).ratio
+        ratio = _ratio(model, processor, predictor, examples, plan)
         if abs(ratio - plan.budget) < best[0]:
             best = (abs(ratio - plan.budget), predictor.linear.bias.detach().clone())
         low, high = (middle, high) if ratio > plan.budget else (low, middle)
     predictor.linear.bias.data.copy_(best[1])
-    return judge(model, processor, predictor, examples, plan).ratio
+    return _ratio(model, processor, predictor, examples, plan)
+
+
+def _ratio(model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> float:
+    """As `judge`, without running what would only tell the loss."""
+    shape, sums = shapes(model), 0.0
+    for start in range(0, len(examples), plan.batch):
+        batch, text, total = batch_of(model, processor, examples[start : start + plan.batch])
+        kept = counts(model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode)
+        sums += float(flops_ratio(shape, plan.layer, text, total, kept, batch.answered)) * len(text)
+    return sums / len(examples)

@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ...core.predictor import RatePredictor, rate_grid
+from ...core.scores import Score
+from ...methods.dyrate import ranked
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,11 @@ class Plan:
     and the first gradients are a hundred times the later ones. The temperature of
     Gumbel-Softmax falls from `hot` to `cold` linearly. `batch` is over all processes; each works its share off in
     `parts`, so that less is in memory at once. The budget then holds for every part by itself: its loss is a square.
-    `drop_all` adds the rate 1. `clip` is the most that the gradient of CE and KL may measure.
+    `drop_all` adds the rate 1. Without `decode` the predictor learns the prefill's choice alone; `protect` is the
+    ranking's (`methods.dyrate`). `clip` is the most that the gradient of CE and KL may measure.
+
+    Raises:
+        ValueError: no such ranking, or one that is not possible before the layer.
     """
 
     budget: float = 0.5
@@ -43,6 +49,16 @@ class Plan:
     seed: int = 0
     drop_all: bool = False
     parts: int = 1
+    decode: bool = True
+    protect: str = "nothing"
+
+    def __post_init__(self) -> None:
+        ranked(self.ranking, self.protect, self.layer)  # refuses now what it would refuse then
+
+    @property
+    def score(self) -> Score:
+        """What ranks."""
+        return ranked(self.ranking, self.protect, self.layer)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -50,21 +66,24 @@ class Plan:
         return rate_grid(self.num_rates, self.drop_all)
 
 
-def save(folder: Path, plan: Plan, predictor: RatePredictor, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Writes the checkpoint; the old one stays whole until the new one is."""
+def save(
+    folder: Path, plan: Plan, source: str, predictor: RatePredictor, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """Writes the checkpoint; the old one stays whole until the new one is. `source` marks model and data."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"predictor/{k}": v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()}
     for p, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{p}/{k}": torch.as_tensor(v).cpu().contiguous() for k, v in state.items()}
-    save_file(tensors, folder / "state.new", {"step": str(step), "plan": json.dumps(asdict(plan))})
+    facts = {"step": str(step), "plan": json.dumps(asdict(plan)), "source": source}
+    save_file(tensors, folder / "state.new", facts)
     os.replace(folder / "state.new", folder / "state.safetensors")
 
 
-def resume(folder: Path, plan: Plan, predictor: RatePredictor, optimizer: torch.optim.Optimizer) -> int:
+def resume(folder: Path, plan: Plan, source: str, predictor: RatePredictor, optimizer: torch.optim.Optimizer) -> int:
     """Takes up the checkpoint, if there is one; returns the steps done.
 
     Raises:
-        ValueError: it belongs to another plan.
+        ValueError: it belongs to another plan, model or data.
     """
     path = folder / "state.safetensors"
     if not path.exists():
@@ -73,6 +92,8 @@ def resume(folder: Path, plan: Plan, predictor: RatePredictor, optimizer: torch.
         facts = file.metadata()
     if json.loads(facts["plan"]) != asdict(plan):
         raise ValueError(f"{path} belongs to another plan; give another folder, or the same numbers to resume")
+    if facts.get("source") != source:
+        raise ValueError(f"{path} was trained on another model or other data; give another folder, or those to resume")
     tensors = load_file(path)
     predictor.load_state_dict({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("predictor/")})
     whole = optimizer.state_dict()

@@ -19,13 +19,12 @@ from torch import Tensor
 from ...core.features import shares_by_type
 from ...core.predictor import RatePredictor
 from ...core.scores import Score
-from ...core.tokens import TokenMap, classify
-from ...core.view import View
+from ...core.selection import places
 from ...engine.adapters import adapter_for, decoder_of
 from ...engine.checks import check_teacher_forcing
-from ...engine.rows import attention_rows
 from ..examples import Example, encode
 from .attention import soft_keys
+from .steps import Steps, run_below
 
 Choose = Callable[[Tensor], Tensor]  # logits (B K) -> one-hot (B K), with a gradient or without
 
@@ -66,136 +65,72 @@ class Rollout:
     total: Int[Tensor, B]
 
 
-class _Reached(Exception):  # noqa: N818
-    """The prune layer is about to run."""
-
-
-@dataclass(frozen=True)
-class _Below:
-    """What the layers below the prune layer leave: inputs (B T D) of the last of them and of the prune layer."""
-
-    last: Tensor
-    hidden: Tensor
-    kwargs: dict[str, Any]
-
-
-@torch.no_grad()
-def _run_below(model: Any, body: Any, layer: int, inputs: dict[str, Tensor]) -> _Below:
-    caught: dict[int, tuple[Tensor, dict[str, Any]]] = {}
-
-    def catch(index: int) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught[index] = (args[0] if args else kwargs["hidden_states"], kwargs)
-            if index == layer:
-                raise _Reached
-
-        return hook
-
-    layers = decoder_of(body).layers
-    handles = [layers[i].register_forward_pre_hook(catch(i), with_kwargs=True) for i in (layer - 1, layer)]
-    try:
-        model(**inputs, use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return _Below(caught[layer - 1][0], caught[layer][0], caught[layer][1])
-
-
-class _Steps:
-    """The views that the engine would show at each step, from one pass over the layers below."""
-
-    def __init__(self, model: Any, layer: int, batch: Batch, below: _Below) -> None:
-        self.layer, self.batch, self.below = layer, batch, below
-        self.adapter = adapter_for(model)
-        self.body = self.adapter.body(model)
-        self.layers = decoder_of(self.body).layers
-        config, prompt = self.body.config, batch.prompt
-        real, ids = batch.inputs["attention_mask"].bool(), batch.inputs["input_ids"]
-        visual = ids == self.adapter.image_token(config)
-        per_image, grid = self.adapter.per_image(config), self.adapter.grid(config)
-        tokens = classify(visual[:, :prompt], real[:, :prompt], per_image=per_image, grid=grid)
-        self.tokens, self.real = tokens, real
-        self.total = visual.sum(1)
-        most = int(self.total.max())
-        self.columns = (~visual).long().argsort(dim=1, stable=True)[:, :most]  # (B N)
-        self.present = torch.arange(most, device=ids.device) < self.total[:, None]
-        self.notes: dict[str, Tensor] = {}
-        module = self.layers[layer - 1]
-        self.keys = self.adapter.keys(module, below.last, below.kwargs["position_embeddings"])
-
-    def tokens_at(self, step: int) -> TokenMap:
-        return self.tokens.with_responses(self.batch.prompt + step)
-
-    def attend(self, tokens: TokenMap, index: int, queries: Tensor) -> Tensor:
-        """Attention of the layer below from some columns to all columns so far."""
-        if index != self.layer - 1:
-            raise ValueError("training ranks by the layer before the prune layer; this ranking looks further back")
-        columns = tokens.kind.shape[1]
-        source = queries.clamp(min=0)[..., None].expand(-1, -1, self.below.last.shape[-1])
-        cos, sin = self.below.kwargs["position_embeddings"]
-        at = tuple(
-            t.expand(len(queries), -1, -1).gather(1, queries.clamp(min=0)[..., None].expand(-1, -1, t.shape[-1]))
-            for t in (cos, sin)
-        )
-        module: Any = self.layers[index]
-        asked = self.adapter.queries(module, self.below.last.gather(1, source), (at[0], at[1]))
-        before = torch.arange(columns, device=queries.device) <= queries[..., None]
-        allowed = before & self.real[:, None, :columns] & (queries >= 0)[..., None]
-        return attention_rows(asked, self.keys[:, :, :columns], module.self_attn.scaling, allowed)
-
-    def view(self, step: int, alive: Bool[Tensor, "B N"]) -> View:
-        """What the engine shows before the prune layer at `step`."""
-        tokens, prompt = self.tokens_at(step), self.batch.prompt
-        columns = torch.arange(prompt, device=alive.device).expand(len(alive), -1)
-        rows = torch.where(self.real[:, :prompt], columns, -1) if step == 0 else columns[:, :1] * 0 + prompt + step - 1
-        return View(
-            layer=self.layer,
-            step=step,
-            layers=len(self.layers),
-            total=self.total,
-            visual=torch.where(alive, self.columns, -1),
-            mask=alive,
-            hidden=self.below.hidden[:, : rows.shape[1]],
-            rows=rows,
-            tokens=tokens,
-            attend=lambda index, queries: self.attend(tokens, index, queries),
-            notes=self.notes,
-        )
-
-
-def roll_out(model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch, choose: Choose) -> Rollout:
+def roll_out(
+    model: Any,
+    predictor: RatePredictor,
+    score: Score,
+    layer: int,
+    batch: Batch,
+    choose: Choose,
+    decode: bool = True,
+) -> Rollout:
     """Runs prompts and answers at once, under the keep sets that decoding with a cache would have.
 
     Args:
         model: frozen, of a supported family.
         predictor: picks the rates.
-        score: ranks tokens, from the attention of the layer before `layer`.
-        layer: the prune layer, 1 or more.
+        score: ranks tokens, from no further back than the layer before `layer`.
+        layer: the prune layer.
         batch: prompts with answers.
         choose: from the predictor's logits to a one-hot choice.
+        decode: whether the predictor decides before decode steps too; else its choice at the prefill stays.
 
     Raises:
         ValueError: the score looks back further than one layer, or the decoder is of a form that is not supported.
     """
-    check_teacher_forcing(adapter_for(model), adapter_for(model).body(model))
-    steps = batch.inputs["input_ids"].shape[1] - batch.prompt
+    views, chosen = _decide(model, predictor, score, layer, batch, choose, decode)
+    logits = _run_above(model, views.body, views, chosen.weight, layer)
+    return Rollout(logits, chosen.kept, chosen.choice, views.total)
+
+
+@torch.no_grad()
+def counts(
+    model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch, choose: Choose, decode: bool = True
+) -> Float[Tensor, "B S"]:
+    """`Rollout.kept` alone: what is kept is known before the prune layer, so nothing above is run."""
+    return _decide(model, predictor, score, layer, batch, choose, decode)[1].kept
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the predictor chose: every token's weight at every step, how many stay, and the rates, with gradients."""
+
+    weight: Float[Tensor, "B S N"]
+    kept: Float[Tensor, "B S"]
+    choice: Float[Tensor, "B S K"]
+
+
+def _decide(
+    model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch, choose: Choose, decode: bool
+) -> tuple[Steps, _Chosen]:
     body = adapter_for(model).body(model)
-    views = _Steps(model, layer, batch, _run_below(model, body, layer, batch.inputs))
+    check_teacher_forcing(adapter_for(model), body)
+    steps = batch.inputs["input_ids"].shape[1] - batch.prompt
+    views = Steps(model, layer, batch.inputs, batch.prompt, run_below(model, body, score, layer, batch.inputs))
     alive = views.present
     kept, weights, choices = [], [], []
-    for step in range(steps):
+    for step in range(steps if decode else 1):
         view = views.view(step, alive)
         with torch.no_grad():
             shares = shares_by_type(view)
             notice = getattr(score, "notice", None)
             if notice is not None:
                 notice(view)
-            rank = _ranks(score(view), alive)
+            place = places(score(view), alive)
         choice = choose(predictor(shares))
-        stays = (rank[:, None] < predictor.keep(views.total)[..., None]).to(choice.dtype)  # (B K N)
+        stays = (place[:, None] < predictor.keep(views.total)[..., None]).to(choice.dtype)  # (B K N)
         chosen = torch.einsum("bk,bkn->bn", choice, stays)
+        chosen = torch.where(view.visual == view.newest, 1.0, chosen)  # as the engine has it: its state is the output
         alive = alive & (chosen > 0.5)
         # Forward, sets only shrink. Backward, each step answers for its own set: through a product over the steps, no
         # step could learn to keep what the others, whose choices are as likely to change, drop anyway.
@@ -203,20 +138,13 @@ def roll_out(model: Any, predictor: RatePredictor, score: Score, layer: int, bat
         choices.append(choice)
         kept.append(soft.sum(1))
         weights.append(soft)
-    logits = _run_above(model, body, views, torch.stack(weights, 1), layer)
-    return Rollout(logits, torch.stack(kept, 1), torch.stack(choices, 1), views.total)
+    found = [torch.stack(values, 1) for values in (weights, kept, choices)]
+    return views, _Chosen(*(f if decode else f[:, :1].expand(-1, steps, *f.shape[2:]) for f in found))
 
 
-def _ranks(scores: Tensor, alive: Tensor) -> Tensor:
-    """Place of each alive token in the ranking, ties to the earlier; dead tokens come last."""
-    order = scores.float().masked_fill(~alive, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, (~alive).long().gather(1, order).argsort(dim=1, stable=True))
-    return order.argsort(dim=1)
-
-
-def _run_above(model: Any, body: Any, views: _Steps, weights: Float[Tensor, "B S N"], layer: int) -> Tensor:
+def _run_above(model: Any, body: Any, views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Tensor:
     """The prune layer and those above it, with each row seeing what was alive at its step; the answers' logits."""
-    prompt, below = views.batch.prompt, views.below
+    prompt, below = views.prompt, views.below
     batch, length = views.real.shape
     steps = weights.shape[1]
     row_step = (torch.arange(length, device=weights.device) - prompt + 1).clamp(0, steps - 1)

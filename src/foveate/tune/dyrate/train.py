@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.predictor import RatePredictor
-from ...core.scores import RANKINGS
 from ...engine.adapters import adapter_for, decoder_of
 from ...measure.cost import Shapes, shapes
+from ...measure.evaluate import fingerprint
 from ..examples import Example, encode
 from .flops import flops_ratio, least_ratio
 from .plan import Plan, resume, save
@@ -48,17 +49,17 @@ def train(
         save_every: steps between checkpoints.
 
     Raises:
-        ValueError: a budget that no rate of the grid reaches, a layer outside the decoder, or a folder of another plan.
+        ValueError: a budget that no rate of the grid reaches, a layer outside the decoder, a folder of another plan,
+            model or data, or fewer examples in a batch than processes.
     """
     state, shape = _processes(), shapes(model)
-    depth = len(shape.layers)
-    if not 1 <= plan.layer < depth:
-        raise ValueError(f"layer={plan.layer}; expected 1 to {depth - 1}: features are the attention of the one before")
+    _check_sizes(plan, len(shape.layers), state.num_processes)
     heads = decoder_of(adapter_for(model).body(model)).config.num_attention_heads
     predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
     _check_budget(model, processor, examples, plan, shape)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    first = resume(folder, plan, predictor, optimizer)
+    source = f"{fingerprint(model)} {_mark(examples)}"
+    first = resume(folder, plan, source, predictor, optimizer)
     with _frozen(model):
         for step in range(first, plan.steps):
             for group in optimizer.param_groups:
@@ -67,8 +68,13 @@ def train(
             if report is not None:
                 report({"step": step + 1, **seen})
             if state.is_main_process and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
-                save(folder, plan, predictor, optimizer, step + 1)
+                save(folder, plan, source, predictor, optimizer, step + 1)
     return predictor
+
+
+def _mark(examples: Sequence[Example]) -> int:
+    """Tells data apart by their words."""
+    return zlib.crc32("\n".join(f"{example.prompt}\t{example.answer}" for example in examples).encode())
 
 
 @contextmanager
@@ -91,16 +97,24 @@ def _processes() -> Any:
     return importlib.import_module("accelerate").PartialState()
 
 
+def _check_sizes(plan: Plan, depth: int, processes: int) -> None:
+    if not 0 <= plan.layer < depth:
+        raise ValueError(f"layer={plan.layer}; expected 0 to {depth - 1}, the layers of this decoder")
+    if plan.batch < processes:
+        raise ValueError(f"batch={plan.batch}; expected {processes} or more, one for every process")
+
+
 def _check_budget(model: Any, processor: Any, examples: Sequence[Example], plan: Plan, shape: Shapes) -> None:
     inputs, prompt = encode(processor, [examples[i % len(examples)] for i in range(plan.batch)])
     text, total = sizes(model, inputs, prompt)
     answered = inputs["attention_mask"][:, prompt:].bool()
-    least = least_ratio(shape, plan.layer, text, total, answered, plan.rates[-1])
-    if not least <= plan.budget <= 1:
+    floors = [least_ratio(shape, layer, text, total, answered, plan.rates[-1]) for layer in range(plan.layer + 1)]
+    if not floors[-1] <= plan.budget <= 1:
+        lower = ", ".join(f"{floor:.3f} before layer {layer}" for layer, floor in enumerate(floors[:-1]))
         raise ValueError(
             f"budget={plan.budget:g} is out of reach: dropping as much as the rates allow before layer {plan.layer} "
-            f"still costs {least:.3f} of the unpruned FLOPs on this data; give a budget from there to 1, a lower "
-            "layer, or more rates"
+            f"still costs {floors[-1]:.3f} of the unpruned FLOPs on this data ({lower or 'there is no lower layer'}); "
+            "give a budget from there to 1, a lower layer, or more rates"
         )
 
 
@@ -120,7 +134,7 @@ def _step(
     noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 4096 + state.process_index)
     optimizer.zero_grad(set_to_none=True)
     seen: dict[str, float] = {}
-    parts = [share[start :: plan.parts] for start in range(plan.parts)]
+    parts = [share[start :: plan.parts] for start in range(min(plan.parts, len(share)))]
     for part in parts:
         chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
         choose = partial(_gumbel, uniform=torch.rand(len(part), len(plan.rates), generator=noise), tau=tau)
@@ -164,7 +178,7 @@ def _add_gradients(
     clipped by themselves.
     """
     batch, text, total = batch_of(model, processor, chosen)
-    found = roll_out(model, predictor, RANKINGS[plan.ranking], plan.layer, batch, choose)
+    found = roll_out(model, predictor, plan.score, plan.layer, batch, choose, plan.decode)
     ratio = flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered)
     answer = cross_entropy(found.logits, batch)
     quality = answer + plan.kl * _divergence(model, found, batch) if plan.kl else answer

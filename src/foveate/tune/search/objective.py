@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ...core.method import Method
 from ...engine.apply import apply
+from ...measure.metrics import METRICS, TOKENIZERS
+from ...measure.metrics.metric import Judged
 from ..dyrate.rollout import Batch
 
 
@@ -82,7 +84,7 @@ def divergence(trial: Trial) -> Float[Tensor, " B"]:
 
 
 def first_divergence(trial: Trial) -> Float[Tensor, " B"]:
-    """Minus the divergence at the first word alone, as VTW's search has it (2405.05803, Section 3.3)."""
+    """Minus the divergence at the first word alone, as VTW's search has it (2405.05803)."""
     first = torch.zeros_like(trial.batch.answered)
     first[:, 0] = True
     return -trial.per_sample(_kl(trial).clamp(min=0) * first[trial.batch.answered])
@@ -100,17 +102,6 @@ def exact(trial: Trial) -> Float[Tensor, " B"]:
     )
 
 
-OBJECTIVES = {
-    made.name: made
-    for made in (
-        Objective("kl", divergence, True, 0.0),
-        Objective("likelihood", likelihood, True, 0.0),
-        Objective("first-kl", first_divergence, False, 0.0),
-        Objective("exact", exact, False, 1.0),
-    )
-}
-
-
 def metric(name: str, judge: Callable[[str, str], float], ceiling: float = 1.0) -> Objective:
     """A task's metric as an objective: the mean of `judge(greedy answer, right answer)`, at most `ceiling`."""
 
@@ -119,6 +110,26 @@ def metric(name: str, judge: Callable[[str, str], float], ceiling: float = 1.0) 
         return torch.tensor([float(judge(answer, right)) for answer, right in pairs], dtype=torch.float64)
 
     return Objective(name, of, False, ceiling)
+
+
+def judged(name: str, answer: str, right: str) -> float:
+    """A task's metric of one answer, in [0, 1]; words are told apart without java."""
+    one = METRICS[name]
+    parts = one.parts(Judged([answer], [(right,)], [""], [""], TOKENIZERS["words"]))
+    return float(one.value(parts.sum(0)[None])[0]) / 100
+
+
+PER_ANSWER = ("anls", "object-recall", "object-precision", "rouge-l")  # metrics that single answers have
+OBJECTIVES = {
+    made.name: made
+    for made in (
+        Objective("kl", divergence, True, 0.0),
+        Objective("likelihood", likelihood, True, 0.0),
+        Objective("first-kl", first_divergence, False, 0.0),
+        Objective("exact", exact, False, 1.0),
+        *(metric(name, partial(judged, name)) for name in PER_ANSWER),
+    )
+}
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from .journal import Journal
 
 Keep = Sequence[float]
 Report = Callable[[str], None]
+RECIPE = "recipe"  # begins the journal's keys of what statistics gave
 
 
 @runtime_checkable
@@ -41,7 +42,7 @@ class Problem:
         journal: what was found before.
         seed: of strategies that draw.
         report: called with a line before every trial that is run.
-        lost_mass: of `statistics.lost_mass`, for strategies that go by statistics.
+        recipe: as `tune.fitprune.Recipe.keep`, for strategies that go by statistics.
 
     Raises:
         ValueError: `first` outside the decoder.
@@ -60,12 +61,12 @@ class Problem:
         journal: Journal | None = None,
         seed: int = 0,
         report: Report | None = None,
-        lost_mass: Callable[[], Any] | None = None,
+        recipe: Callable[[float], Sequence[float]] | None = None,
     ) -> None:
         if not 0 <= first < layers:
             raise ValueError(f"the search starts at layer {first}; expected a layer of the decoder, 0 to {layers - 1}")
         self.judge, self._cost, self.layers, self.first, self.seed = judge, cost, layers, first, seed
-        self.journal, self.report, self._lost_mass = journal or Journal(None, {}), report, lost_mass
+        self.journal, self.report, self._recipe = journal or Journal(None, {}), report, recipe
         self.trials = self.fresh = 0
 
     @property
@@ -102,16 +103,16 @@ class Problem:
         """Each calibration example's sum."""
         return torch.tensor(self._found(keep, None)["parts"], dtype=torch.float64)
 
-    def statistics(self) -> list[Any]:
-        """`statistics.lost_mass` of the calibration examples, as nested lists (L 2 P).
+    def recipe(self, tolerance: float) -> Sequence[float]:
+        """What each layer keeps if it may miss this share of its attention.
 
         Raises:
             ValueError: there is no model behind this problem.
         """
-        if self._lost_mass is None:
+        if self._recipe is None:
             raise ValueError("this search has no model behind it, so there are no statistics of attention")
-        make = self._lost_mass
-        found: list[Any] = self.journal.once("statistics", lambda: make().tolist())
+        make = self._recipe
+        found: list[float] = self.journal.once(f"{RECIPE} {tolerance:.9g}", lambda: list(make(tolerance)))
         return found
 
     def _found(self, keep: Keep, floor: float | None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ...engine.checks import check_model, check_teacher_forcing, unwrapped
 from ...engine.masks import for_backend, may_see, needless
 from ...engine.rows import attention_rows, take_rows
 from ..dyrate.rollout import Batch
+from ..sight import Look, watched
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Prompt:
     positions: tuple[Tensor, Tensor]
     ids: Tensor | None
     extra: dict[str, Any]
+    look: Look | None = None
 
 
 class _Reached(Exception):  # noqa: N818
@@ -130,7 +132,8 @@ class Runner:
 
         handle = self.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
         try:
-            self.model(**batch.inputs, use_cache=False)
+            with watched(self.adapter, self.body, self.score) as look:
+                self.model(**batch.inputs, use_cache=False)
         except _Reached:
             pass
         finally:
@@ -139,9 +142,10 @@ class Runner:
         self.tally.towers += len(hidden)
         real = batch.inputs["attention_mask"].bool()
         columns = torch.where(real, torch.arange(real.shape[1], device=real.device), -1)
-        return State(0, hidden, columns, self._prompt(batch, kwargs))
+        visual = batch.inputs["input_ids"] == self.adapter.image_token(self.body.config)
+        return State(0, hidden, columns, self._prompt(batch, kwargs, look(visual)))
 
-    def _prompt(self, batch: Batch, kwargs: dict[str, Any]) -> Prompt:
+    def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: Look | None) -> Prompt:
         config, own = self.body.config, ("position_embeddings", "position_ids")
         extra = {k: v for k, v in kwargs.items() if k not in (*own, "hidden_states", "past_key_values")}
         extra.pop("attention_mask", None)
@@ -152,7 +156,7 @@ class Runner:
         cos, sin = kwargs["position_embeddings"]
         places = kwargs.get("position_ids")
         places = places if places is not None and places.ndim == 2 else None  # else rotations alone say where
-        return Prompt(batch, tokens, visual.sum(1), (cos, sin), places, extra)
+        return Prompt(batch, tokens, visual.sum(1), (cos, sin), places, extra, look)
 
     @torch.no_grad()
     def advance(self, state: State, share: float) -> State:
@@ -232,6 +236,7 @@ class Runner:
             rows=rows,
             tokens=tokens,
             attend=lambda index, queries: self._attend(state, index, queries),
+            look=state.prompt.look,
         )
 
     def _attend(self, state: State, index: int, queries: Tensor) -> Tensor:

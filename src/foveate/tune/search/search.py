@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,14 +27,14 @@ from ...methods.schedule import schedule as method_of
 from ...schedules.store import ScheduleFile
 from ..dyrate.rollout import batch_of
 from ..examples import Example
+from ..fitprune import Recipe
 from .costs import Sizes, cost_of, measure_layer, ratios
 from .evaluator import Evaluator
 from .journal import Journal
 from .objective import OBJECTIVES
-from .problem import Problem, Report
+from .problem import RECIPE, Problem, Report
 from .processes import Processes
 from .runner import Runner
-from .statistics import lost_mass
 from .strategies import search, settled
 
 FREE = ("random", "even")  # rankings that need no attention, so that tokens may leave before layer 0
@@ -127,21 +128,28 @@ def find_schedule(
     """
     together = processes or Processes()
     plan = replace(plan, knobs=settled(plan.algorithm, plan.knobs))
-    facts = {"model": model_facts(model, name), "data": data.facts(), **asdict(plan)}
-    facts.pop("cache_gb")  # the same is found with any
-    journal = Journal(record if together.rank == 0 else None, facts)
-    journal.known = together.of_first(journal.known)
+    facts = model_facts(model, name)
+    journal = _journal(plan, data, facts, record, together)
     judge = _evaluator(model, processor, plan, data.calibration, plan.objective, together)
     sizes = Sizes.of(model, processor, data.calibration, plan.batch)
     problem = _problem(model, processor, plan, data, sizes, judge, journal, report)
     keep = search(plan.algorithm, problem, **plan.knobs)
-    found = _file(plan, data, facts["model"], keep, ratios(shapes(model), sizes, keep))
+    found = _file(plan, data, facts, keep, ratios(shapes(model), sizes, keep))
     if plan.cost == "seconds":
         timed = journal.once("timed", lambda: time_prefill(model, processor, data.calibration[0], method_of(found)))
         found.costs.update({"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed})
     found.scores.update(_scores(model, processor, plan, data, problem, keep, together))
     found.search.update(_spent(problem, plan, data, judge, sizes))
     return found
+
+
+def _journal(plan: Search, data: Data, model: dict[str, Any], record: Path | None, together: Processes) -> Journal:
+    """The record of this very search; the first process has the file, and all know what is in it."""
+    facts = {"model": model, "data": data.facts(), **asdict(plan)}
+    facts.pop("cache_gb")  # the same is found with any
+    journal = Journal(record if together.rank == 0 else None, facts)
+    journal.known = together.of_first(journal.known)
+    return journal
 
 
 def _file(
@@ -179,11 +187,23 @@ def _problem(
         found: list[float] = judge.processes.of_first(mine)
         return found
 
-    def statistics() -> Any:
-        return lost_mass(model, processor, data.calibration, plan.batch)
+    @cache
+    def recipe() -> Recipe:
+        starts = range(0, len(data.calibration), plan.batch)
+        given = (_prompts(model, processor, data.calibration[s : s + plan.batch]) for s in starts)
+        return Recipe(model, [prompts for prompts in given if prompts.get("pixel_values") is not None], plan.first)
 
     cost = cost_of(plan.cost, model, sizes, lambda: journal.once("seconds", seconds))
-    return Problem(judge, cost, judge.depth, plan.first, journal, plan.seed, report, statistics)
+    return Problem(
+        judge, cost, judge.depth, plan.first, journal, plan.seed, report, lambda tolerance: recipe().keep(tolerance)
+    )
+
+
+def _prompts(model: Any, processor: Any, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """The model's arguments for prompts without their answers."""
+    batch, _, _ = batch_of(model, processor, examples)
+    columns = ("input_ids", "attention_mask", "position_ids")
+    return {k: v[:, : batch.prompt] if k in columns else v for k, v in batch.inputs.items()}
 
 
 def model_facts(model: Any, name: str) -> dict[str, Any]:
@@ -251,6 +271,9 @@ def _spent(problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: 
         "held GB at most": judge.most_bytes / 1e9,
     }
     out["passes if every trial ran whole"] = out["trials"]
+    recipes = sum(key.startswith(RECIPE) for key in problem.journal.known)
+    if recipes:
+        out["passes for statistics, at most"] = 1 + recipes  # with fewer tokens than all, but for the first
     if plan.algorithm == "gsearch" and plan.knobs["variant"] == "bisect":
         layers = len(range(plan.first, problem.layers, plan.knobs["stride"]))
         out["passes of bisecting the whole grid at every layer"] = 1 + layers * plan.knobs["grid"].bit_length()
@@ -260,9 +283,7 @@ def _spent(problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: 
 @torch.no_grad()
 def time_prefill(model: Any, processor: Any, example: Example, method: Method, repeats: int = 7) -> float:
     """Seconds of a prefill under the method over those of the unpruned model: medians, measured in turn."""
-    batch, _, _ = batch_of(model, processor, [example])
-    columns = ("input_ids", "attention_mask", "position_ids")
-    inputs = {k: v[:, : batch.prompt] if k in columns else v for k, v in batch.inputs.items()}
+    inputs = _prompts(model, processor, [example])
     times: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(repeats + 1):
         for pruned in (True, False):

@@ -4,45 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ..problem import Problem
-from .psigmoid import solved
+from .psigmoid import flattened, solved
 
 
-def fitprune(problem: Problem, budget: float) -> Sequence[float]:
-    """Drops from each layer what its attention misses least, as much as the budget asks for; no trial is run.
+def fitprune(problem: Problem, budget: float, precision: float = 0.01) -> Sequence[float]:
+    """Drops at each layer what its attention misses least, as much as the budget asks for; no trial is judged.
 
     Paper: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", Ye et
-    al., arXiv 2409.10197: from statistics on few samples, each layer drops as many tokens as keep the loss of self- and
-    of cross-attention below alpha, and alpha follows from the budget by bisection.
+    al., arXiv 2409.10197; the recipe is `foveate.tune.fitprune.Recipe`, its alpha follows from the budget by bisection.
 
-    Deviations: losses are of the attention to visual tokens, averaged over samples at equal shares of tokens; a layer
-    never keeps more than the one before; tokens are ranked by the search's ranking and not by the paper's.
+    Deviations: between the two alphas that enclose the budget shares are mixed linearly, so that it is met exactly.
+    Tokens are ranked by the search's ranking; for the paper's own, ``score=fitprune,schedule=schedule:found.json``.
+    The paper drops from the second layer on: start at layer 1.
 
     Args:
         problem: what is searched.
         budget: as of `psigmoid`.
+        precision: of alpha, the authors'.
 
     Raises:
-        ValueError: a budget out of reach.
+        ValueError: a budget out of reach, or a precision that is not above 0.
     """
-    lost = np.asarray(problem.statistics())
+    if not precision > 0:
+        raise ValueError(f"precision={precision}; expected a number above 0, like 0.01")
+    low, high = 0.0, 1.0
+    dear: Sequence[float] = problem.unpruned
+    cheap: Sequence[float] = flattened(problem, 0.0)
+    while high - low > precision:
+        middle = (low + high) / 2
+        found = problem.recipe(middle)
+        if problem.cost(found) > budget:
+            low, dear = middle, found
+        else:
+            high, cheap = middle, found
 
-    def recipe(alpha: float) -> list[float]:
-        dropped = [min(_inverse(curve, 1 - alpha) for curve in lost[layer]) for layer in range(problem.layers)]
-        keep = [1.0 if layer < problem.first else 1 - dropped[layer] for layer in range(problem.layers)]
-        return [float(share) for share in np.minimum.accumulate(keep)]
+    def mixed(x: float) -> list[float]:
+        return [c + x * (d - c) for c, d in zip(cheap, dear, strict=True)]
 
-    return solved(problem, budget, recipe)
-
-
-def _inverse(curve: np.ndarray, loss: float) -> float:
-    """The largest share of tokens whose dropping loses at most `loss`."""
-    if loss >= 1:
-        return 1.0
-    place = int(np.searchsorted(curve, loss, side="right")) - 1
-    if place >= len(curve) - 1:
-        return 1.0
-    part = (loss - curve[place]) / max(curve[place + 1] - curve[place], 1e-30)
-    return float((place + min(1.0, part)) / (len(curve) - 1))
+    return solved(problem, budget, mixed)

@@ -29,16 +29,15 @@ def gsearch(
     Paper: arXiv 2412.00556, G-Search.
 
     Deviations: reconstructed from the abstract. The first layer searched is bisected; deeper ones look just below the
-    layer before first, twice as far each time, since most layers need what the one before needs.
+    layer before, then twice as far each time, since most layers need what it needs.
 
     Args:
         problem: what is searched.
         tolerance: quality given up, against the unpruned model, over all layers together.
-        variant: "bisect" over a grid, or "bayes": the best of quality - weight x cost among what passes, per layer.
+        variant: "bisect" a grid, or "bayes": the best of quality - weight x cost among what passes, per layer.
         stride: layers that share a count; only every `stride`-th is searched.
         grid: counts are multiples of 1 / grid.
-        trials: of each layer (bayes).
-        weight: of the cost ratio (bayes), in units of quality.
+        trials, weight: of bayes: trials of each layer, and weight of the cost ratio, in units of quality.
 
     Raises:
         ValueError: a negative tolerance, or stride, grid or trials below 1.

@@ -10,7 +10,7 @@ from ..problem import Problem
 def vtw(problem: Problem, tolerance: float = 0.003) -> Sequence[float]:
     """All tokens up to a layer and none from it on, the layer as shallow as `tolerance` allows.
 
-    Paper: arXiv 2405.05803, Section 3.3; its criterion is ``--objective first-kl`` with its eta as tolerance, on about
+    Paper: arXiv 2405.05803; its criterion is ``--objective first-kl`` with its eta as tolerance, on about
     20 samples.
 
     Deviations: layers are tried from the shallowest on, and the first that passes is taken, as in

@@ -1,0 +1,148 @@
+"""Writes docs/peers.md and docs/gpu.md from docs/results/; where a file is not there, that nothing is measured."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+PEERS, GPU = ROOT / "docs" / "peers.md", ROOT / "docs" / "gpu.md"
+
+PEERS_INTRODUCTION = """# Peers, side by side
+
+`make results-peers` times what still installs on random weights of one shape, at equal kept tokens. Each peer runs in
+an environment of its own, in turn with plain transformers (sdpa, KV cache) *of that environment*, in rotating order;
+"x" is plain's time over its own, median of the turns' ratios, so that rows of different environments compare though
+their transformers differ. "plain again" is the noise. Peak memory is what a generation held beyond the model. "KV a
+layer" is what is left of the prompt in a layer's cache, on average: it shows whether tokens were really dropped.
+Rendered by `python benchmarks/pages.py`. Random weights: speed alone, nothing of quality.
+"""
+PEERS_READING = """
+## How each is run
+
+- **Foveate**: `apply(model, fastv(...))` around `generate`.
+- **Eager FastV** (`benchmarks/peers/eager_fastv.py`): FastV as one writes it by hand on transformers. Attention weights
+  exist under eager alone, so the model runs in it; hidden states are cut after the layer before. "a hook" takes the
+  weights of the one layer that ranks, the best that can be done so; "output_attentions" asks for them as is common, and
+  transformers then keeps those of all layers and steps. A test holds its answer equal to Foveate's FastV.
+- **kvpress** (NVIDIA, from PyPI): a press forgets keys and values *after* each layer's prefill attention. The prefill
+  computes all that it did, plus the scoring: its time to first token cannot be shorter than plain's, by design; what it
+  saves is memory and decoding time. Its ratio counts text too and holds from the first layer on; it is set so that as
+  many entries are left in a layer as FastV leaves behind its own. It asks for transformers below 5.3, and warns that
+  LLaVA is not among the models it was tested with.
+- **sparsevlm** (from PyPI; not by SparseVLM's authors): takes Qwen2-VL and Qwen2.5-VL, one sample, one picture in front
+  of the prompt. It gets the shape's decoder inside a Qwen2.5-VL. Its `sparsevlm_generate` runs a whole prefill under
+  eager with `output_attentions`, cuts the cache once and feeds the last word again; its `apply_sparsevlm` hooks decide
+  for themselves how many stay (the request's count is the least).
+
+## What is not run, and why
+
+- **FastV, VTW, PyramidDrop, SparseVLMs** as their authors published them are edited copies of transformers 4.31 to 4.37
+  and of LLaVA's own code, with constants of one prompt template. They build from LLaVA's checkpoints and not from a
+  configuration, and need Pythons and libraries of their time. There is no `--clone PATH`: to drive such a clone on
+  random weights it would have to be edited, and a figure of an edited clone would not be its authors'.
+- **visionzip** on PyPI (0.1.3) installs its metadata and no code.
+- **vLLM, SGLang, TensorRT-LLM, OpenVINO** prune inside an engine of their own; another baseline, another question.
+"""
+GPU_INTRODUCTION = """# On a GPU
+
+`make results-gpu` measures LLaVA-1.5-7B, 13B and LLaVA-NeXT-7B shapes of random weights at batch 1, 8, 32 and 128:
+plain transformers, FastV, VTW, DyRate and a schedule, each ratio beside the cap that no device can pass. It needs a
+CUDA device and no weights, skips batches that do not fit, and goes on where it stopped; commit docs/results/gpu.json
+and this page with it. DyRate's predictor is random about a rate of one half, and the schedule's values are an example
+(`benchmarks/gpu.py`): what they cost is measured, and not what they do to answers.
+"""
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A result file, if it is there."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def peers(body: dict[str, Any] | None) -> str:
+    """The page of peers."""
+    if body is None:
+        return f"{PEERS_INTRODUCTION}\n**Not yet measured.**\n{PEERS_READING}"
+    asked = body["request"]
+    where = f"{body['device']}{', ' + body['capability'] if body['capability'] else ''}"
+    setting = (
+        f"Shape `{body['shape']}` ({body['layers']} layers), batch {asked['batch']} of {asked['text']} text and "
+        f"{asked['visual']} visual tokens, {asked['kept']} of these left (FastV: from layer {asked['layer']} on), "
+        f"{asked['new_tokens']} new; {where}, {asked['threads']} threads, {asked['dtype']}, {asked['repeats']} turns."
+    )
+    lines = [
+        "| | first token | x | per token | x | whole answer x | peak | KV a layer |",
+        "|---" + "|---:" * 7 + "|",
+    ]
+    notes = []
+    for name, peer in body["peers"].items():
+        if "failed" in peer:
+            notes.append(f"- **{name} could not be run**: {peer['failed']}")
+            continue
+        told = ", ".join(f"{key} {value}" for key, value in peer["versions"].items())
+        lines.append(f"| *{told}* | | | | | | | |")
+        for contestant, one in peer["found"].items():
+            if "failed" in one:
+                notes.append(f"- **{contestant} could not be run**: {one['failed']}")
+            else:
+                lines.append(f"| {contestant} | {' | '.join(_cells(one))} |")
+                whole = asked["text"] + asked["visual"]
+                if not contestant.startswith("plain") and min(one["held"]) == whole:
+                    notes.append(f"- **{contestant} dropped nothing**: every layer holds all {whole} entries.")
+    return "\n".join([PEERS_INTRODUCTION, setting, "", *lines, "", *notes, PEERS_READING])
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    ratio = one["ratio"]
+    peak = "" if one["peak"] is None else f"{one['peak'] / 2**20:.0f} MB"
+    times = [cell for part in ("first", "further") for cell in (f"{one[part] * 1e3:.1f} ms", f"{ratio[part]:.2f}")]
+    return [*times, f"{ratio['total']:.2f}", peak, f"{statistics.fmean(one['held']):.0f}"]
+
+
+def gpu(body: dict[str, Any] | None) -> str:
+    """The page of GPU rows."""
+    if body is None:
+        return f"{GPU_INTRODUCTION}\n**Not yet measured**: nobody has run it on a GPU so far.\n"
+    setting = body["setting"]
+    lines = [
+        f"Device: **{body['device']}**, {setting['dtype']}, {setting['attention']}; {setting['text']} text tokens, "
+        f"{setting['new_tokens']} new, {setting['repeats']} turns; "
+        f"{', '.join(f'{key} {value}' for key, value in body['versions'].items())}.",
+    ]
+    for shape in dict.fromkeys(row["shape"] for row in body["rows"]):
+        rows = [row for row in body["rows"] if row["shape"] == shape]
+        lines += ["", f"## {shape}, {rows[0]['visual']} visual tokens", ""]
+        lines += ["| batch | | first token | x (cap) | per token | x (cap) | tokens/s | whole answer x | peak |"]
+        lines += ["|---:|---" + "|---:" * 7 + "|"]
+        for row in sorted(rows, key=lambda row: row["batch"]):
+            if "skipped" in row:
+                lines.append(f"| {row['batch']} | skipped: {row['skipped']} | | | | | | | |")
+            for name, one in row.get("found", {}).items():
+                lines.append(f"| {row['batch']} | `{name}` | {' | '.join(_measured(one))} |")
+    return "\n".join([GPU_INTRODUCTION, *lines, ""])
+
+
+def _measured(one: dict[str, Any]) -> list[str]:
+    cells = []
+    for part in ("first", "further"):
+        cap = one["cap"].get(part)
+        text = f"{one['ratio'][part]:.2f}" + ("" if cap is None else f" ({cap:.2f})")
+        cells += [f"{one[part] * 1e3:.1f} ms", f"**{text}, above its cap**" if part in one["exceeded"] else text]
+    peak = "" if one["memory"] is None else f"{one['memory'] / 2**30:.1f} GB"
+    return [*cells, f"{one['throughput']:.1f}", f"{one['ratio']['total']:.2f}", peak]
+
+
+def main() -> int:
+    """Rewrites both pages."""
+    PEERS.write_text(peers(read("peers")))
+    GPU.write_text(gpu(read("gpu")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""`foveate plot pareto`: quality against work, from reports of `foveate eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..plots.pareto import WORKS, front, lines, plot_pareto
+from .output import console
+from .plot import Out, check_picture
+
+
+def pareto(
+    reports: Annotated[list[Path], typer.Argument(help="report.json of `foveate eval --save`; several budgets.")],
+    out: Out,
+    figure: Annotated[str, typer.Option(help="A figure of the reports.")] = "descriptions object-recall",
+    work: Annotated[str, typer.Option(help=f"One of {', '.join(WORKS)}.")] = "tokens",
+) -> None:
+    """A line for every method over its budgets, and the methods that no other beats on both quality and work."""
+    check_picture(out)
+    bodies = [_read(path) for path in reports]
+    found = lines(bodies, figure, work)
+    plot_pareto(found, figure, work, ", ".join(dict.fromkeys(str(b.get("model", "")) for b in bodies)), out)
+    best = front(found)
+    console.print(f"{out}: {len(found)} methods; nothing beats", highlight=False)
+    for name, points in found.items():
+        for spent, value in (point for point in points if point in best):
+            console.print(f"  {name}: {value:.1f} at {spent:.3f} of the {work}", highlight=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A report, or ValueError."""
+    try:
+        body = json.loads(path.read_text())
+        _ = [(one["figures"], one["work"]) for one in body["methods"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no report of `foveate eval --save`: {error}") from error
+    return dict(body)

@@ -1,0 +1,137 @@
+"""The views that the engine would show at every step of an answer, from one pass over the layers below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool
+from torch import Tensor
+
+from ...core.scores import Score
+from ...core.tokens import TokenMap, classify
+from ...core.view import View
+from ...engine.adapters import adapter_for, decoder_of
+from ...engine.rows import attention_rows
+from ..sight import Look, watched
+
+
+class _Reached(Exception):  # noqa: N818
+    """The prune layer is about to run."""
+
+
+@dataclass(frozen=True)
+class Below:
+    """What the layers below the prune layer leave: inputs (B T D) of the last of them and of the prune layer.
+
+    Before layer 0, where there is none, `last` is what enters layer 0 too. `look` is `View.look` of the prompts.
+    """
+
+    last: Tensor
+    hidden: Tensor
+    kwargs: dict[str, Any]
+    look: Look | None
+
+
+@torch.no_grad()
+def run_below(model: Any, body: Any, score: Score, layer: int, inputs: dict[str, Tensor]) -> Below:
+    """Runs the layers below `layer`, and the tower, over prompts and answers."""
+    adapter = adapter_for(model)
+    visual = inputs["input_ids"] == adapter.image_token(body.config)
+    caught: dict[int, tuple[Tensor, dict[str, Any]]] = {}
+
+    def catch(index: int) -> Any:
+        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            caught[index] = (args[0] if args else kwargs["hidden_states"], kwargs)
+            if index == layer:
+                raise _Reached
+
+        return hook
+
+    layers = decoder_of(body).layers
+    last = max(0, layer - 1)
+    handles = [layers[i].register_forward_pre_hook(catch(i), with_kwargs=True) for i in {last, layer}]
+    try:
+        with watched(adapter, body, score) as look:
+            model(**inputs, use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Below(caught[last][0], *caught[layer], look(visual))
+
+
+class Steps:
+    """The views that the engine would show at each step, from one pass over the layers below."""
+
+    def __init__(self, model: Any, layer: int, inputs: dict[str, Tensor], prompt: int, below: Below) -> None:
+        self.layer, self.prompt, self.below = layer, prompt, below
+        self.adapter = adapter_for(model)
+        self.body = self.adapter.body(model)
+        self.layers = decoder_of(self.body).layers
+        config = self.body.config
+        real, ids = inputs["attention_mask"].bool(), inputs["input_ids"]
+        visual = ids == self.adapter.image_token(config)
+        per_image, grid = self.adapter.per_image(config), self.adapter.grid(config)
+        tokens = classify(visual[:, :prompt], real[:, :prompt], per_image=per_image, grid=grid)
+        self.tokens, self.real = tokens, real
+        self.total = visual.sum(1)
+        most = int(self.total.max())
+        self.columns = (~visual).long().argsort(dim=1, stable=True)[:, :most]  # (B N)
+        self.present = torch.arange(most, device=ids.device) < self.total[:, None]
+        self.notes: dict[str, Tensor] = {}
+        self.asked = max(0, layer - 1)
+        module = self.layers[self.asked]
+        self.keys = self.adapter.keys(module, below.last, below.kwargs["position_embeddings"])
+
+    def tokens_at(self, step: int) -> TokenMap:
+        """What every column is at `step`."""
+        return self.tokens.with_responses(self.prompt + step)
+
+    def held(self, alive: Bool[Tensor, "B N"], columns: int) -> Bool[Tensor, "B C"]:
+        """Of the columns so far, those that the layer asked for attention has: layer 0's own cache is cut, too."""
+        if self.layer:
+            return self.real[:, :columns]
+        dead = torch.where(self.present & ~alive, self.columns, self.real.shape[1])
+        return F.pad(self.real, (0, 1)).scatter(1, dead, False)[:, :columns]
+
+    def attend(self, tokens: TokenMap, alive: Tensor, index: int, queries: Tensor) -> Tensor:
+        """Attention of the layer below, or of layer 0 itself, from some columns to all columns so far."""
+        if index != self.asked:
+            raise ValueError("training ranks by the layer before the prune layer; this ranking looks further back")
+        columns = tokens.kind.shape[1]
+        source = queries.clamp(min=0)[..., None].expand(-1, -1, self.below.last.shape[-1])
+        cos, sin = self.below.kwargs["position_embeddings"]
+        at = tuple(
+            t.expand(len(queries), -1, -1).gather(1, queries.clamp(min=0)[..., None].expand(-1, -1, t.shape[-1]))
+            for t in (cos, sin)
+        )
+        module: Any = self.layers[index]
+        asked = self.adapter.queries(module, self.below.last.gather(1, source), (at[0], at[1]))
+        before = torch.arange(columns, device=queries.device) <= queries[..., None]
+        allowed = before & self.held(alive, columns)[:, None] & (queries >= 0)[..., None]
+        return attention_rows(asked, self.keys[:, :, :columns], module.self_attn.scaling, allowed)
+
+    def view(self, step: int, alive: Bool[Tensor, "B N"]) -> View:
+        """What the engine shows before the prune layer at `step`."""
+        tokens, prompt = self.tokens_at(step), self.prompt
+        running = slice(prompt) if step == 0 else slice(prompt + step - 1, prompt + step)
+        columns = torch.arange(prompt, device=alive.device).expand(len(alive), -1)
+        rows = torch.where(self.real[:, :prompt], columns, -1) if step == 0 else columns[:, :1] * 0 + prompt + step - 1
+        return View(
+            layer=self.layer,
+            step=step,
+            layers=len(self.layers),
+            total=self.total,
+            visual=torch.where(alive, self.columns, -1),
+            mask=alive,
+            hidden=self.below.hidden[:, running],
+            rows=rows,
+            tokens=tokens,
+            attend=lambda index, queries: self.attend(tokens, alive, index, queries),
+            notes=self.notes,
+            look=None if step else self.below.look,
+        )
