@@ -40,13 +40,13 @@ fuzz: $(READY)
 	$(BIN)/python -m pytest tests/test_oracles.py tests/test_cache.py tests/test_core.py -m "slow or not slow" --hypothesis-profile=fuzz -k "any_layout or eviction or quotas or fractions"
 
 OLDEST := 5.17.0
+OLD_TESTS := support families weights users_path oracles edges flash recovery conversations cache engine refusals tower
 test-oldest:  # the families, engine and oracles on the oldest transformers that pyproject.toml allows
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
 	{ grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt; echo transformers==$(OLDEST); } > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt torch
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e ".[dev]"
-	# 5.17's get_video_features leaves a video's newline to the forward, so the test's count is one short
-	.venv-oldest/bin/python -m pytest --deselect 'tests/test_families.py::test_dropping_is_masking[llava_onevision]' tests/test_support.py tests/test_families.py tests/test_weights.py tests/test_users_path.py tests/test_oracles.py tests/test_edges.py tests/test_cache.py tests/test_engine.py tests/test_refusals.py
+	.venv-oldest/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,$(OLD_TESTS)))
 
 families: $(READY)  # docs/families.md, from the tests
 	$(BIN)/python tests/table.py

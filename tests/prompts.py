@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from families import FAMILIES, IMAGE, PAD, VIDEO, WORDS, Family, Pixels, judge
+from families import FAMILIES, Family, judge
+from pictures import Pixels
+from tiny import IMAGE, PAD, VIDEO, WORDS
 
 Segment = int | str  # so many words, or a picture of a kind
 
@@ -38,7 +40,10 @@ def features(name: str, kind: str, pixels: Pixels) -> int:
         named = {key.removesuffix("_videos"): values for key, values in pixels.items()}
         found = made.model.get_image_features(**FAMILIES[name].join([[named]]))
     found = getattr(found, "pooler_output", found)
-    return sum(part.numel() // part.shape[-1] for part in found)
+    count = sum(part.numel() // part.shape[-1] for part in found)
+    if kind == "v" and name == "llava_onevision" and count % pixels["pixel_values_videos"].shape[1] == 0:
+        count += 1  # older versions of transformers leave a video's newline to the forward
+    return count
 
 
 def prompt(name: str, segments: tuple[Segment, ...], seed: int) -> Prompt:

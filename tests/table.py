@@ -9,6 +9,7 @@ from foveate.engine.adapters import adapters
 from foveate.engine.decoders import PROVEN
 from foveate.engine.refused import REFUSED
 from test_families import CROSSED
+from test_users_path import PROCESSORS
 from tiny import FAMILIES as ALIKE
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
@@ -20,15 +21,31 @@ equals masking in the prefill and in every decode step, counts equal the schedul
 either side equal each sample alone, and the attention rows that scores see are the model's own. `foveate doctor MODEL`
 runs such checks on your weights. Tower and decoder are those of transformers >= 5.17, < 6; tested with 5.23.0.
 
-Flash attention 2 and 3 are emulated in the tests for LLaVA alone, and no kernel was run; families with masks of their
-own (marked *), sliding windows or queries scaled by position are refused under it, since its kernels would count over
-the tokens that are left. PerceptionLM and FastVLM are tested with another tower than theirs, which needs timm.
+## Flash attention
+
+Proven: transformers' own flash path (which mask, which positions, what is unpadded) around kernels written in Python
+gives what sdpa gives: LLaVA and Qwen2.5-VL, alone and in ragged batches, in the prefill and in decode steps, LLaVA in a
+second turn too (tests/test_flash.py). Read in transformers 5.23, not run: the mask that is given covers exactly the
+keys in the cache, and its end the rows that run, which is where transformers looks for the queries; keys are views of a
+larger buffer with their last dimension contiguous, all that the kernels ask for; float32 states are cast there as
+without Foveate. Not proven: no real kernel, of flash attention 2 or 3, was ever run with Foveate. Families with masks
+of their own (marked *), sliding windows or queries scaled by position are refused under it, since its kernels would
+count over the tokens that are left.
+
+## What is proven
+
+PerceptionLM and FastVLM are tested with another tower than theirs, which needs timm. Chat template, processor and
+`generate` are run as users run them (tests/test_users_path.py) for {processors}.
 """
 
 
 def table() -> str:
     """The page."""
-    lines = [HEAD, f"| family | backends | {' | '.join(CROSSED)} |", "|---" * (len(CROSSED) + 2) + "|"]
+    lines = [
+        HEAD.format(processors=", ".join(PROCESSORS)),
+        f"| family | backends | {' | '.join(CROSSED)} |",
+        "|---" * (len(CROSSED) + 2) + "|",
+    ]
     for name, family in FAMILIES.items():
         lines.append(f"| {name} | {', '.join(family.backends)} " + "| proven " * len(CROSSED) + "|")
     alike = [name for name in ALIKE if name not in FAMILIES]
@@ -38,9 +55,18 @@ def table() -> str:
         "",
     ]
     lines += ["Decoders: " + ", ".join(PROVEN) + ". Any other is refused, whatever the family.", ""]
-    lines += ["## Which tokens are visual, and what stays", "", "| family | structure tokens |", "|---|---|"]
+    lines += [
+        "## Which tokens may be dropped",
+        "",
+        "Every token whose id is the image's or the video's placeholder may be dropped, and no other ever is.",
+        "",
+        "| family | structure tokens | may be dropped | one image, where each gets its share |",
+        "|---|---|---|---|",
+    ]
     for kind, adapter in sorted(adapters().items()):
-        lines.append(f"| {kind}{'*' * adapter.own_masks} | {adapter.structure} |")
+        dropped = "" if adapter.structure == "none" else "no: text" if adapter.stays else "yes: placeholders too"
+        structure = adapter.structure.replace("|", "\\|")
+        lines.append(f"| {kind}{'*' * adapter.own_masks} | {structure} | {dropped} | {adapter.image} |")
     lines += ["", "## Refused", "", "| family | reason |", "|---|---|"]
     lines += [f"| {kind} | {reason} |" for kind, reason in sorted(REFUSED.items())]
     lines += ["", "Any family that is named nowhere on this page is refused too, as one without an adapter.", ""]

@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import foveate
-from cases import LISTED, tiny_predictor
+from cases import LISTED
+from choosers import tiny_predictor
 from foveate.measure.control import control_step
 from foveate.measure.cost import cost_of_counts, cost_of_trace, kept_by, shapes
 from foveate.methods import dyrate

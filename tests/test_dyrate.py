@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate
-from cases import tiny_predictor
+from choosers import tiny_predictor
 from foveate.core.foresight import Sparing
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor, rate_grid

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import transformers.modeling_flash_attention_utils as flash_utils
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, DynamicCache, OPTConfig, Phi3Config
 
 import foveate
 from foveate.core.method import Method
-from foveate.core.schedules import Cut
-from foveate.core.scores import Even, LastQuery
+from foveate.core.scores import Even
 from foveate.engine.cache import KeptLayer
 from foveate.methods import fastv, random, vtw
 from tiny import TEXT, Layout, batch, llava, llava_next, model
@@ -217,74 +215,3 @@ def test_masks_are_shared_by_layers_that_hold_the_same_tokens() -> None:
     layers: list[KeptLayer] = cache.layers
     assert layers[1].slots is layers[2].slots is layers[3].slots
     assert layers[0].slots is not layers[1].slots
-
-
-class Flash:
-    """Flash attention's two kernels, in Python: what they compute, not how."""
-
-    def __init__(self) -> None:
-        self.called: list[str] = []
-
-    @staticmethod
-    def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
-        products = torch.einsum("qhd,khd->hqk", q, k) * scale
-        if causal and len(q) > 1:
-            own = torch.arange(len(q))[:, None] + len(k) - len(q)
-            products = products.masked_fill(torch.arange(len(k))[None] > own, -torch.inf)
-        return torch.einsum("hqk,khd->qhd", products.softmax(-1), v)
-
-    def dense(
-        self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float = 1.0, causal: bool = False, **_: Any
-    ) -> Tensor:
-        self.called.append("dense")
-        rows = zip(q, k, v, strict=True)
-        return torch.stack([self.attend(a, b, c, causal, softmax_scale) for a, b, c in rows])
-
-    def ragged(
-        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-        softmax_scale: float = 1.0, causal: bool = False, **_: Any,
-    ) -> Tensor:  # fmt: skip
-        self.called.append("ragged")
-        out = torch.zeros_like(q)
-        for a, b, c, d in zip(cu_seqlens_q, cu_seqlens_q[1:], cu_seqlens_k, cu_seqlens_k[1:], strict=False):
-            if b > a:
-                out[a:b] = self.attend(q[a:b], k[c:d], v[c:d], causal, softmax_scale)
-        return out
-
-
-@pytest.mark.parametrize(
-    "method", [random(layer=1, keep=0.5), fastv(layer=1, keep=0.25), vtw(2), Method(LastQuery(), Cut(2, 5))]
-)
-@pytest.mark.parametrize("samples", [1, 2])
-def test_emulated_flash_attention_equals_sdpa_in_every_turn(
-    method: Method, samples: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """transformers' own flash path around kernels in Python; no GPU kernel is run here."""
-    flash = Flash()
-    kernels = (flash.dense, flash.ragged, None, flash_utils._pad_input, flash_utils._unpad_input)
-    loaded = (kernels, (flash_utils._lazy_define_process_function(flash.dense), None))
-    monkeypatch.setattr(flash_utils, "lazy_import_flash_attention", lambda *_, **__: loaded)
-    made = model("llava")
-    layouts = Layout(((3, 0, 5), (2, 0, 2))[:samples]), Layout(((2, 0, 4),) * samples, seed=4)
-    turns = [batch("llava", layout).inputs for layout in layouts]
-
-    def talk() -> list[Tensor]:
-        cache, out, mask = DynamicCache(config=made.config), [], torch.ones(samples, 0, dtype=torch.long)
-        with torch.no_grad(), foveate.apply(made, method):
-            for turn in turns:
-                mask = torch.cat([mask, turn["attention_mask"]], 1)
-                given = {"input_ids": turn["input_ids"], "pixel_values": turn["pixel_values"]}
-                out.append(made(**given, attention_mask=mask, past_key_values=cache).logits[:, -2:])
-            mask = torch.cat([mask, mask[:, -1:]], 1)
-            word = torch.full((samples, 1), 7)
-            out.append(made(input_ids=word, attention_mask=mask, past_key_values=cache).logits)
-        return out
-
-    wanted = talk()
-    config = made.model.language_model.config
-    monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
-    found = talk()
-    assert flash.called
-    for mine, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, **CLOSE)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 import foveate
 from cases import CASES, STACKS, Case
-from families import FAMILIES, IMAGE, VIDEO, judge, model
+from families import FAMILIES, judge, model
 from foveate.core.method import Method
 from foveate.engine.adapters import adapter_for, decoder_of
 from masked import Masked
 from prompts import Prompt, Segment, prompt, together
+from tiny import IMAGE, VIDEO
 
 CLOSE = {"atol": 3e-4, "rtol": 1e-3}
 Layout = tuple[tuple[Segment, ...], ...]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from cases import tiny_predictor
+from choosers import tiny_predictor
 from foveate.core.predictor import RatePredictor
 from foveate.core.scores import RANKINGS
 from foveate.methods import dyrate

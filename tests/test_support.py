@@ -92,6 +92,11 @@ def test_contract_with_the_decoder(name: str) -> None:
     assert type(out.past_key_values).__name__ == "DynamicCache", f"{said}: the cache is {type(out.past_key_values)}"
     with foveate.apply(made, vtw(1)):
         pass
+    if made.supports_gradient_checkpointing:
+        made.gradient_checkpointing_enable()
+        with pytest.raises(ValueError, match="gradient checkpointing"):
+            foveate.apply(made, vtw(1))
+        made.gradient_checkpointing_disable()
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "internvl", "paligemma2"])

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 import foveate
+from cases import METHODS
 from families import model as family
+from far import FAR, TwoDevices, placed
 from foveate.methods import fastv, random, vtw
 from prompts import prompt, together
 from test_oracles import LAYOUTS
@@ -89,6 +91,34 @@ def test_layers_whose_weights_are_elsewhere(method: Any, offloaded: int) -> None
         assert next(layer.parameters()).device.type == "meta"
     with torch.no_grad(), foveate.apply(made, method):
         torch.testing.assert_close(made(**inputs).logits, want, **CLOSE)
+
+
+SPREAD = ("fastv", "random", "decay", "instruction", "downsample", "dart", "visionzip", "random+fastv")
+
+
+@pytest.mark.parametrize("method", SPREAD)
+def test_layers_on_two_devices(method: str) -> None:
+    """As `device_map` over two: every layer fetches its inputs, and what lies apart must not meet in the engine."""
+    methods, inputs = [case.method for case in METHODS[method]], batch("llava", LAYOUTS["left"]).inputs
+    near, far = model("llava", "eager"), copy.deepcopy(model("llava", "eager"))
+    decoder = far.model.language_model
+    for index, layer in enumerate(decoder.layers):
+        placed(layer, FAR if index in (1, 2) else torch.device("cpu"))
+    found = []
+    with torch.no_grad(), TwoDevices():
+        for made in (near, far):
+            with foveate.apply(made, *methods) as trace:
+                out, mask = made(**inputs, use_cache=True), inputs["attention_mask"]
+                steps = [out.logits]
+                for word in (7, 8):
+                    mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+                    ids = torch.full((len(mask), 1), word)
+                    steps.append(made(input_ids=ids, attention_mask=mask, past_key_values=out.past_key_values).logits)
+            found.append((steps, trace.kept))
+        assert out.past_key_values.layers[1].keys.device == FAR
+    for mine, theirs in zip(*(steps for steps, _ in found), strict=True):
+        assert torch.equal(mine, theirs)
+    assert found[0][1] == found[1][1] and trace.mean_kept() < 1
 
 
 def test_inference_mode_is_no_grad() -> None:

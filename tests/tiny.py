@@ -20,6 +20,8 @@ from transformers import (
 )
 
 IMAGE, PAD, VOCAB, LAYERS = 63, 0, 64, 4
+VIDEO, START, END, ROW = 62, 61, 60, 59  # of families that have such
+WORDS = 55  # ids from 3 to here are words in every family
 SIDE, PATCH = 16, 4
 TEXT = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,

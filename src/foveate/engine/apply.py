@@ -6,7 +6,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +20,15 @@ from ..core.view import View
 from .adapters import Adapter, adapter_for, decoder_of
 from .cache import KeptLayer, adopt
 from .call import Call, padding_mask, placeholders, regular
-from .checks import check_call, check_model, decoder_layers, special_masks, unwrapped
+from .checks import check_call, check_model, check_tower, decoder_layers, special_masks, unwrapped
 from .deepstack import DeepStack
 from .forward import Forward
 from .ledger import Ledger
-from .tower import Watch
+from .tower import Watch, looked_at
 from .trace import Pass, Trace
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_ENTERING = threading.Lock()
 
 
 def apply(
@@ -46,8 +47,7 @@ def apply(
         model: a vision-language model of a supported family, on any device, in any dtype.
         methods: what to apply; none at all only records a trace and uses the faster cache.
         watch: called with the `View` before every layer, before the methods decide there, and once more after the
-            last layer (`view.layer == view.layers`, `view.hidden` is then the normalised output): what a score
-            could see, for whoever wants to record it. It must not change tensors.
+            last (`view.layer == view.layers`, `view.hidden` is then the normalised output). It must change no tensor.
 
     Returns:
         A context manager; entering it gives the `Trace`.
@@ -71,6 +71,7 @@ def apply(
             raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
         method.check(depth, getattr(model.config, "model_type", ""))
     check_model(model, body, adapter)
+    check_tower(adapter, body, looked_at(methods))
     return _applied(adapter, body, methods, watch)
 
 
@@ -78,19 +79,19 @@ def apply(
 def _applied(
     adapter: Adapter, body: Any, methods: tuple[Method, ...], watch: Callable[[View], None] | None
 ) -> Iterator[Trace]:
-    if body in _ACTIVE:
-        raise RuntimeError(
-            "foveate.apply is already active on this model; pass several methods to one apply: "
-            "apply(model, first, second)"
-        )
-    engine = Engine(adapter, body, methods, watch)
-    _ACTIVE.add(body)
-    try:
+    with _ENTERING:
+        if body in _ACTIVE:
+            raise RuntimeError(
+                "foveate.apply is already active on this model; pass several methods to one apply: "
+                "apply(model, first, second)"
+            )
+        _ACTIVE.add(body)
+    with ExitStack() as undo:
+        undo.callback(_ACTIVE.discard, body)
+        engine = Engine(adapter, body, methods, watch)
+        undo.callback(engine.detach)
         engine.attach()
         yield engine.trace
-    finally:
-        engine.detach()
-        _ACTIVE.discard(body)
 
 
 class Engine:
@@ -107,9 +108,8 @@ class Engine:
         self.busy = threading.Lock()
         self.handles: list[Any] = []
         self.names = tuple(inspect.signature(body.forward).parameters)
-        layers = [n for m in methods for part in (m.score, m.schedule, m.merge) for n in getattr(part, "tower", ())]
-        form = adapter.tower(body) if layers else None
-        self.tower = None if form is None else Watch(form, {form.index(layer) for layer in layers})
+        form = adapter.tower(body) if looked_at(methods) else None
+        self.tower = None if form is None else Watch(form, {form.index(layer) for layer in looked_at(methods)})
 
     def attach(self) -> None:
         """Puts the hooks on."""
@@ -134,7 +134,7 @@ class Engine:
         """Lets go of a forward of this thread that was interrupted (torch calls no hook for a KeyboardInterrupt)."""
         forward, self.call.forward = self.call.forward, None
         if forward is not None:
-            forward.engage(False)
+            forward.engage(False, whole=False)
             self.busy.release()
 
     def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -202,7 +202,7 @@ class Engine:
                 "the prompt came as inputs_embeds, and none of them is the image placeholder's, so nobody can tell "
                 "which tokens are visual; give input_ids and pixel_values, or, for text alone, run outside of apply"
             )
-        real = None if mask is None else mask.bool()
+        real = None if mask is None else mask.to(visual.device).bool()
         ledger = self._ledger(old, visual, None if real is None else real[:, first:])
         if cache is None:
             ledger = replace(ledger, tokens=ledger.tokens.responding_from(self.call.prompt_columns(count)))
@@ -243,17 +243,19 @@ class Engine:
         forward, self.call.forward = self.call.forward, None
         if forward is None:
             return output
+        whole = False
         try:
             if output is None:  # the forward raised
                 return output
             last = forward.finish(output[0])
             self.trace.passes.append(forward.record)
+            whole = True
             if isinstance(output, tuple):
                 return (last, *output[1:])
             output["last_hidden_state"] = last
             return output
         finally:
-            forward.engage(False)
+            forward.engage(False, whole)
             self.busy.release()
 
 
@@ -273,6 +275,11 @@ def _known(cache: Cache | None) -> tuple[Ledger | None, int]:
     if cache is None or cache.get_seq_length() == 0:
         return None, 0
     first = cache.layers[0]
+    if getattr(first, "broken", False):
+        raise ValueError(
+            "the last forward with this past_key_values failed halfway, so its layers hold different tokens; start "
+            "from a new cache"
+        )
     if not isinstance(first, KeptLayer) or first.ledger is None:
         raise ValueError(
             f"past_key_values already holds {cache.get_seq_length()} tokens that were not run under foveate.apply, "

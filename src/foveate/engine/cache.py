@@ -35,6 +35,7 @@ class KeptLayer(DynamicLayer):
         slots: which token lies where; kept up by the engine, None where the cache is used without one.
         ledger: what the engine knows of the whole batch; held by layer 0 alone.
         engaged: whether the engine is running the forward under way; kept for layer 0 alone.
+        broken: whether a forward failed halfway, so that layers hold different tokens; kept for layer 0 alone.
         seen: tokens of the input so far, dropped ones included; what transformers counts positions from.
     """
 
@@ -42,13 +43,14 @@ class KeptLayer(DynamicLayer):
         super().__init__()
         self.slots: Slots | None = None
         self.ledger: Ledger | None = None
-        self.engaged = False
+        self.engaged = self.broken = False
         self._reset()
 
     def _reset(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._in_graph = False
         self.length = self.seen = 0
         self.is_initialized = False
 
@@ -65,7 +67,7 @@ class KeptLayer(DynamicLayer):
         Raises:
             RuntimeError: tokens were dropped from this cache under `apply`, and the model now runs outside of it.
         """
-        if self.ledger is not None and not self.engaged:
+        if (self.ledger is not None or self.broken) and not self.engaged:
             raise RuntimeError(
                 "this cache was filled under foveate.apply, and nobody outside knows which of its tokens are left; "
                 "go on inside `with foveate.apply(model, ...)` (no methods will do), or start from a new cache"
@@ -85,23 +87,28 @@ class KeptLayer(DynamicLayer):
 
     def _append_with_gradient(self, keys: Tensor, values: Tensor) -> None:
         """Writing in place would break the graph of earlier steps, so wherever there may be one we concatenate."""
+        self._in_graph = True
         if self.keys is not None and self.values is not None and self.length:
             keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
         self.keys, self.values, self._buffers = keys, values, (keys, values)
         self.length = keys.shape[-2]
 
+    def _in_place(self, buffer: Tensor) -> bool:
+        """Whether the buffers may be written to: no graph may hold them, and inference mode did not freeze them."""
+        graph = self._in_graph or torch.is_grad_enabled()
+        return not graph and (torch.is_inference_mode_enabled() or not buffer.is_inference())
+
     def _reserve(self, keys: Tensor, values: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """The buffers, with room for `length` slots."""
         old = self._buffers
-        frozen = old is not None and old[0].is_inference() and not torch.is_inference_mode_enabled()
-        if old is not None and old[0].shape[-2] >= length and not frozen:
+        if old is not None and old[0].shape[-2] >= length and self._in_place(old[0]):
             return old
         size = length + HEADROOM if old is None else max(length + HEADROOM, math.ceil(old[0].shape[-2] * GROWTH))
         grown = tuple(new.new_empty((*new.shape[:2], size, new.shape[-1])) for new in (keys, values))
         if old is not None:
             for fresh, full in zip(grown, old, strict=True):
                 fresh[:, :, : self.length] = full[:, :, : self.length]
-        self._buffers = (grown[0], grown[1])
+        self._buffers, self._in_graph = (grown[0], grown[1]), False
         return self._buffers
 
     def _show(self, length: int) -> None:
@@ -113,9 +120,9 @@ class KeptLayer(DynamicLayer):
         """Closes the holes of an eviction that `Slots.kept` planned."""
         if self._buffers is None:
             return
-        inference = self._buffers[0].is_inference() and not torch.is_inference_mode_enabled()
-        if torch.is_grad_enabled() or inference:
+        if not self._in_place(self._buffers[0]):
             self._buffers = (self._buffers[0].clone(), self._buffers[1].clone())
+            self._in_graph = torch.is_grad_enabled()
         for buffer in self._buffers:
             shape = (buffer.shape[0], buffer.shape[1], move.source.shape[1], buffer.shape[-1])
             source = move.source.to(buffer.device)[:, None, :, None].expand(shape)
@@ -132,22 +139,22 @@ class KeptLayer(DynamicLayer):
         """Empties the layer."""
         self._reset()
         self.slots = None if self.slots is None else Slots()
-        self.ledger = None
+        self.ledger, self.broken = None, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last tokens; negative counts alone, as in transformers.
 
         Raises:
             ValueError: a positive count.
-            NotImplementedError: the crop would reach before the last drop.
+            NotImplementedError: the crop would reach before the last drop; the cache is then as it was.
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}); expected a negative number of tokens to remove")
-        count = min(-tokens_to_remove, self.length)
+        count = min(-tokens_to_remove, self.seen)
+        if self.ledger is not None:  # of layer 0, the first to be cropped, so that all layers are or none
+            self.ledger = self.ledger.cropped(count)
         if self.slots is not None:
             self.slots = self.slots.cropped(count)
-        if self.ledger is not None:
-            self.ledger = self.ledger.cropped(count)
         self._show(self.length - count)
         self.seen -= count
 
@@ -166,11 +173,10 @@ class KeptLayer(DynamicLayer):
     def _pick(self, rows: Gather) -> None:
         if self._buffers is not None:
             first, second = (rows(b[:, :, : self.length]) for b in self._buffers)
-            plain = not torch.is_grad_enabled() and self._buffers[0].is_inference() == torch.is_inference_mode_enabled()
-            if first.shape[0] == self._buffers[0].shape[0] and plain:
+            if first.shape[0] == self._buffers[0].shape[0] and self._in_place(self._buffers[0]):
                 self._buffers[0][:, :, : self.length], self._buffers[1][:, :, : self.length] = first, second
             else:
-                self._buffers = (first, second)
+                self._buffers, self._in_graph = (first, second), torch.is_grad_enabled()
             self._show(self.length)
         self.slots = None if self.slots is None else self.slots.reindexed(rows)
         self.ledger = None if self.ledger is None else self.ledger.reindexed(rows)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from ..core.tower import Layer
 from .adapters import Adapter, decoder_of
 from .decoders import PROVEN
 from .masks import SUPPORTED
@@ -50,6 +52,21 @@ def check_model(model: Any, body: Any, adapter: Adapter) -> None:
     if kind not in (None, "dynamic"):
         raise ValueError(
             f"generation_config.cache_implementation is {kind!r}, whose size is fixed; set it to None (dynamic)"
+        )
+
+
+def check_tower(adapter: Adapter, body: Any, layers: Sequence[Layer]) -> None:
+    """Raises ValueError where methods could not look at these layers of the vision tower."""
+    if not layers:
+        return
+    form = adapter.tower(body)
+    for layer in layers:
+        form.index(layer)
+    language = set(decoder_of(body).modules())
+    if any(_compiled(part) for part in body.modules() if part not in language):
+        raise ValueError(
+            "a method looks at the vision tower, which is compiled with torch.compile, and so skips the engine's "
+            "hooks; pass the plain tower, or use a method that needs none, such as divprune"
         )
 
 
@@ -142,7 +159,7 @@ def check_call(decoder: Any, positions: Tensor | None, padding: Tensor | None) -
         positions: (B T), M-RoPE's (3 B T), or (4 B T) with those of the text first.
         padding: (B C), 1 for what is real.
     """
-    if getattr(decoder, "gradient_checkpointing", False):
+    if getattr(decoder, "gradient_checkpointing", False) or getattr(decoder.layers[0], "gradient_checkpointing", False):
         raise ValueError(
             "gradient checkpointing runs every layer twice, which would drop tokens twice; "
             "call model.gradient_checkpointing_disable() first"

@@ -68,6 +68,7 @@ class Forward:
         self.layers, self.backend, self.special, self.deep = layers, backend, special, deep
         self.ledger, self.first, self.count, self.real = ledger, first, count, real
         self.cache, self.record, self.sight = cache, record, sight
+        self.device = ledger.tokens.kind.device  # of all that says which token is where; layers may lie on others
         self.rows = Slots(None, False, first, count)
         kept: list[Any] = [] if cache is None else cache.layers
         empty = Slots()
@@ -76,15 +77,16 @@ class Forward:
         self.unmasked = real is None or bool(real[:, :first].all())
         self.ran: list[Slots] = []
         self.positions = Positions()
-        self.masks: dict[tuple[int, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
+        self.masks: dict[tuple[Any, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
         reach = max([1, *(getattr(method.score, "back", 1) for method in methods)])
         self.seen = Lookback(adapter, reach, ledger, self.past, real, cache, record)
         self.notes = dict(ledger.notes)
 
-    def engage(self, on: bool) -> None:
-        """Tells the cache that the engine is running, and when it no longer is."""
+    def engage(self, on: bool, whole: bool = True) -> None:
+        """Tells the cache that the engine is running, and when it no longer is; and whether it has run to its end."""
         if self.cache is not None:
-            self.cache.layers[0].engaged = on
+            first: KeptLayer = self.cache.layers[0]
+            first.engaged, first.broken = on, not whole
 
     def before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -93,24 +95,28 @@ class Forward:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         given = hidden
         if self.deep is not None:
-            columns = self.rows.columns(hidden.shape[0], hidden.device)
+            columns = self.rows.columns(hidden.shape[0], self.device)
             hidden = self.deep.added(hidden, index - 1, torch.where(columns < 0, -1, columns - self.first))
-        if self.watch is not None:
-            self.watch(self._view(index, hidden))
         own = own_mask(kwargs.get("attention_mask"), self.first) if self.special else None
+
+        def row(coming: bool) -> Ran:
+            at = {**kwargs, **self.positions.of(kwargs)}
+            here = (at["position_embeddings"], self.rows, own, at.get("position_ids"))
+            return Ran(index, module, hidden, *here, coming=coming)
+
+        if self.watch is not None:
+            self.seen.coming = row(coming=True)
+            self.watch(self._view(index, hidden))
         for method in self.methods:
             if method.acts(index, self.ledger.step):
-                at = {**kwargs, **self.positions.of(kwargs)}
-                here = (at["position_embeddings"], self.rows, own, at.get("position_ids"))
-                self.seen.coming = Ran(index, module, hidden, *here, coming=True)
+                self.seen.coming = row(coming=True)
                 hidden = self._consult(method, index, hidden)
         moved = self.positions.of(kwargs)
         if not (self.rows.untouched and self.past[index].untouched):
             moved["attention_mask"] = self._mask(index, hidden, kwargs.get("attention_mask"), own)
-        kwargs = {**kwargs, **moved}
-        here = (kwargs["position_embeddings"], self.rows, own, kwargs.get("position_ids"))
-        self.seen.before.append(Ran(index, module, hidden, *here))
+        self.seen.before.append(row(coming=False))
         self.ran.append(self.rows)
+        kwargs = {**kwargs, **moved}
         if hidden is given and not moved:
             return None
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
@@ -179,7 +185,7 @@ class Forward:
     def _evict(self, index: int, alive: Tensor) -> None:
         """Takes dropped columns out of the caches of this layer and all deeper ones."""
         if self.real is not None:
-            alive = alive & self.real.to(alive.device)
+            alive = alive & self.real
         plans: dict[int, Any] = {}
         for layer in range(index, self.layers):
             old = self.past[layer]
@@ -194,7 +200,7 @@ class Forward:
             self.past[layer] = slots
 
     def _view(self, index: int, hidden: Tensor) -> View:
-        batch, device = hidden.shape[0], self.ledger.tokens.kind.device
+        batch, device = hidden.shape[0], self.device
         rows = self.rows.columns(batch, device)
         tokens = self.ledger.tokens.with_responses(self.ledger.columns)
         present = torch.zeros((batch, self.ledger.columns + 1), dtype=torch.bool, device=device)
@@ -213,7 +219,7 @@ class Forward:
             total=self.ledger.total,
             visual=torch.where(mask, order, -1),
             mask=mask,
-            hidden=hidden,
+            hidden=hidden.to(device),
             rows=torch.where(tokens.kind.gather(1, rows.clamp(min=0)) == int(Kind.PADDING), -1, rows),
             tokens=tokens,
             attend=self.seen.attend,
@@ -226,16 +232,16 @@ class Forward:
 
     def _mask(self, index: int, hidden: Tensor, given: Any, own: OwnMask | None) -> Tensor | None:
         past = self.past[index]
-        key = (id(past), id(self.rows), id(given) if own is not None else 0)
+        key = (id(past), id(self.rows), id(given) if own is not None else 0, hidden.device)
         if key not in self.masks:
             rows = hidden.shape[1]
             dead = past.masked or self.rows.masked or (self.padded and self.rows.untouched) or self._hidden(past)
             if not dead and own is None and needless(self.backend, rows, past.length):
                 mask = None
             else:
-                asked = self.rows.columns(hidden.shape[0], hidden.device)
-                held = torch.cat([past.columns(hidden.shape[0], hidden.device), asked], 1)
-                mask = for_backend(self.backend, asked, held, self.real, hidden.dtype, own)
+                asked = self.rows.columns(hidden.shape[0], self.device)
+                held = torch.cat([past.columns(hidden.shape[0], self.device), asked], 1)
+                mask = for_backend(self.backend, asked, held, self.real, hidden.dtype, own).to(hidden.device)
             self.masks[key] = ((past, self.rows, given), mask)
         return self.masks[key][1]
 
@@ -243,7 +249,7 @@ class Forward:
         """Whether the caller's mask hides tokens that the cache holds, as an edited mask may."""
         if self.real is None or past.length == 0 or self.unmasked:
             return False
-        held = past.columns(self.real.shape[0], self.real.device)
+        held = past.columns(self.real.shape[0], self.device)
         return not bool((self.real.gather(1, held.clamp(min=0)) | (held < 0)).all())
 
     def finish(self, last: Tensor) -> Tensor:
@@ -255,23 +261,24 @@ class Forward:
             for layer, past, ran in zip(self.cache.layers, self.past, self.ran, strict=True):
                 pair = (id(past), id(ran))
                 if pair not in joined:
-                    joined[pair] = self._joined(past, ran, last)
+                    joined[pair] = self._joined(past, ran, last.shape[0])
                 layer.slots = joined[pair]
                 layer.seen = self.ledger.columns
             alive = tuple((layer, fresh + cached) for layer, fresh, cached in self.record.cuts)
-            self.cache.layers[0].ledger = replace(self.ledger, alive=alive, notes=self.notes)
+            tail = min(slots.tail for slots in joined.values())
+            self.cache.layers[0].ledger = replace(self.ledger, alive=alive, notes=self.notes, tail=tail)
         if self.rows.untouched:
             return last
-        columns = self.rows.columns(last.shape[0], last.device)
-        source = torch.where(columns < 0, self.count, columns - self.first)
+        columns = self.rows.columns(last.shape[0], self.device)
+        source = torch.where(columns < 0, self.count, columns - self.first).to(last.device)
         whole = last.new_zeros((last.shape[0], self.count + 1, last.shape[2]))
         return whole.scatter(1, source[..., None].expand_as(last), last)[:, :-1]
 
-    def _joined(self, past: Slots, ran: Slots, last: Tensor) -> Slots:
+    def _joined(self, past: Slots, ran: Slots, batch: int) -> Slots:
         if not ran.untouched and ran.table is not None:
             return past.with_rows(ran.table, ran.masked, ran.start).with_run(ran.tail)
         if self.padded and not past.untouched:
-            return past.with_rows(ran.columns(last.shape[0], last.device), True, self.ledger.columns)
+            return past.with_rows(ran.columns(batch, self.device), True, self.ledger.columns)
         return past.with_run(self.count)
 
 

@@ -75,7 +75,7 @@ class Lookback:
         flat = keys.transpose(1, 2).flatten(2)
         out = flat.new_zeros((flat.shape[0], self.ledger.columns + 1, flat.shape[2]))
         slot = torch.where(held < 0, self.ledger.columns, held).to(out.device)
-        return out.scatter(1, slot[..., None].expand(flat.shape), flat)[:, :-1]
+        return out.scatter(1, slot[..., None].expand(flat.shape), flat)[:, :-1].to(held.device)
 
     def attend(self, index: int, queries: Int[Tensor, "B Q"]) -> Float[Tensor, "B H Q C"]:
         """Attention of layer `index` from the rows of `queries` to all columns, in float32."""

@@ -43,10 +43,16 @@ class Ran:
         """Post-RoPE queries of the rows in the columns `asked`."""
         batch = asked.shape[0]
         rows = self.rows.columns(batch, asked.device)
-        where = torch.zeros((batch, columns + 1), dtype=torch.long, device=asked.device)
+        where = torch.full((batch, columns + 1), -1, dtype=torch.long, device=asked.device)
         numbers = torch.arange(rows.shape[1], device=asked.device).expand_as(rows)
         where.scatter_(1, torch.where(rows < 0, columns, rows), numbers)
         source = where.gather(1, asked.clamp(min=0))
+        if bool(((source < 0) & (asked >= 0)).any()):
+            raise ValueError(
+                f"attention was asked from columns that layer {self.index} did not run now, whose queries are gone; "
+                "ask from columns among view.rows"
+            )
+        source = source.clamp(min=0)
         at = (take_rows(self.positions[0], source), take_rows(self.positions[1], source))
         found = adapter.queries(self.module, take_rows(self.hidden, source), at)
         rope = getattr(self.module.self_attn.config, "rope_parameters", None) or {}

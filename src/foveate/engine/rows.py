@@ -30,9 +30,18 @@ def project_keys(
     return _project(layer, "k", hidden, positions)
 
 
+def beside(hidden: Tensor, module: nn.Module) -> Tensor:
+    """`hidden` where the module's weights lie: in a model over several devices, a layer's input may come from another.
+
+    Weights that are elsewhere until the module runs (offloaded ones) are awaited where `hidden` is.
+    """
+    weight = getattr(module, "weight", None)
+    return hidden if weight is None or weight.is_meta else hidden.to(weight.device)
+
+
 def _project(layer: Any, which: str, hidden: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-    attention = layer.self_attn
-    states = getattr(attention, f"{which}_proj")(layer.input_layernorm(hidden))
+    attention, norm = layer.self_attn, layer.input_layernorm
+    states = getattr(attention, f"{which}_proj")(norm(beside(hidden, norm)))
     states = states.view(*hidden.shape[:-1], -1, attention.head_dim)
     norm = getattr(attention, f"{which}_norm", None)
     states = (states if norm is None else norm(states)).transpose(1, 2)
@@ -76,4 +85,4 @@ def replace_rows(hidden: Tensor, place: Tensor, keep: Tensor, merged: Tensor) ->
     batch, rows, size = hidden.shape
     index = torch.where(keep & (place >= 0), place, rows)[..., None].expand(-1, -1, size)
     padded = torch.cat([hidden, hidden.new_zeros((batch, 1, size))], 1)
-    return padded.scatter(1, index, merged.to(hidden.dtype))[:, :-1]
+    return padded.scatter(1, index.to(hidden.device), merged.to(hidden))[:, :-1]

@@ -96,14 +96,5 @@ class Slots:
         return self if self.table is None else replace(self, table=rows(self.table))
 
     def cropped(self, count: int) -> Slots:
-        """These slots without the last `count` columns.
-
-        Raises:
-            NotImplementedError: the crop reaches into tokens before the current run.
-        """
-        if count > self.tail:
-            raise NotImplementedError(
-                f"cannot take back {count} tokens: only the last {self.tail} came after the last drop; "
-                "take back fewer, or start from a new cache"
-            )
+        """These slots without the last `count` columns, which are of the run; `Ledger.cropped` sees to it."""
         return replace(self, tail=self.tail - count)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.method import Method
 from ..core.tower import Layer, What
+from .rows import beside
 from .towerform import ATTENTIONS, NORMS, TowerForm, first_of
 
 CHUNK = 64  # query rows at a time where there is no [CLS], so that no whole attention matrix ever exists
@@ -38,6 +40,12 @@ class Run:
     seen: dict[int, Seen] = field(default_factory=dict)
     tokens: Tensor | None = None
     pictures: int = 1
+
+
+def looked_at(methods: Sequence[Method]) -> list[Layer]:
+    """The tower's layers that methods look at."""
+    parts = [part for method in methods for part in (method.score, method.schedule, method.merge)]
+    return [layer for part in parts for layer in getattr(part, "tower", ())]
 
 
 class Watch(threading.local):
@@ -182,7 +190,8 @@ class Sight:
 
     def _project(self, layer: Any, which: str, hidden: Tensor, named: dict[str, Any]) -> Tensor:
         """Queries, keys or values (... H E) of rows of the layer's input; of all rows where they are rotated."""
-        attention, states = first_of(layer, ATTENTIONS), first_of(layer, NORMS)(hidden)
+        attention, norm = first_of(layer, ATTENTIONS), first_of(layer, NORMS)
+        states = norm(beside(hidden, norm))
         if hasattr(attention, "qkv"):
             size = attention.qkv.weight.shape[0] // 3
             part = slice("qkv".index(which) * size, ("qkv".index(which) + 1) * size)

@@ -90,7 +90,7 @@ def _facts(adapter: Adapter, model: Any, processor: Any) -> dict[str, Any]:
         "attention supported": [b for b in SUPPORTED if not (b[:5] == "flash" and special_masks(adapter, text))],
         "placeholder ids": list(adapter.visual_tokens(config)),
         "visual tokens per image": tokens_per_image(adapter, config, processor),
-        "structure tokens": adapter.structure,
+        "structure tokens": adapter.structure + ("" if adapter.stays else " (may be dropped)"),
     }
 
 

@@ -39,7 +39,10 @@ class Adapter:
         video_token: the id of the tokens of video frames, where it is another than the images'.
         own_masks: whether attention in a prompt is more than causal order and sliding windows, as where images see
             both ways.
-        structure: what stands around an image's tokens, and whether it may be dropped; for the docs.
+        structure: what stands around and between an image's tokens; for the docs, as the next two.
+        stays: whether these have ids of their own, and so are text that stays; else they are placeholders among the
+            others, and may be dropped.
+        image: what counts as one image where each gets its share.
         tower: how the vision tower is built, from the multimodal module; asked only where a score looks at the tower.
     """
 
@@ -53,7 +56,9 @@ class Adapter:
     video_token: Callable[[Any], int | None] = lambda config: None
     own_masks: bool = False
     tower: Callable[[Any], TowerForm] = known_tower
-    structure: str = "every placeholder is a token of the image and may be dropped; there are no others"
+    structure: str = "none"
+    stays: bool = True
+    image: str = "each picture; those that touch are one"
 
     def visual_tokens(self, config: Any) -> tuple[int, ...]:
         """Ids of the placeholders of images and of video frames."""

@@ -35,5 +35,6 @@ ADAPTER = Adapter(
     image_token=lambda config: config.image_token_id,
     queries=queries,
     keys=keys,
-    structure="tile markers, start and end of an image are text and stay; each tile is an image for quotas",
+    structure="tile markers, `<|START_OF_IMG|>`, `<|END_OF_IMG|>`",
+    image="each tile",
 )

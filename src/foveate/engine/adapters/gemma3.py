@@ -22,5 +22,6 @@ ADAPTER = Adapter(
     per_image=lambda config: config.mm_tokens_per_image,
     grid=grid,
     own_masks=True,
-    structure="`<start_of_image>` and `<end_of_image>` are text and stay",
+    structure="`<start_of_image>`, `<end_of_image>`",
+    image="each picture or crop",
 )

@@ -11,5 +11,6 @@ ADAPTER = Adapter(
     model_types=("glm4v", "glm4v_moe", "glm46v", "glm_ocr"),
     image_token=lambda config: config.image_token_id,
     video_token=lambda config: config.video_token_id,
-    structure="`<|begin_of_image|>`, `<|end_of_image|>` and the like, and timestamps, are text and stay",
+    structure="`<|begin_of_image|>`, `<|end_of_image|>` and the like, timestamps",
+    image="each picture, or frame of a video",
 )

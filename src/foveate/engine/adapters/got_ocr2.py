@@ -7,5 +7,5 @@ from .adapter import Adapter
 ADAPTER = Adapter(
     model_types=("got_ocr2",),
     image_token=lambda config: config.image_token_id,
-    structure="`<img>` and `</img>` are text and stay",
+    structure="`<img>`, `</img>`",
 )

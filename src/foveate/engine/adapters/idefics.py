@@ -18,5 +18,6 @@ ADAPTER = Adapter(
     image_token=lambda config: config.image_token_id,
     per_image=lambda config: grid(config)[0] ** 2,
     grid=grid,
-    structure="`<fake_token_around_image>`, `<row_i_col_j>` and `<global-img>` stay; each tile is an image for quotas",
+    structure="`<fake_token_around_image>`, `<row_i_col_j>`, `<global-img>`",
+    image="each tile",
 )

@@ -7,5 +7,6 @@ from .adapter import Adapter
 ADAPTER = Adapter(
     model_types=("idefics2",),
     image_token=lambda config: config.image_token_id,
-    structure="`<fake_token_around_image>` is text and stays; every latent of the resampler may be dropped",
+    structure="`<fake_token_around_image>`",
+    image="each picture or tile, of which every latent may be dropped",
 )

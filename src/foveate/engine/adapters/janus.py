@@ -7,5 +7,5 @@ from .adapter import Adapter
 ADAPTER = Adapter(
     model_types=("janus",),
     image_token=lambda config: config.image_token_id,
-    structure="`<begin_of_image>` and `<end_of_image>` are text and stay",
+    structure="`<begin_of_image>`, `<end_of_image>`",
 )

@@ -31,4 +31,6 @@ ADAPTER = Adapter(
     image_token=lambda config: config.image_token_id,
     per_image=patches,
     grid=patch_grid,
+    structure="none; with a Pixtral tower, as mistral3",
+    image="each picture; with a Pixtral tower, each row",
 )

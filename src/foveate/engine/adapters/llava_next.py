@@ -11,5 +11,7 @@ from .adapter import Adapter
 ADAPTER = Adapter(
     model_types=("llava_next",),
     image_token=lambda config: config.image_token_id,
-    structure="overview, tiles and the newline after each row are all placeholders; all may be dropped",
+    structure="a newline after each row of tiles",
+    stays=False,
+    image="overview and tiles of a picture",
 )

@@ -8,5 +8,7 @@ ADAPTER = Adapter(
     model_types=("llava_next_video",),
     image_token=lambda config: config.image_token_id,
     video_token=lambda config: config.video_token_id,
-    structure="as llava_next; all frames of a video count as one image for quotas",
+    structure="a newline after each row of tiles",
+    stays=False,
+    image="overview and tiles of a picture; all frames of a video",
 )

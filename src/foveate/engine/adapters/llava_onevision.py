@@ -8,5 +8,7 @@ ADAPTER = Adapter(
     model_types=("llava_onevision",),
     image_token=lambda config: config.image_token_id,
     video_token=lambda config: config.video_token_id,
-    structure="overview, tiles and newlines are all placeholders, of a video too; all may be dropped",
+    structure="a newline after each row of tiles and after a video",
+    stays=False,
+    image="overview and tiles of a picture; all frames of a video",
 )

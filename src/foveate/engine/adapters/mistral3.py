@@ -7,5 +7,6 @@ from .adapter import Adapter
 ADAPTER = Adapter(
     model_types=("mistral3",),
     image_token=lambda config: config.image_token_id,
-    structure="the break after each row and the image's end stay, so each row of a picture is an image for quotas",
+    structure="`[IMG_BREAK]` after each row, `[IMG_END]`",
+    image="each row",
 )

@@ -7,5 +7,6 @@ from .adapter import Adapter
 ADAPTER = Adapter(
     model_types=("ovis2",),
     image_token=lambda config: config.image_token_id,
-    structure="indicator tokens around an image and between its tiles stay; each tile is an image for quotas",
+    structure="indicator tokens around a picture and between its tiles",
+    image="each tile",
 )

@@ -11,5 +11,5 @@ ADAPTER = Adapter(
     per_image=patches,
     grid=patch_grid,
     own_masks=True,
-    structure="image tokens come first and may all be dropped",
+    image="each picture",
 )

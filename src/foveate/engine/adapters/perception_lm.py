@@ -8,5 +8,6 @@ ADAPTER = Adapter(
     model_types=("perception_lm",),
     image_token=lambda config: config.image_token_id,
     video_token=lambda config: config.video_token_id,
-    structure="tiles of an image, or frames of a video, are placeholders side by side; all may be dropped",
+    structure="none",
+    image="all tiles of a picture; all frames of a video",
 )

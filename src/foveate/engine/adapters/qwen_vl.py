@@ -13,5 +13,6 @@ ADAPTER = Adapter(
     model_types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
     image_token=lambda config: config.image_token_id,
     video_token=lambda config: config.video_token_id,
-    structure="`<|vision_start|>`, `<|vision_end|>` and the timestamps between a video's frames are text and stay",
+    structure="`<|vision_start|>`, `<|vision_end|>`, timestamps between the frames of a video",
+    image="each picture; what stands between timestamps",
 )

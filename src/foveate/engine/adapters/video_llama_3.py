@@ -8,5 +8,6 @@ ADAPTER = Adapter(
     model_types=("video_llama_3",),
     image_token=lambda config: config.image_token_id,
     video_token=lambda config: config.video_token_id,
-    structure="timestamps and commas between frames are text and stay; each frame is an image for quotas",
+    structure="timestamps and commas between frames",
+    image="each picture or frame",
 )

@@ -8,5 +8,7 @@ ADAPTER = Adapter(
     model_types=("video_llava",),
     image_token=lambda config: config.image_token_id,
     video_token=lambda config: config.video_token_id,
-    structure="patches and each frame's class token are all placeholders; all may be dropped",
+    structure="the class token of each frame",
+    stays=False,
+    image="each picture; all frames of a video",
 )
