@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-zoo results-search results-dyrate results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -62,16 +62,9 @@ results: $(READY)
 
 results-all: results results-zoo results-dyrate results-peers  # every figure that needs no GPU, but those of searches
 
-LOOKS := fastv:layer=2,keep=0.5 fastv:layer=8,keep=0.5 fastv:layer=15,keep=0.5 fastv:layer=2,keep=0.25 fastv:layer=2,keep=0.5,ranking=received fastv:layer=2,keep=0.5,ranking=mix vtw:layer=15 vtw:layer=22 random:layer=2,keep=0.5 random:layer=2,keep=0.25 downsample:layer=2,keep=0.5
-results-smol: $(READY) smol
-	$(BIN)/foveate demo evaluate --model smol --first 1000 --pictures 60 --easy-vqa 30 --save docs/results/smol.json
-	$(BIN)/foveate demo evaluate --model smol --first 1000 --pictures 16 --save docs/results/smol-methods.json $(addprefix --method ,$(LOOKS))
-	$(BIN)/foveate inspect attention --model smol --plot docs/results/attention-smol.png
-	$(BIN)/python benchmarks/tables.py
-
 EVAL := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 3000 --limit 60 --tokenizer words
-# Tables of a model: MODEL=smol (16 pictures: three full batches) or scenes (60). Everything goes on where it stopped.
-MODEL ?= smol
+# Tables of a model: MODEL=scenes (60 pictures) or smol (16: three full batches). Everything goes on where it stopped.
+MODEL ?= scenes
 SCENES := $(filter scenes,$(MODEL))
 PICTURES ?= $(if $(SCENES),60,16)
 OF := $(if $(SCENES),,-$(MODEL))
@@ -85,7 +78,7 @@ EARLY := pdrop:layers=0.07/0.3/0.6 "score=mix,schedule=pdrop:layers=0.07/0.3/0.6
 # These set their own counts, and run as they are; a line from all to none is the steepest of st3's stairs.
 ADAPTIVE := prumerge prumerge_plus fitprune st3:layer=1,stride=1,keep=0.0
 
-results-zoo: $(READY)  # every method at equal tokens; estimated at 35 minutes for smol on two cores
+results-zoo: $(READY)  # every method at equal tokens; half an hour for scenes on two cores, hours for smol (2 s a prompt)
 	mkdir -p docs/results
 	$(JUDGE) --save runs/zoo/$(MODEL) --match tokens=0.5 $(addprefix --method ,$(WITHIN) $(STAGES) $(BEFORE)) $(addprefix --also ,$(ADAPTIVE))
 	cp runs/zoo/$(MODEL)/report.json docs/results/zoo-0.5$(OF).json
@@ -120,7 +113,7 @@ $(FITS): $(FOUND)/fitprune-$(RANKING)-%.json: | $(READY)
 	mkdir -p $(FOUND)
 	$(SEARCH) --algorithm fitprune --budget $* --start-layer 1 --out $@
 
-results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)  # estimated at 25 minutes for smol on two cores
+results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)  # minutes for scenes; not timed for smol
 	$(BIN)/foveate plot schedule $^ --out $(FOUND)/schedules.png
 	$(BIN)/foveate inspect ranking $(MODEL) --ranking $(RANKING) --samples $(CALIBRATION) --plot $(FOUND)/ranking-$(RANKING).png
 	$(JUDGE) --save runs/search/$(MODEL) --match tokens=$$($(BIN)/python -c "import foveate; print(round(foveate.load_schedule('$(GSEARCH)').costs['keep'], 4))") \

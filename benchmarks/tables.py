@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-CARDS = {name: ROOT / "src" / "foveate" / "demo" / name / "README.md" for name in ("scenes", "smol")}
+CARDS = {name: ROOT / "src" / "foveate" / "demo" / name / "README.md" for name in ("scenes",)}  # those that ship
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
@@ -81,12 +81,11 @@ def of_the_model(report: dict[str, Any]) -> list[str]:
 
 def render() -> str:
     """The README's part between the marks."""
-    methods, smol, speed = read("methods"), read("smol-methods"), read("prefill")
+    methods, speed = read("methods"), read("prefill")
     lines = [
         *("## Results", "", "All by `make results`, on held-out seeds.", ""),
         *(line for name in CARDS for line in (f"**{name}**, unpruned:", "", *of_the_model(read(name)), "")),
         *(f"**Methods on scenes**, {methods['pictures']} test scenes:", "", *by_method(methods), ""),
-        *(f"**Methods on smol**, {smol['pictures']} test scenes:", "", *by_method(smol), ""),
         f"**Speed**, random weights of shape `{speed['shape']}`, batch {speed['batch']}, 64 text and 576 visual "
         f"tokens, {speed['threads']} CPU threads ({speed['cpu']}), float32, sdpa, median of {speed['repeats']} "
         "interleaved repetitions (`python benchmarks/prefill.py`). The cap is the ratio of computed FLOPs:",

@@ -80,8 +80,9 @@ def test_demo_shows_everything_side_by_side(capsys: pytest.CaptureFixture[str], 
 
 
 def test_demo_takes_smol_where_its_language_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for there, model in ((True, "smol"), (False, "scenes")):
-        monkeypatch.setattr(demo, "at_hand", lambda there=there: there)
+    for language, ours, model in ((True, True, "smol"), (False, True, "scenes"), (True, False, "scenes")):
+        monkeypatch.setattr(demo, "at_hand", lambda there=language: there)
+        monkeypatch.setattr(demo, "ships", lambda name, there=ours: there)
         assert demo.chosen("auto") == model and demo.chosen("scenes") == "scenes"
 
 

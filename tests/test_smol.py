@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -223,3 +224,17 @@ def test_the_tower_is_taken_from_a_finished_model(tmp_path: Path) -> None:
     assert near > far + 0.2, "a patch must look like the one at its place, and not like another"
     with pytest.raises(ValueError, match="as its eyes"):
         train(tmp_path / "other", replace(recipe, eyes="0" * 64), eyes=eyes)
+
+
+def test_a_run_goes_on_from_a_finished_smol(tmp_path: Path) -> None:
+    first = tmp_path / "first" / "final"
+    export(train(tmp_path / "first", RECIPE), first, RECIPE)
+    further = replace(RECIPE, start=weights_hash(first, "smol"), skip=6, lr=0.0)
+    export(train(tmp_path / "second", further, start=first), tmp_path / "second" / "final", further, first)
+    learned, same = (load_file(folder / loading.LEARNED) for folder in (first, tmp_path / "second" / "final"))
+    assert any(k.startswith(loading.UPDATE) and k.endswith("B") and v.any() for k, v in learned.items())
+    assert learned.keys() == same.keys() and all(torch.equal(learned[k], same[k]) for k in same)
+    other = replace(further, lr=RECIPE.lr)
+    export(train(tmp_path / "third", other, start=first), tmp_path / "third" / "final", other, first)
+    moved = load_file(tmp_path / "third" / "final" / loading.LEARNED)
+    assert any(not torch.equal(learned[k], moved[k]) for k in moved if k.startswith(loading.UPDATE))

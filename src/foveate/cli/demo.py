@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..demo import evaluate, language
-from ..demo.bundled import Loaded, load
+from ..demo.bundled import Loaded, load, ships
 from ..demo.draw import draw
 from ..demo.smol.base import at_hand, how_to_install
 from ..demo.world import sample
@@ -96,13 +96,15 @@ def chosen(model: str) -> str:
         raise ValueError(f"--model {model!r}; expected auto, {' or '.join(METHODS)} (others: `foveate generate`)")
     if model != "auto":
         return model
-    return "smol" if at_hand() else "scenes"
+    return "smol" if ships("smol") and at_hand() else "scenes"
 
 
 def _about(model: str) -> str:
     """Which model this is, and what would bring the other."""
     if model == "smol":
         return "model: [bold]smol[/bold] (SmolLM2-135M-Instruct inside; --model scenes: our small one)"
+    if not ships("smol"):
+        return "model: [bold]scenes[/bold]"
     return f"model: [bold]scenes[/bold] (for smol, with a real language model inside: {escape(how_to_install())})"
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..demo.bundled import BUNDLED
 from ..demo.export import export
+from ..demo.pupils import FILES
 from ..demo.train import RECIPES, Recipe, train, weights_hash
 from . import options
 from .output import console, errors
@@ -29,7 +30,7 @@ def train_model(
     tower_learns: Annotated[bool, typer.Option(help="Whether the tower learns on in stage 2.")] = False,
     easy_vqa: Annotated[float, typer.Option(min=0, max=1, help="Share of easy-vqa in stage 2.")] = Recipe.easy_vqa,
     start: Annotated[
-        Path | None, typer.Option(help="Go on from the finished scenes in this folder, without stage 1.")
+        Path | None, typer.Option(help="Go on from the finished model in this folder, without stage 1.")
     ] = None,
     eyes: Annotated[
         Path | None, typer.Option(help="Take the tower of the finished scenes in this folder. [smol: the bundled one]")
@@ -61,14 +62,14 @@ def train_model(
 
 def _begun(recipe: Recipe, start: Path | None, eyes: Path | None) -> tuple[Recipe, Path | None]:
     """The recipe with the hashes of what it starts from, and the folder whose tower it takes."""
-    eyes = BUNDLED["scenes"] if eyes is None and recipe.model == "smol" else eyes
-    for option, given in (("--start", start), ("--eyes", eyes)):
-        if given is not None and not (given / "model.safetensors").is_file():
-            raise ValueError(f"{option} {given}; expected the folder of a finished scenes, with a model.safetensors")
-    if start is not None:
-        if recipe.model != "scenes":
-            raise ValueError(f"--start {start} goes on from a finished scenes; {recipe.model} takes its tower: --eyes")
-        recipe = replace(recipe, start=weights_hash(start), ramp=0)  # it needs no easier scenes first
+    if start is not None and eyes is not None:
+        raise ValueError("got --start and --eyes; a finished model has its tower, so give one of them")
+    eyes = BUNDLED["scenes"] if start is None and eyes is None and recipe.model == "smol" else eyes
+    for option, given, model in (("--start", start, recipe.model), ("--eyes", eyes, "scenes")):
+        if given is not None and not (given / FILES[model]).is_file():
+            raise ValueError(f"{option} {given}; expected the folder of a finished {model}, with {FILES[model]}")
+    if start is not None:  # it needs no easier scenes first
+        recipe = replace(recipe, start=weights_hash(start, recipe.model), ramp=0)
     return (recipe if eyes is None else replace(recipe, eyes=weights_hash(eyes))), eyes
 
 

@@ -13,6 +13,11 @@ from .smol.load import LEARNED, load_smol
 BUNDLED = {name: Path(__file__).parent / name for name in ("scenes", "smol")}
 
 
+def ships(name: str) -> bool:
+    """Whether the weights of the bundled model are in this installation."""
+    return any(BUNDLED[name].glob("*.safetensors"))
+
+
 class Loaded(NamedTuple):
     """A model in evaluation mode, and its processor."""
 
@@ -46,7 +51,7 @@ def load(
         raise ValueError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
     check_device(device)
     source = str(BUNDLED.get(name, name))
-    if name in BUNDLED and not any(BUNDLED[name].glob("*.safetensors")):
+    if name in BUNDLED and not ships(name):
         raise FileNotFoundError(
             f"{source} holds no weights; reinstall foveate, or train them: foveate demo train {name}"
         )

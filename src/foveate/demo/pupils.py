@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import model as scenes
@@ -14,8 +16,10 @@ from .conversations import Dialect
 from .muon import Muon
 from .smol import base, lora
 from .smol import model as parts
+from .smol.load import LEARNED, UPDATE, take
 
 Optimizers = list[torch.optim.Optimizer]
+FILES = {"scenes": "model.safetensors", "smol": LEARNED}  # what was trained, in a finished model's folder
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Pupil:
         model: a LLaVA, freshly initialised where it is ours to train.
         dialect: how it reads conversations.
         ground: the decoder layer that is asked where the named objects are.
+        go_on: takes up the file of `FILES` of a finished model, to learn on from it.
         first: optimisers of stage 1, given the modules that learn and the learning rate.
         second: prepares the model for stage 2, where the tower learns on or rests, and gives the optimisers likewise.
     """
@@ -33,6 +38,7 @@ class Pupil:
     model: Any
     dialect: Dialect
     ground: int
+    go_on: Callable[[Path], None]
     first: Callable[[list[nn.Module], float], Optimizers]
     second: Callable[[list[nn.Module], float, bool], Optimizers]
 
@@ -55,11 +61,15 @@ def scenes_pupil() -> Pupil:
     """``scenes``: everything learns; in stage 2 the tower may rest."""
     model = scenes.build_model()
 
+    def go_on(file: Path) -> None:
+        model.load_state_dict(load_file(file) | {"lm_head.weight": model.lm_head.weight})
+        model.tie_weights()
+
     def second(modules: list[nn.Module], lr: float, tower: bool) -> Optimizers:
         model.model.vision_tower.requires_grad_(tower)
         return split_optimizers(modules, lr)
 
-    return Pupil(model, scenes.dialect(), 4, split_optimizers, second)
+    return Pupil(model, scenes.dialect(), 4, go_on, split_optimizers, second)
 
 
 def smol_pupil() -> Pupil:
@@ -74,12 +84,19 @@ def smol_pupil() -> Pupil:
     for part in (model.model.vision_tower, model.model.multi_modal_projector):
         part.requires_grad_(True)
 
+    before: dict[str, Tensor] = {}
+
+    def go_on(file: Path) -> None:
+        learned = load_file(file)
+        take(model, learned)
+        before.update({k.removeprefix(UPDATE): v.float() for k, v in learned.items() if k.startswith(UPDATE)})
+
     def second(modules: list[nn.Module], lr: float, tower: bool) -> Optimizers:
         model.model.vision_tower.requires_grad_(tower)
-        lora.attach(model)
+        lora.attach(model, before)
         return split_optimizers(modules, lr, slower=0.5)
 
-    return Pupil(model, parts.dialect(processor.tokenizer, 288), 12, split_optimizers, second)
+    return Pupil(model, parts.dialect(processor.tokenizer, 288), 12, go_on, split_optimizers, second)
 
 
 PUPILS: dict[str, Callable[[], Pupil]] = {"scenes": scenes_pupil, "smol": smol_pupil}

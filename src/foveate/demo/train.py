@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import conversations, tower
 from .easyvqa import EasyVQA
 from .grounding import Grounding
-from .pupils import PUPILS, Pupil
+from .pupils import FILES, PUPILS, Pupil
 from .run import Loss, Report, Run
 from .world import MAX_OBJECTS
 
@@ -63,9 +63,9 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of the weights of the finished model in `folder`."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+def weights_hash(folder: Path, model: str = "scenes") -> str:
+    """SHA-256 of the weights of the finished `model` in `folder`."""
+    return hashlib.sha256((folder / FILES[model]).read_bytes()).hexdigest()
 
 
 def curriculum(index: int, ramp: int) -> int:
@@ -122,9 +122,7 @@ def train(
     if eyes is not None:
         tower.take(pupil.model.model.vision_tower, load_file(eyes / "model.safetensors"))
     if start is not None:
-        started = load_file(start / "model.safetensors") | {"lm_head.weight": pupil.model.lm_head.weight}
-        pupil.model.load_state_dict(started)
-        pupil.model.tie_weights()
+        pupil.go_on(start / FILES[recipe.model])
     else:
         _tower_stage(pupil, folder, recipe, device, report, save_every)
     _chat_stage(pupil, folder, recipe, device, report, save_every, extra)
@@ -136,8 +134,9 @@ def _prepared(folder: Path, recipe: Recipe, start: Path | None, eyes: Path | Non
     extra = EasyVQA.find() if recipe.easy_vqa else None
     if recipe.easy_vqa and extra is None:
         raise ValueError("easy-vqa is not installed; pip install 'foveate[easy-vqa]', or train without it (share 0)")
-    for name, given, wanted in (("start", start, recipe.start), ("eyes", eyes, recipe.eyes)):
-        if (given and weights_hash(given)) != wanted:
+    of = {"start": (start, recipe.start, recipe.model), "eyes": (eyes, recipe.eyes, "scenes")}
+    for name, (given, wanted, model) in of.items():
+        if (given and weights_hash(given, model)) != wanted:
             raise ValueError(f"the recipe names the weights {wanted} as its {name}, but {name}={given} is not these")
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.json"

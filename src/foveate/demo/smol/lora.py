@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .model import LINEAR, RANK, SCALE, linears
 
 
-def attach(model: Any) -> list[nn.Parameter]:
-    """Puts an untrained low-rank update on the decoder's linear layers; returns its parameters.
+def attach(model: Any, before: dict[str, Tensor] | None = None) -> list[nn.Parameter]:
+    """Puts a low-rank update on the decoder's linear layers, untrained or as it was `before`; returns its parameters.
 
     Raises:
         ValueError: peft is not installed.
@@ -22,6 +22,9 @@ def attach(model: Any) -> list[nn.Parameter]:
     peft = importlib.import_module("peft")
     config = peft.LoraConfig(r=RANK, lora_alpha=SCALE * RANK, lora_dropout=0.0, target_modules=list(LINEAR))
     peft.inject_adapter_in_model(config, model.model.language_model)
+    if before:
+        for name, matrix in update(model).items():
+            matrix.copy_(before[name])
     return parameters(model)
 
 
