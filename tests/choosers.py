@@ -134,7 +134,7 @@ def by_sparing(s: Situation) -> dict[int, float]:
     looked: set[int] = s.memory.setdefault("looked", set())
     share = by_last(s)
     if s.step:
-        looked.update(c for c in s.alive if share[c] > sum(share.values()) / len(s.alive))
+        looked.update(c for c in s.alive if share[c] > 1.0001 * sum(share.values()) / len(s.alive))
     else:
         looked.clear()
     order = sorted(s.alive, key=lambda c: (c in looked, -share[c], c))
