@@ -219,6 +219,5 @@ def per_layer(keep: tuple[float, ...]) -> Chooser:
 def ragged_chooser(s: Situation) -> list[int]:
     if s.step:
         return s.alive
-    before = s.image_of.index(0) if 0 in s.image_of else 0
-    count = max(1, len(s.alive) - 2 - (s.total * 7 + before * 3) % 4)
+    count = max(1, len(s.alive) - 2 - (s.total * 7 + s.kinds.count("system") * 3) % 4)
     return sorted(s.alive, key=lambda c: (grid_rank(s, c), c))[:count]
