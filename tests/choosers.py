@@ -134,7 +134,7 @@ def by_sparing(s: Situation) -> dict[int, float]:
     looked: set[int] = s.memory.setdefault("looked", set())
     share = by_last(s)
     if s.step:
-        looked.update(c for c in s.alive if share[c] > sum(share.values()) / len(s.alive))
+        looked.update(c for c in s.alive if share[c] > 1.0001 * sum(share.values()) / len(s.alive))
     else:
         looked.clear()
     order = sorted(s.alive, key=lambda c: (c in looked, -share[c], c))
@@ -219,6 +219,5 @@ def per_layer(keep: tuple[float, ...]) -> Chooser:
 def ragged_chooser(s: Situation) -> list[int]:
     if s.step:
         return s.alive
-    before = s.image_of.index(0) if 0 in s.image_of else 0
-    count = max(1, len(s.alive) - 2 - (s.total * 7 + before * 3) % 4)
+    count = max(1, len(s.alive) - 2 - (s.total * 7 + s.kinds.count("system") * 3) % 4)
     return sorted(s.alive, key=lambda c: (grid_rank(s, c), c))[:count]

@@ -18,7 +18,7 @@ from foveate.core.schedules import Cut
 from foveate.core.scores import LastQuery
 from foveate.methods import fastv, random, vtw
 from prompts import prompt, together
-from tiny import IMAGE, VIDEO, Layout, batch, model
+from tiny import IMAGE, NEWEST, VIDEO, Layout, batch, model
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 
@@ -61,7 +61,8 @@ def emulated(made: Any, monkeypatch: pytest.MonkeyPatch) -> Flash:
     """Puts the decoder, and it alone, on flash attention."""
     flash = Flash()
     kernels = (flash.dense, flash.ragged, None, flash_utils._pad_input, flash_utils._unpad_input)
-    loaded = (kernels, (flash_utils._lazy_define_process_function(flash.dense), None))
+    process = flash_utils._lazy_define_process_function(flash.dense)
+    loaded = (kernels, (process, None) if NEWEST else process)
     monkeypatch.setattr(flash_utils, "lazy_import_flash_attention", lambda *_, **__: loaded)
     config = made.model.language_model.config
     monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")

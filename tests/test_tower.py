@@ -17,8 +17,8 @@ from foveate.core.scores import Even
 from foveate.engine.tower import Watch
 from foveate.engine.towerform import TowerForm, known_tower
 from foveate.methods import divprune, flowcut, parse, tome, visionzip
-from test_oracles import TOLERANCE, hooks
-from tiny import FAMILIES, PATCHES, Layout, batch, llava, model
+from test_oracles import LAYOUTS, TOLERANCE, hooks
+from tiny import FAMILIES, NEWEST, PATCHES, Layout, batch, llava, model
 
 LAYOUT = Layout(((3, 0, 2, 0, 4), (5,), (2, 0, 0, 3)), seed=3)
 
@@ -51,7 +51,8 @@ def seen(made: Any, data: Any, **options: Any) -> foveate.View:
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_token_has_what_eager_attention_gives_its_patch(family: str, beams: int) -> None:
-    made, data = model(family), batch(family, LAYOUT)
+    alone = beams > 1 and not NEWEST  # there, beams mix up the images of a sample that has several
+    made, data = model(family), batch(family, LAYOUTS["left"] if alone else LAYOUT)
     view, far = seen(made, data, num_beams=beams), 0
     for row in range(view.visual.shape[0]):
         embeds, at = data.embeds[row // beams], data.columns[row // beams]

@@ -23,7 +23,7 @@ from families import FAMILIES, judge, model
 from masked import Masked
 from prompts import owners
 from test_families import CLOSE, layers
-from tiny import END, IMAGE, PAD, START, VIDEO
+from tiny import END, IMAGE, NEWEST, PAD, START, VIDEO
 
 WORDS = ["<unk>", "User:", "Assistant:", "what", "is", "this", "and", "that", "?", "\n"]
 TEMPLATE = (
@@ -185,7 +185,12 @@ CHATS = [["what is this ? ", picture(40, 24)], ["what is ", picture(24, 24), " a
 )
 def test_from_chat_to_answer(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processing_smolvlm, "num2words", str)  # a package that it wants for videos alone
-    processor = PROCESSORS[name]()
+    try:
+        processor = PROCESSORS[name]()
+    except ImportError as error:
+        if NEWEST:
+            raise
+        pytest.skip(f"transformers {tf.__version__}: {error}")  # some want torchvision there
     made, case = model(name), CASES[method]
     batch = encoded(processor, CHATS)
     shown = (batch["input_ids"] == IMAGE).sum(1)

@@ -149,6 +149,10 @@ def test_gradient_checkpointing_of_the_tower_alone_is_fine() -> None:
     with pytest.raises(ValueError, match="gradient checkpointing"), foveate.apply(made, vtw(1)):
         pass
     made.model.language_model.gradient_checkpointing_disable()
+    made.model.language_model.layers[2].gradient_checkpointing = True  # as of every third layer
+    with pytest.raises(ValueError, match="gradient checkpointing"):
+        foveate.apply(made, vtw(1))
+    made.model.language_model.gradient_checkpointing_disable()
     with foveate.apply(made, vtw(1)):
         assert made(**batch("llava", LAYOUTS["one"]).inputs).logits.requires_grad
 

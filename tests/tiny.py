@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
@@ -23,6 +24,7 @@ IMAGE, PAD, VOCAB, LAYERS = 63, 0, 64, 4
 VIDEO, START, END, ROW = 62, 61, 60, 59  # of families that have such
 WORDS = 55  # ids from 3 to here are words in every family
 SIDE, PATCH = 16, 4
+NEWEST = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)  # see `make test-oldest`
 TEXT = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,

@@ -13,6 +13,8 @@ from .selection import places
 from .tower import Layer
 from .view import View
 
+TIE = 1e-4  # more than an even share is so much more of it: where all are paid the same, rounding must not decide
+
 
 def tower_of(*parts: Any) -> tuple[Layer, ...]:
     """Layers of the vision tower that scores look at."""
@@ -117,7 +119,7 @@ class Sparing:
             return
         paid = self.watched(view)
         even = paid.sum(1, keepdim=True) / view.alive.clamp(min=1)[:, None]
-        view.notes[key] = view.note(key).maximum(view.on_columns((paid > even).float()))
+        view.notes[key] = view.note(key).maximum(view.on_columns((paid > even * (1 + TIE)).float()))
 
     def __call__(self, view: View) -> Float[Tensor, "B N"]:
         """Scores, whole numbers: minus the place in the order."""

@@ -141,8 +141,8 @@ class KeptLayer(DynamicLayer):
         self.slots = None if self.slots is None else Slots()
         self.ledger, self.broken = None, False
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Removes the last tokens; negative counts alone, as in transformers.
+    def crop(self, tokens_to_remove: int | Tensor) -> None:
+        """Removes the last tokens; negative counts alone, as in transformers, whose older versions give a tensor.
 
         Raises:
             ValueError: a positive count.
@@ -150,7 +150,7 @@ class KeptLayer(DynamicLayer):
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}); expected a negative number of tokens to remove")
-        count = min(-tokens_to_remove, self.seen)
+        count = min(-int(tokens_to_remove), self.seen)
         if self.ledger is not None:  # of layer 0, the first to be cropped, so that all layers are or none
             self.ledger = self.ledger.cropped(count)
         if self.slots is not None:

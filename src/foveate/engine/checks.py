@@ -159,7 +159,7 @@ def check_call(decoder: Any, positions: Tensor | None, padding: Tensor | None) -
         positions: (B T), M-RoPE's (3 B T), or (4 B T) with those of the text first.
         padding: (B C), 1 for what is real.
     """
-    if getattr(decoder, "gradient_checkpointing", False) or getattr(decoder.layers[0], "gradient_checkpointing", False):
+    if any(getattr(part, "gradient_checkpointing", False) for part in (decoder, *decoder.layers)):
         raise ValueError(
             "gradient checkpointing runs every layer twice, which would drop tokens twice; "
             "call model.gradient_checkpointing_disable() first"
