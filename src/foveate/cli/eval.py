@@ -34,7 +34,7 @@ _TUNE_ON = 16  # samples that a method runs on, again and again, if no plan tell
 
 def evaluate_methods(
     method: options.Methods = None,
-    model: Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
+    model: options.Model = "scenes",
     tasks: Annotated[str, typer.Option(help=f"Some of {', '.join(TASKS)}, by commas; empty for none.")] = "",
     data: Annotated[Path | None, typer.Option(help="JSON lines of image(s), prompt, references, metric.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Samples of each task, and of --data.")] = 200,

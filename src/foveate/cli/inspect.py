@@ -36,7 +36,7 @@ def inspect() -> None:
 def attention(
     images: Annotated[list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")] = None,
     prompt: Annotated[str, typer.Option(help="Asked about every image.")] = language.DESCRIPTION_PROMPTS[0],
-    model: Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
+    model: options.Model = "scenes",
     pictures: Annotated[int, typer.Option(min=1, help="Scenes to look at, where no image is given.")] = 10,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     device: options.Device = "cpu",

@@ -21,6 +21,7 @@ Methods = Annotated[
     list[str] | None,
     typer.Option("--method", help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens). May be repeated."),
 ]
+Model = Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")]
 Match = Annotated[
     str | None, typer.Option(help="Equal work: flops=0.33 (or bytes=, tokens=) of unpruned; tunes keep, or knob=?.")
 ]

@@ -24,7 +24,6 @@ app = typer.Typer(help="What a method keeps, as pictures; see also `foveate insp
 Out = Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
 Spec = Annotated[str, typer.Option(help="Such as fastv:layer=2,keep=0.5 or dyrate:predictor=...")]
 Prompt = Annotated[str, typer.Option(help="Asked about the image.")]
-Model = Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")]
 Longest = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 
 
@@ -39,7 +38,7 @@ def mask(
     method: Spec,
     out: Out,
     prompt: Prompt = language.DESCRIPTION_PROMPTS[0],
-    model: Model = "scenes",
+    model: options.Model = "scenes",
     frames: Annotated[int, typer.Option(min=1, max=12, help="Steps to show.")] = 6,
     max_new_tokens: Longest = 64,
     device: options.Device = "cpu",
@@ -61,7 +60,7 @@ def rate(
     out: Out,
     images: Annotated[list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")] = None,
     prompt: Prompt = language.DESCRIPTION_PROMPTS[0],
-    model: Model = "scenes",
+    model: options.Model = "scenes",
     pictures: Annotated[int, typer.Option(min=1, help="Scenes, where no image is given.")] = 16,
     max_new_tokens: Longest = 64,
     device: options.Device = "cpu",

@@ -35,7 +35,7 @@ def training() -> None:
 @app.command("dyrate")
 def train_dyrate(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")],
-    model: Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
+    model: options.Model = "scenes",
     data: Annotated[
         Path | None,
         typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes."),
