@@ -64,15 +64,12 @@ def evaluate_methods(
     among = processes(device)
     loaded = load(model, device=among.device(device), dtype=dtype)
     body = _identity(loaded, samples, model, batch) | {"decoding": asdict(decoding) if decoding.told else None}
-    if save is not None:
-        _claim(save, body, among)
+    _claim(save, body, among)
     runs = _run(loaded, samples, specs, as_given, target, batch, among, save, decoding)
     if among.index:
         return
     body |= _findings(samples, runs, words, seed) | {"match": match}
-    if save is not None:
-        write_json(save / "report.json", body, indent=1)
-        (save / "samples.jsonl").write_text("".join(_lines(samples, runs)))
+    _keep(save, body, samples, runs)
     print_json(body) if as_json else _print(body, target)
 
 
@@ -118,7 +115,17 @@ def _samples(tasks: str, data: Path | None, limit: int, first: int) -> list[Samp
     return samples
 
 
-def _claim(save: Path, body: dict[str, Any], among: Processes) -> None:
+def _keep(save: Path | None, body: dict[str, Any], samples: Sequence[Sample], runs: dict[str, list[Record]]) -> None:
+    """Writes report and samples, where they are to be saved."""
+    if save is not None:
+        write_json(save / "report.json", body, indent=1)
+        (save / "samples.jsonl").write_text("".join(_lines(samples, runs)))
+
+
+def _claim(save: Path | None, body: dict[str, Any], among: Processes) -> None:
+    """Takes the folder for this evaluation, if there is one to take; ValueError if it holds another."""
+    if save is None:
+        return
     if save.exists() and not save.is_dir():
         raise ValueError(f"{save} is a file; expected a folder")
     if among.index == 0:

@@ -16,6 +16,10 @@ from ..demo.train import RECIPES, Recipe, train, weights_hash
 from . import options
 from .output import console, errors
 
+Eyes = Annotated[
+    Path | None, typer.Option(help="Take the tower of the finished scenes in this folder. [smol: the bundled one]")
+]
+
 
 def train_model(
     model: Annotated[str, typer.Argument(help=f"One of {', '.join(RECIPES)}.")] = "scenes",
@@ -32,9 +36,7 @@ def train_model(
     start: Annotated[
         Path | None, typer.Option(help="Go on from the finished model in this folder, without stage 1.")
     ] = None,
-    eyes: Annotated[
-        Path | None, typer.Option(help="Take the tower of the finished scenes in this folder. [smol: the bundled one]")
-    ] = None,
+    eyes: Eyes = None,
     skip: Annotated[int, typer.Option(min=0, help="Training rows to pass over: those that it has seen.")] = 0,
     device: options.Device = "cpu",
 ) -> None:

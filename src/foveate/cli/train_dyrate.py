@@ -32,14 +32,16 @@ def training() -> None:
     """Train what a method needs for a model."""
 
 
+Data = Annotated[
+    Path | None, typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes.")
+]
+
+
 @app.command("dyrate")
 def train_dyrate(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")],
     model: options.Model = "scenes",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes."),
-    ] = None,
+    data: Data = None,
     budget: Annotated[float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")] = Plan.budget,
     layer: Annotated[int, typer.Option(help="Decides before this layer.")] = Plan.layer,
     ranking: Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")] = Plan.ranking,

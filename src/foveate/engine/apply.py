@@ -66,13 +66,18 @@ def apply(
     adapter = adapter_for(model)
     body = adapter.body(model)
     depth = len(decoder_layers(body))
-    for method in methods:
-        if not isinstance(method, Method):
-            raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
-        method.check(depth, getattr(model.config, "model_type", ""))
+    _check_methods(methods, depth, getattr(model.config, "model_type", ""))
     check_model(model, body, adapter)
     check_tower(adapter, body, looked_at(methods))
     return _applied(adapter, body, methods, watch)
+
+
+def _check_methods(methods: tuple[Method, ...], depth: int, family: str) -> None:
+    """Raises TypeError for what is no method, and ValueError for one that does not fit a decoder of `depth` layers."""
+    for method in methods:
+        if not isinstance(method, Method):
+            raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
+        method.check(depth, family)
 
 
 @contextmanager

@@ -62,14 +62,19 @@ def train(
     first = resume(folder, plan, source, predictor, optimizer)
     with _frozen(model):
         for step in range(first, plan.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = plan.lr * (0.55 + 0.45 * math.cos(math.pi * step / plan.steps))
+            _set_rate(optimizer, plan, step)
             seen = _step(model, processor, predictor, optimizer, examples, plan, step, shape, state)
             if report is not None:
                 report({"step": step + 1, **seen})
             if state.is_main_process and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
                 save(folder, plan, source, predictor, optimizer, step + 1)
     return predictor
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> None:
+    """A cosine from the plan's rate to a tenth of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = plan.lr * (0.55 + 0.45 * math.cos(math.pi * step / plan.steps))
 
 
 def _mark(examples: Sequence[Example]) -> int:
