@@ -83,13 +83,42 @@ def test_yes_and_no_are_balanced() -> None:
 
 
 def test_dense_labels_say_what_is_drawn() -> None:
-    _, (groups, part, count, _) = dense_example("train", 3)
+    _, (groups, _, part, count, _) = dense_example("train", 3)
     scene = sample("train", 3)
     assert count == len(scene.things) == (part == 2).sum()
     for thing in scene.things:
         patch = int(thing.y) // 16 * GRID + int(thing.x) // 16
         told = {key: options[groups[row, patch]] for row, (key, options) in enumerate(GROUPS.items())}
         assert told["place"] == thing.place or groups[0, patch] == -100
+
+
+def test_every_object_can_count_alike() -> None:
+    """Dense labels: without `even` every labelled token weighs one; with it the tokens of an object do together."""
+    scene = sample("train", 3)
+    _, (groups, plain, *_) = dense_example("train", 3)
+    _, (same, even, *_) = dense_example("train", 3, even=True)
+    assert (groups == same).all() and (plain == (groups[0] >= 0)).all()
+    place = groups[list(GROUPS).index("place")]
+    totals = {PLACES[k]: even[place == k].sum() for k in set(place[place >= 0].tolist())}
+    assert totals.keys() == {t.place for t in scene.things} and len(totals) > 1
+    assert all(abs(total - 1) < 1e-6 for total in totals.values()), totals
+    assert plain[place >= 0].sum() > 2 * len(totals), "or the two would say the same"
+
+
+def test_descriptions_can_say_where_the_next_object_is() -> None:
+    """With `ahead`, the token before every object of a description is marked with that object's patch."""
+    scene = sample("train", 3)
+    marks = {}
+    for ahead in (False, True):
+        pixels, turns = conversations.scene_turns("train", 3, ahead=ahead)
+        row = conversations.pack(pixels, turns[:1], np.random.default_rng(0), DIALECT)
+        marks[ahead] = row.named[row.named[:, 0] >= 0]
+        if ahead:  # the target of the token before an object is the first word of that object
+            first = [DIALECT.encode(t.size)[0] for t in scene.things]
+            assert row.target[row.named[:, 0] >= 0].tolist() == first
+    assert len(marks[False]) == 0 and marks[True].tolist() == [
+        list(grounding.target((t.x, t.y), DIALECT.grid)) for t in scene.things
+    ]
 
 
 def test_training_text_is_what_the_processor_makes_of_a_chat() -> None:
@@ -180,7 +209,7 @@ def test_a_run_goes_on_from_a_finished_model(tmp_path: Path) -> None:
     recipe = Recipe(tower_steps=1, tower_batch=1, steps=1, batch=1, easy_vqa=0.0)
     export(train(tmp_path / "first", recipe), tmp_path / "first" / "final", recipe)
     finished = tmp_path / "first" / "final"
-    further = replace(recipe, start=weights_hash(finished), skip=1, ramp=0, lr=0.0)
+    further = replace(recipe, start=weights_hash(finished), tower_steps=0, skip=2, ramp=0, lr=0.0)
     same = train(tmp_path / "second", further, start=finished)
     assert not (tmp_path / "second" / "tower.safetensors").exists()
     again = LlavaForConditionalGeneration.from_pretrained(finished)

@@ -12,6 +12,7 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.schedules import PerLayer
 from foveate.core.scores import RANKINGS
+from foveate.methods import score_of
 from foveate.tune.dyrate.rollout import Batch
 from foveate.tune.search.runner import Runner
 from tiny import FAMILIES, IMAGE, LAYERS, Layout, batch, model
@@ -55,8 +56,9 @@ def decoded(made: Any, given: Batch, *methods: Method) -> Tensor:
     return torch.stack(logits, 1)
 
 
-CROSSED = [  # every ranking on ragged batches, every family and backend on every layout
-    *((ranking, "llava", "sdpa", layout) for ranking in RANKINGS for layout in ("ragged", "several")),
+METHODS = ("dart", "sparsevlm", "divprune", "visionzip", "cdpruner", "vispruner", "flowcut", "prumerge", "vscan2")
+CROSSED = [  # every ranking, and methods' scores, on ragged batches; every family and backend on every layout
+    *((ranking, "llava", "sdpa", layout) for ranking in (*RANKINGS, *METHODS) for layout in ("ragged", "several")),
     *(("mix", family, "sdpa", layout) for family in FAMILIES for layout in LAYOUTS),
     *(("layers", "llava_next", "eager", layout) for layout in LAYOUTS),
 ]
@@ -65,10 +67,10 @@ CROSSED = [  # every ranking on ragged batches, every family and backend on ever
 @pytest.mark.parametrize(("ranking", "family", "backend", "layout"), CROSSED)
 def test_layer_by_layer_equals_apply(ranking: str, family: str, backend: str, layout: str) -> None:
     made, given = model(family, backend), taught(family, backend, layout)
-    runner = Runner(made, RANKINGS[ranking])
+    runner = Runner(made, score_of(ranking))
     head = made.get_output_embeddings()
     found = head(runner.to_end(runner.start(given), KEEP))
-    wanted = decoded(made, given, Method(RANKINGS[ranking], PerLayer(KEEP)))
+    wanted = decoded(made, given, Method(score_of(ranking), PerLayer(KEEP)))
     there = given.answered
     torch.testing.assert_close(found[there], wanted[there], atol=2e-4, rtol=1e-3)
     plain = decoded(made, given)
@@ -91,6 +93,19 @@ def test_a_trial_may_start_at_any_layer_and_what_it_starts_from_stays(within: An
     wanted = decoded(model("llava"), given, Method(RANKINGS["last"], PerLayer(KEEP), within=within))
     found = model("llava").get_output_embeddings()(whole)
     torch.testing.assert_close(found[given.answered], wanted[given.answered], atol=2e-4, rtol=1e-3)
+
+
+def test_a_ranking_that_hangs_on_the_count_is_found_anew_for_every_count() -> None:
+    """DART's pivots share what is to stay, so what one trial found must not serve another; FastV's serves all."""
+    given, shares = taught("llava", "sdpa", "several"), (0.6, 0.3)
+    for ranking, entries in (("dart", len(shares)), ("last", 1)):
+        runner = Runner(model("llava"), score_of(ranking))
+        state = runner.advance(runner.advance(runner.start(given), 1.0), 1.0)
+        for share in shares:
+            fresh = Runner(model("llava"), score_of(ranking))
+            keep = (1.0, 1.0, share, share)
+            assert torch.equal(runner.to_end(state, keep), fresh.to_end(fresh.start(given), keep)), (ranking, share)
+        assert len(state.found) == entries, ranking
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,10 @@ def train_model(
     tower_learns: Annotated[bool, typer.Option(help="Whether the tower learns on in stage 2.")] = False,
     easy_vqa: Annotated[float, typer.Option(min=0, max=1, help="Share of easy-vqa in stage 2.")] = Recipe.easy_vqa,
     start: Annotated[
-        Path | None, typer.Option(help="Go on from the finished model in this folder, without stage 1.")
+        Path | None, typer.Option(help="Go on from the finished model in this folder; stage 1 only if --tower-steps.")
     ] = None,
     eyes: Eyes = None,
-    skip: Annotated[int, typer.Option(min=0, help="Training rows to pass over: those that it has seen.")] = 0,
+    skip: Annotated[int, typer.Option(min=0, help="Training scenes to pass over: those that it has seen.")] = 0,
     device: options.Device = "cpu",
 ) -> None:
     """Train a bundled model from nothing or from `--start`; interrupt and resume at will, to the same result."""
@@ -47,7 +47,7 @@ def train_model(
     recipe = replace(
         usual,
         seed=seed,
-        tower_steps=tower_steps or usual.tower_steps,
+        tower_steps=tower_steps or (usual.tower_steps if start is None else 0),
         steps=steps or usual.steps,
         batch=batch or usual.batch,
         lr=lr or usual.lr,
@@ -80,7 +80,7 @@ def _run(folder: Path, recipe: Recipe, device: str, start: Path | None, eyes: Pa
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as progress:
         tasks = {
-            "tower": progress.add_task("tower", total=recipe.tower_steps, visible=start is None),
+            "tower": progress.add_task("tower", total=recipe.tower_steps, visible=recipe.tower_steps > 0),
             "chat": progress.add_task("chat", total=recipe.steps),
         }
 

@@ -111,8 +111,14 @@ class View:
 
         For scores whose order of the first n hangs on n, as where several pivots share a budget.
         """
+        self._shared["counted"] = True
         counts: Tensor = self._shared.get("wanted", self.alive)
         return counts
+
+    @property
+    def counted(self) -> bool:
+        """Whether anything has asked for `wanted`: what was found with this view then holds for these counts alone."""
+        return "counted" in self._shared
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """What `compute` gives, computed once for this view: what score, schedule and merge of a decision share."""

@@ -67,12 +67,17 @@ class Row:
     named: np.ndarray  # (length, 2): column and row of the object that the words ending here name, else -100
 
 
-def scene_turns(split: str, index: int, most: int = MAX_OBJECTS) -> tuple[np.ndarray, list[language.Turn]]:
-    """Pixels of a scene and a shuffled list of turns: a description, a caption, and questions of every kind."""
+def scene_turns(
+    split: str, index: int, most: int = MAX_OBJECTS, ahead: bool = False
+) -> tuple[np.ndarray, list[language.Turn]]:
+    """Pixels of a scene and a shuffled list of turns: a description, a caption, and questions of every kind.
+
+    If `ahead`, the description says before every object where it is, for `grounding`.
+    """
     scene = sample(split, index, most=most)
     rng = np.random.default_rng((*scene.seed, 11))
     turns = [
-        language.Turn("description", str(rng.choice(language.DESCRIPTION_PROMPTS)), language.describe(scene)),
+        language.description(scene, str(rng.choice(language.DESCRIPTION_PROMPTS)), ahead),
         language.Turn("caption", str(rng.choice(language.CAPTION_PROMPTS)), str(rng.choice(language.captions(scene)))),
     ]
     for _ in range(_ROUNDS):
@@ -110,6 +115,9 @@ def pack(pixels: np.ndarray, turns: list[language.Turn], rng: np.random.Generato
         weight[asked : end - 1] = _WEIGHTS.get(turn.kind, _SHORT)
         for mention in turn.mentions:
             last = start + len(opening) + len(dialect.encode(mention.until)) - 1
+            named[last] = grounding.target(mention.where, dialect.grid)
+        for mention in turn.next:
+            last = start + len(question) + len(dialect.encode(mention.until)) - 1
             named[last] = grounding.target(mention.where, dialect.grid)
         start = end
     return Row(pixels, ids, positions, segment, target, weight, named)

@@ -30,7 +30,7 @@ _APART = 20.0  # pixels by which two centres must differ for "left of" or "above
 
 @dataclass(frozen=True)
 class Mention:
-    """Words of a question that name one object: the question `until` their end, and `where` its centre is.
+    """A place in a text that is about one object: the text `until` there, and `where` the object's centre is.
 
     `where` is in pixels, (x, y); None if there is no such object.
     """
@@ -41,12 +41,16 @@ class Mention:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer. `kind` is one of `KINDS`, "caption", "description" or "easy-vqa"."""
+    """A question and its answer. `kind` is one of `KINDS`, "caption", "description" or "easy-vqa".
+
+    `mentions` are where words of the question that name an object end; `next`, where the answer is about to name one.
+    """
 
     kind: str
     question: str
     answer: str
     mentions: tuple[Mention, ...] = ()
+    next: tuple[Mention, ...] = ()
 
 
 def name(thing: Thing) -> str:
@@ -58,6 +62,14 @@ def name(thing: Thing) -> str:
 def describe(scene: Scene) -> str:
     """All objects in reading order with all their attributes, at most 64 words and commas."""
     return ", ".join(f"{name(t)} {t.place}" for t in scene.things) + "."
+
+
+def description(scene: Scene, prompt: str, ahead: bool = False) -> Turn:
+    """The turn that asks for `describe`; if `ahead`, with where the next object is, before each of them."""
+    parts = [f"{name(t)} {t.place}" for t in scene.things]
+    told = [", ".join(parts[:k]) + "," if k else "" for k in range(len(parts))]
+    following = tuple(Mention(text, (t.x, t.y)) for text, t in zip(told, scene.things, strict=True)) if ahead else ()
+    return Turn("description", prompt, describe(scene), next=following)
 
 
 def parse_description(text: str) -> list[tuple[str, ...]]:

@@ -37,15 +37,20 @@ class DenseLabels:
     """What stage 1 teaches about a batch; -100 where there is nothing to say."""
 
     groups: Int[Tensor, "B G T"]  # index within each of `GROUPS`, per visual token
+    weight: Float[Tensor, "B T"]  # of a token's loss on the groups, relative to the others
     part: Int[Tensor, "B T"]  # 0 background, 1 part of an object, 2 holds an object's centre
     count: Int[Tensor, B]
     background: Int[Tensor, B]
 
 
 def dense_example(
-    split: str, index: int, most: int = MAX_OBJECTS, grid: int = GRID
+    split: str, index: int, most: int = MAX_OBJECTS, grid: int = GRID, even: bool = False
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Pixels (H W 3) of a scene and its labels on `grid` x `grid` tokens: groups (G T), part (T), count, background."""
+    """Pixels (H W 3) of a scene and its labels on `grid` x `grid` tokens, in the order of `DenseLabels`.
+
+    All labelled tokens weigh the same, or, if `even`, those of every object weigh the same together: a small object
+    has two or three tokens, a large one sixteen.
+    """
     scene = sample(split, index, most=most)
     drawing = draw(scene)
     owned = _owned_pixels(drawing.owner, len(scene.things), grid)
@@ -56,12 +61,14 @@ def dense_example(
     for row, (options, values) in enumerate(zip(GROUPS.values(), words, strict=True)):
         index_of = np.array([options.index(value) for value in values])
         groups[row] = np.where(labelled, index_of[best], -100)
+    tokens = np.bincount(best[labelled], minlength=len(scene.things))
+    weight = labelled / tokens.clip(1)[best] if even else labelled.astype(np.float64)
     part = labelled.astype(np.int64)
     for thing in scene.things:
         column, row = grounding.patch(thing.x, thing.y, grid)
         part[row * grid + column] = 2
     totals = np.array(len(scene.things)), np.array(BACKGROUNDS.index(scene.background))
-    return drawing.pixels, (groups, part, *totals)
+    return drawing.pixels, (groups, weight.astype(np.float32), part, *totals)
 
 
 def _owned_pixels(owner: np.ndarray, things: int, grid: int) -> np.ndarray:
@@ -137,7 +144,11 @@ class TowerTeacher(nn.Module):
         for row, (key, similar) in enumerate(zip(GROUPS, by_group, strict=True)):
             target = labels.groups[:, row].flatten()
             scaled = (similar * self.log_scale[row].exp()).flatten(0, 1)
-            loss = loss + F.cross_entropy(scaled, target)
             valid = target >= 0
+            each, share = (
+                F.cross_entropy(scaled[valid], target[valid], reduction="none"),
+                labels.weight.flatten()[valid],
+            )
+            loss = loss + (each * share).sum() / share.sum()
             seen[key] = (scaled.argmax(-1)[valid] == target[valid]).float().mean().item()
         return loss, seen

@@ -28,9 +28,10 @@ class Recipe:
 
     Steps are optimiser steps; `ramp` is the number of rows over which scenes grow to their full number of
     objects; `tower_learns` says whether the tower learns on in stage 2 or rests; `decay` is the last part of a stage,
-    over which the learning rate falls to zero. A run may go on from a finished model: `start` is the hash of its
-    weights (there is no stage 1 then), and `skip` the number of training rows of stage 2 to pass over, those that it
-    has seen. Or only its tower is that of a finished model, whose hash is `eyes`.
+    over which the learning rate falls to zero. `even` lets every object count alike in stage 1, rather than every
+    patch; `ahead` has stage 2 ask also where the object is that a description names next. A run may go on from a
+    finished model: `start` is the hash of its weights, and `skip` the number of training scenes to pass over, those
+    that it has seen. Or only its tower is that of a finished model, whose hash is `eyes`.
     """
 
     model: str = "scenes"
@@ -45,6 +46,8 @@ class Recipe:
     ramp: int = 4800
     easy_vqa: float = 0.1
     tower_learns: bool = False
+    even: bool = False
+    ahead: bool = False
     start: str | None = None
     skip: int = 0
     eyes: str | None = None
@@ -54,7 +57,9 @@ class Recipe:
 
 RECIPES = {
     "scenes": Recipe(),
-    "smol": Recipe("smol", tower_steps=400, tower_ramp=0, steps=400, batch=4, lr=2e-3, ramp=200, warmup=20),
+    "smol": Recipe(
+        "smol", tower_steps=1400, tower_ramp=0, steps=800, batch=4, lr=2e-3, ramp=200, even=True, ahead=True, warmup=20
+    ),
 }
 
 
@@ -73,20 +78,19 @@ def curriculum(index: int, ramp: int) -> int:
     return min(MAX_OBJECTS, 3 + int(index / max(1, ramp) * (MAX_OBJECTS - 2)))
 
 
-def tower_row(index: int, ramp: int, grid: int) -> Any:
+def tower_row(index: int, ramp: int, offset: int, grid: int, even: bool) -> Any:
     """Training row `index` of stage 1."""
-    return tower.dense_example("train", index, curriculum(index, ramp), grid)
+    return tower.dense_example("train", offset + index, curriculum(index, ramp), grid, even)
 
 
-def chat_row(
-    index: int, ramp: int, offset: int, share: float, extra: EasyVQA | None, dialect: conversations.Dialect
-) -> Any:
-    """Training row `index` of stage 2: a scene, or with probability `share` an easy-vqa picture."""
+def chat_row(index: int, recipe: Recipe, extra: EasyVQA | None, dialect: conversations.Dialect) -> Any:
+    """Training row `index` of stage 2: a scene that stage 1 has not seen, or now and then an easy-vqa picture."""
     rng = np.random.default_rng((3, index))
-    if extra is not None and rng.random() < share:
+    if extra is not None and rng.random() < recipe.easy_vqa:
         pixels, turns = extra.turns("train", int(rng.integers(extra.images("train"))), rng)
     else:
-        pixels, turns = conversations.scene_turns("train", offset + index, curriculum(index, ramp))
+        seen = recipe.skip + recipe.tower_steps * recipe.tower_batch
+        pixels, turns = conversations.scene_turns("train", seen + index, curriculum(index, recipe.ramp), recipe.ahead)
     row = conversations.pack(pixels, turns, rng, dialect)
     return tuple(getattr(row, key) for key in row.__dataclass_fields__)
 
@@ -123,7 +127,7 @@ def train(
         tower.take(pupil.model.model.vision_tower, load_file(eyes / "model.safetensors"))
     if start is not None:
         pupil.go_on(start / FILES[recipe.model])
-    else:
+    if recipe.tower_steps:
         _tower_stage(pupil, folder, recipe, device, report, save_every)
     _chat_stage(pupil, folder, recipe, device, report, save_every, extra)
     return pupil.model
@@ -156,7 +160,7 @@ def _tower_stage(
     parts: dict[str, nn.Module] = {"model": model, "teacher": teacher}
     learners = pupil.first(list(parts.values()), recipe.tower_lr)
     run = Run("tower", folder, parts, learners, recipe.tower_steps, recipe.warmup, recipe.decay, save_every)
-    make = partial(tower_row, ramp=recipe.tower_ramp, grid=dialect.grid)
+    make = partial(tower_row, ramp=recipe.tower_ramp, offset=recipe.skip, grid=dialect.grid, even=recipe.even)
 
     def loss(pixels: Tensor, labels: list[Tensor]) -> Loss:
         return teacher(model, normalise(pixels.to(device)), tower.DenseLabels(*(v.to(device) for v in labels)))
@@ -180,8 +184,7 @@ def _chat_stage(
     learners = pupil.second(list(parts.values()), recipe.lr, recipe.tower_learns)
     model.to(device)
     run = Run("chat", folder, parts, learners, recipe.steps, recipe.warmup, recipe.decay, save_every)
-    offset = recipe.tower_steps * recipe.tower_batch + recipe.skip
-    make = partial(chat_row, ramp=recipe.ramp, offset=offset, share=recipe.easy_vqa, extra=extra, dialect=dialect)
+    make = partial(chat_row, recipe=recipe, extra=extra, dialect=dialect)
     end = dialect.answered[-1]
 
     def loss(pixels: Tensor, *rest: Tensor) -> Loss:

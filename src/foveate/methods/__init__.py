@@ -104,7 +104,7 @@ def _compose(spec: str) -> Method:
     for needed in ("score", "schedule"):
         if not parts.get(needed):
             raise ValueError(f"{spec!r} has no {needed}; expected score=NAME:...,schedule=NAME:...")
-    score, merge = _ranked_by(parts["score"])
+    score, merge = _score_and_merge(parts["score"])
     if parts.get("merge", "") not in ("", "none"):
         merge = _parse_one(parts["merge"]).merge
         if merge is None:
@@ -116,7 +116,16 @@ def _compose(spec: str) -> Method:
     return made
 
 
-def _ranked_by(text: str) -> tuple[Score, Merge | None]:
+def score_of(text: str) -> Score:
+    """The score that `text` names: a ranking (`core.scores.RANKINGS`), or a method's, as ``dart`` or ``dart:pivots=8``.
+
+    Raises:
+        ValueError: there is neither of this name, or the method has no such knob.
+    """
+    return _score_and_merge(text)[0]
+
+
+def _score_and_merge(text: str) -> tuple[Score, Merge | None]:
     """A ranking, or a method's score with what it makes of the dropped."""
     if text in RANKINGS:
         return RANKINGS[text], None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from .. import methods  # which has this module, too: to be asked later
 from ..core.method import Method
-from ..core.scores import RANKINGS, Ranking
 from ..schedules.store import ScheduleFile, load_schedule
 
 
 def schedule(
-    path: str | ScheduleFile, ranking: Ranking | None = None, within: Literal["sample", "image"] | None = None
+    path: str | ScheduleFile, ranking: str | None = None, within: Literal["sample", "image"] | None = None
 ) -> Method:
     """Before every layer, keep the share of the visual tokens that a search found for it.
 
@@ -23,14 +23,16 @@ def schedule(
 
     Args:
         path: the JSON file that `foveate search` wrote, or what `foveate.load_schedule` read.
-        ranking: by what tokens are ranked, if not as in the search; one of `core.scores.RANKINGS`.
+        ranking: by what tokens are ranked, if not as in the search; a ranking of `core.scores.RANKINGS`, or a method,
+            whose score it is then. What that method makes of dropped tokens is left out.
         within: "image" gives every image of a sample its share, "sample" ranks all together; by default as searched.
 
     Raises:
-        ValueError: no such file, or no schedule in it. At `apply`: the model has another depth or is of another family.
+        ValueError: no such file, no schedule in it, or no such score. At `apply`: the model has another depth or is of
+            another family.
     """
     found = path if isinstance(path, ScheduleFile) else load_schedule(path)
     name = f"schedule:{'given' if isinstance(path, ScheduleFile) else Path(path).name}"
     name += ("" if ranking is None else f",ranking={ranking}") + ("" if within is None else f",within={within}")
     kind: Literal["sample", "image"] = within or ("image" if found.within == "image" else "sample")
-    return Method(RANKINGS[ranking or found.ranking], found.schedule, within=kind, name=name)
+    return Method(methods.score_of(ranking or found.ranking), found.schedule, within=kind, name=name)

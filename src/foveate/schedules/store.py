@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..core.schedules import PerLayer
-from ..core.scores import RANKINGS
 
 FORMAT, VERSION = "foveate schedule", 1
 
@@ -19,7 +18,7 @@ class ScheduleFile:
 
     Attributes:
         keep: share of the visual tokens that each layer runs with.
-        ranking: by what tokens are ranked; one of `core.scores.RANKINGS`.
+        ranking: by what tokens are ranked: a name of `core.scores.RANKINGS`, or a method, whose score it is then.
         within: "sample", or "image" where every image keeps its share.
         model: what it is for: `family` and `layers` are checked; name, decoder, hidden, heads and revision are noted.
         algorithm: the name of the strategy, and its numbers.
@@ -45,8 +44,8 @@ class ScheduleFile:
 
     def __post_init__(self) -> None:
         _ = self.schedule
-        if self.ranking not in RANKINGS:
-            raise ValueError(f"unknown ranking {self.ranking!r}; expected one of {', '.join(RANKINGS)}")
+        if not isinstance(self.ranking, str) or not self.ranking:
+            raise ValueError(f"ranking={self.ranking!r}; expected the name of a ranking or of a method")
         if self.within not in ("sample", "image"):
             raise ValueError(f"within={self.within!r}; expected sample or image")
         if self.model.get("layers") != len(self.keep):

@@ -15,7 +15,8 @@ from ...core.schedules import mean_keep
 from ...measure.cost import Cost, Shapes, cost_of_counts, shapes
 from ..dyrate.rollout import batch_of, sizes
 from ..examples import Example, encode
-from .runner import Ran, Runner
+from .runner import Runner
+from .state import Ran
 
 CostOf = Callable[[Sequence[float]], float]
 COSTS = ("keep", "flops", "kv", "seconds")

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ...core.method import Method
 from ...core.schedules import PerLayer
-from ...core.scores import RANKINGS
+from ...core.scores import Score
 from ..dyrate.rollout import batch_of
 from ..examples import Example
 from .objective import Objective, Trial, greedy
 from .processes import Processes
-from .runner import Runner, State
+from .runner import Runner
+from .state import State
 
 Keep = Sequence[float]
 
@@ -29,7 +30,7 @@ class Evaluator:
         processor: the model's.
         examples: prompts with answers.
         objective: what quality is.
-        ranking: by what tokens are ranked, one of `core.scores.RANKINGS`.
+        score: ranks the tokens.
         within: as `Method` has it.
         batch: examples per forward.
         cache_bytes: what may be held between trials, by this process; the rest is run anew every time.
@@ -48,7 +49,7 @@ class Evaluator:
         processor: Any,
         examples: Sequence[Example],
         objective: Objective,
-        ranking: str,
+        score: Score,
         within: Literal["sample", "image"] = "sample",
         batch: int = 8,
         cache_bytes: float = 2e9,
@@ -57,7 +58,7 @@ class Evaluator:
         if not examples:
             raise ValueError("got no examples to judge schedules on; give at least one")
         self.processor, self.examples, self.objective, self.batch = processor, examples, objective, batch
-        self.runner = Runner(model, RANKINGS[ranking], within)
+        self.runner = Runner(model, score, within)
         self.within, self.processes, self.cache_bytes = within, processes or Processes(), cache_bytes
         self.depth = len(self.runner.layers)
         self.batches = -(-len(examples) // batch)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...core.scores import RANKINGS
+from ...methods import score_of
 from ..dyrate.rollout import batch_of
 from ..examples import Example
 from .runner import Runner
@@ -83,17 +83,16 @@ def premise(model: Any, processor: Any, examples: Sequence[Example], ranking: st
         model: of a supported family.
         processor: the model's.
         examples: prompts with images; their answers are not looked at.
-        ranking: one of `core.scores.RANKINGS`.
+        ranking: as `methods.score_of` takes it.
         batch: examples at a time.
 
     Raises:
         ValueError: no example has an image, or the ranking is unknown.
     """
-    if ranking not in RANKINGS:
-        raise ValueError(f"unknown ranking {ranking!r}; expected one of {', '.join(RANKINGS)}")
+    score = score_of(ranking)
     found: list[Tensor] = []
     for start in range(0, len(examples), batch):
-        found += _scores(Runner(model, RANKINGS[ranking]), processor, examples[start : start + batch])
+        found += _scores(Runner(model, score), processor, examples[start : start + batch])
     if not found:
         raise ValueError("none of the examples has an image, so there is no visual ranking to measure")
     overlap = {share: np.mean([overlaps(scores, share) for scores in found], 0) for share in SHARES}

@@ -7,17 +7,16 @@ answer's rows then see what is left, as in cached decoding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ...core.method import Method
 from ...core.schedules import PerLayer
 from ...core.scores import Score
-from ...core.tokens import Kind, TokenMap, classify
+from ...core.tokens import Kind, classify
 from ...core.view import View
 from ...engine.adapters import adapter_for, decoder_of
 from ...engine.checks import check_model, check_teacher_forcing, unwrapped
@@ -25,75 +24,11 @@ from ...engine.masks import for_backend, may_see, needless
 from ...engine.rows import attention_rows, take_rows
 from ..dyrate.rollout import Batch
 from ..sight import Look, watched
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a layer ran on: its input (B T D) and the columns of its rows (B T), -1 at fills."""
-
-    layer: int
-    hidden: Tensor
-    columns: Tensor
-
-
-@dataclass(frozen=True)
-class State:
-    """What enters a layer. Tensors are never written to, so that many trials may start here.
-
-    Attributes:
-        layer: the layer about to run.
-        hidden: its input, before anything is dropped there.
-        columns: of the rows, ascending; -1 at fills. A column is a place in `Batch.inputs`.
-        prompt: the batch's own facts.
-        trail: the layers that ran last, as far as the ranking looks back.
-        keep: what the layers before kept.
-    """
-
-    layer: int
-    hidden: Float[Tensor, "B T D"]
-    columns: Int[Tensor, "B T"]
-    prompt: Prompt
-    trail: tuple[Ran, ...] = ()
-    keep: tuple[float, ...] = ()
-    memo: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        """Of the tensors that this state holds, its batch's inputs included."""
-        held = (self.hidden, *(ran.hidden for ran in self.trail), *self.prompt.batch.inputs.values())
-        return sum(t.numel() * t.element_size() for t in held)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A batch as its layers need it: `batch`, what every prompt column is, its position embeddings, layer arguments."""
-
-    batch: Batch
-    tokens: TokenMap
-    total: Int[Tensor, B]
-    positions: tuple[Tensor, Tensor]
-    ids: Tensor | None
-    extra: dict[str, Any]
-    look: Look | None = None
+from .state import Prompt, Ran, State, Tally
 
 
 class _Reached(Exception):  # noqa: N818
     """The first layer is about to run."""
-
-
-@dataclass
-class Tally:
-    """What was run.
-
-    Attributes:
-        layers: samples x layers.
-        rows: samples x layers x tokens, fills included.
-        towers: samples whose pictures went through the tower.
-    """
-
-    layers: int = 0
-    rows: int = 0
-    towers: int = 0
 
 
 class Runner:
@@ -165,7 +100,7 @@ class Runner:
         ran = Ran(state.layer, hidden, columns)
         out = self.run_layer(ran, state.prompt)
         trail = (*state.trail, ran)[-self.reach :]
-        return State(state.layer + 1, out, columns, state.prompt, trail, (*state.keep, share))
+        return State(state.layer + 1, out, columns, state.prompt, trail, (*state.keep, share), dict(state.notes))
 
     def to_end(self, state: State, keep: Sequence[float]) -> Float[Tensor, "B S D"]:
         """Normalised states that predict the answers' words, after running the remaining layers with `keep[layer]`."""
@@ -187,10 +122,15 @@ class Runner:
 
     def _dropped(self, state: State, share: float) -> tuple[Tensor, Tensor]:
         """The rows that stay, right-aligned."""
-        if share >= (1.0, *state.keep)[-1]:
+        drops = share < (1.0, *state.keep)[-1]
+        notices = getattr(self.score, "notices", lambda layer, step: False)(state.layer, 0)
+        if not (drops or notices):
             return state.hidden, state.columns
         view = self.view(state)
         if view.visual.shape[1] == 0:
+            return state.hidden, state.columns
+        if not drops:
+            self._notice(view)
             return state.hidden, state.columns
         schedule = PerLayer((*state.keep, *[share] * (len(self.layers) - state.layer)))
         keep = Method(lambda seen: self.ranked(state, seen), schedule, within=self.within).select(view)
@@ -207,13 +147,21 @@ class Runner:
         return take_rows(state.hidden, order.to(state.hidden.device)), columns
 
     def ranked(self, state: State, view: View) -> Tensor:
-        """The score at this state, computed for the first trial that asks."""
-        if "score" not in state.memo:
-            notice = getattr(self.score, "notice", None)
-            if notice is not None:
-                notice(view)
-            state.memo["score"] = self.score(view)
-        return state.memo["score"]
+        """The score at this state, computed for the first trial that asks; if it hangs on the counts, for each anew."""
+        found = state.found
+        known = found.get(None if None in found or not found else tuple(view.wanted.tolist()))
+        if known is not None:
+            return known
+        if not found:
+            self._notice(view)
+        scores = self.score(view)
+        found[tuple(view.wanted.tolist()) if view.counted else None] = scores
+        return scores
+
+    def _notice(self, view: View) -> None:
+        notice = getattr(self.score, "notice", None)
+        if notice is not None:
+            notice(view)
 
     def view(self, state: State) -> View:
         """What the engine would show before the layer in the prompt's prefill."""
@@ -236,7 +184,9 @@ class Runner:
             rows=rows,
             tokens=tokens,
             attend=lambda index, queries: self._attend(state, index, queries),
+            notes=state.notes,
             look=state.prompt.look,
+            recall=lambda index: self._recall(state, index),
         )
 
     def _attend(self, state: State, index: int, queries: Tensor) -> Tensor:
@@ -256,6 +206,16 @@ class Runner:
         out = shares.new_zeros((*shares.shape[:-1], prompt + 1))
         slot = torch.where(held < 0, prompt, held)[:, None, None].expand(shares.shape)
         return out.scatter_add(-1, slot, shares)[..., :prompt]
+
+    def _recall(self, state: State, index: int) -> Tensor:
+        """Keys of layer `index` by column of the prompt, heads side by side; 0 where it held none."""
+        ran = next(r for r in state.trail if r.layer == index)
+        prompt = state.prompt.batch.prompt
+        keys = self.adapter.keys(self.layers[index], ran.hidden, self._turned(state.prompt, ran.columns))
+        flat = keys.transpose(1, 2).flatten(2)
+        out = flat.new_zeros((flat.shape[0], prompt + 1, flat.shape[2]))
+        slot = torch.where((ran.columns < 0) | (ran.columns >= prompt), prompt, ran.columns)
+        return out.scatter(1, slot[..., None].expand(flat.shape), flat)[:, :prompt]
 
     def _turned(self, prompt: Prompt, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Position embeddings at these columns."""

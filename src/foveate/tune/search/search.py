@@ -19,10 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...core.method import Method
-from ...core.scores import RANKINGS
+from ...core.scores import Score
 from ...engine.adapters import adapter_for, decoder_of
 from ...engine.apply import apply
 from ...measure.cost import shapes
+from ...methods import score_of
 from ...methods.schedule import schedule as method_of
 from ...schedules.store import ScheduleFile
 from ..dyrate.rollout import batch_of
@@ -37,8 +38,6 @@ from .processes import Processes
 from .runner import Runner
 from .strategies import search, settled
 
-FREE = ("random", "even")  # rankings that need no attention, so that tokens may leave before layer 0
-
 
 @dataclass(frozen=True)
 class Search:
@@ -49,7 +48,7 @@ class Search:
         knobs: the strategy's own; what is not given is its default.
         objective: one of `objective.OBJECTIVES`.
         cost: what a budget is a share of: keep (mean share of tokens), flops, kv (bytes) or seconds (measured).
-        ranking: by what tokens are ranked, one of `core.scores.RANKINGS`.
+        ranking: by what tokens are ranked, as `methods.score_of` takes it: last, mix, dart...
         within: as `Method` has it.
         first: the first layer before which tokens may leave.
         batch: examples per forward.
@@ -71,14 +70,19 @@ class Search:
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"unknown objective {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
-        if self.ranking not in RANKINGS:
-            raise ValueError(f"unknown ranking {self.ranking!r}; expected one of {', '.join(RANKINGS)}")
-        if self.first < 1 and self.ranking not in FREE:
+        earliest = getattr(self.score, "earliest", 0)
+        if self.first < earliest:
             raise ValueError(
-                f"ranking {self.ranking!r} is by the attention of the layer before; start at layer 1 or more"
+                f"got first layer {self.first}; ranking {self.ranking!r} goes by the layer before, so start at layer "
+                f"{earliest} or more"
             )
         if self.batch < 1 or self.cache_gb < 0:
             raise ValueError(f"batch={self.batch}, cache_gb={self.cache_gb}; expected 1 or more, and 0 or more")
+
+    @property
+    def score(self) -> Score:
+        """What ranks the tokens."""
+        return score_of(self.ranking)
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _problem(
     """The calibration examples as a problem."""
 
     def seconds() -> list[float]:
-        runner = Runner(model, RANKINGS[plan.ranking])
+        runner = Runner(model, plan.score)
         mine = measure_layer(runner, processor, data.calibration[0])
         found: list[float] = judge.processes.of_first(mine)
         return found
@@ -225,7 +229,7 @@ def _evaluator(
 ) -> Evaluator:
     size = plan.cache_gb * 1e9
     made = OBJECTIVES[objective]
-    return Evaluator(model, processor, examples, made, plan.ranking, plan.within, plan.batch, size, together)
+    return Evaluator(model, processor, examples, made, plan.score, plan.within, plan.batch, size, together)
 
 
 def _scores(
