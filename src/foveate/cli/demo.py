@@ -31,6 +31,7 @@ METHODS = {
     )
     for name, withdrawn in (("scenes", 4), ("smol", 15))  # half of each decoder
 }
+HELD_OUT = {"scenes": 24, "smol": 4}  # some three minutes on two CPU cores
 
 
 Which = Annotated[str, typer.Option(help="scenes, smol, or auto: smol if its language model is installed.")]
@@ -40,7 +41,9 @@ Which = Annotated[str, typer.Option(help="scenes, smol, or auto: smol if its lan
 def demo(
     context: typer.Context,
     pictures: Annotated[int, typer.Option(min=1, max=100, help="Pictures to look at.")] = 3,
-    held_out: Annotated[int, typer.Option(min=0, help="More held-out pictures, to score every method on.")] = 24,
+    held_out: Annotated[
+        int | None, typer.Option(min=0, help="More held-out pictures, to score every method on. [24; of smol 4]")
+    ] = None,
     method: options.Methods = None,
     model: Which = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-pictures"),
@@ -63,7 +66,8 @@ def demo(
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("describing pictures", total=(repeats + 1) * len(table) * pictures)
         rows.run(*loaded, prompts, table, 64, repeats, lambda: progress.advance(task))
-    asked = [q for q in evaluate.questions("test", held_out, start=pictures) if q.kind != "caption"]
+    more = HELD_OUT[model] if held_out is None else held_out
+    asked = [q for q in evaluate.questions("test", more, start=pictures) if q.kind != "caption"]
     reports = score(loaded, table, asked) if asked else []
     truths = [language.describe(scene) for scene in scenes]
     if as_json:
