@@ -152,6 +152,13 @@ def test_what_a_graph_holds_is_not_written_over() -> None:
     assert torch.equal(*found)
 
 
+def test_a_copy_inside_is_refused_and_outside_is_clean() -> None:
+    made = model("llava")
+    with foveate.apply(made, fastv(layer=1)), pytest.raises(RuntimeError, match="copy it outside of the with block"):
+        copy.deepcopy(made)
+    assert not copy.deepcopy(made).model.language_model._forward_pre_hooks
+
+
 @pytest.mark.parametrize("way", ["module", "wrapper"])
 def test_a_compiled_tower_is_refused_by_methods_that_look_at_it(way: str) -> None:
     made = copy.deepcopy(model("llava"))

@@ -135,6 +135,10 @@ class Engine:
         self.handles = []
         self._abandon()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """Refused: a copy of the model would carry hooks that nobody takes off."""
+        raise RuntimeError("foveate.apply is active on this model; copy it outside of the with block")
+
     def _abandon(self) -> None:
         """Lets go of a forward of this thread that was interrupted (torch calls no hook for a KeyboardInterrupt)."""
         forward, self.call.forward = self.call.forward, None

@@ -35,11 +35,15 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_beams < 1 or self.top_k < 0 or not 0 < self.top_p <= 1 or not self.temperature > 0:
-            raise ValueError(
-                f"num_beams={self.num_beams}, top_k={self.top_k}, top_p={self.top_p}, temperature={self.temperature}; "
-                "expected 1 or more, 0 or more, a share in (0, 1], and a number above 0"
-            )
+        expected = {
+            "num_beams": (self.num_beams >= 1, "1 or more"),
+            "top_k": (self.top_k >= 0, "0 or more; 0 takes all tokens"),
+            "top_p": (0 < self.top_p <= 1, "a share in (0, 1]; 1 takes all tokens"),
+            "temperature": (self.temperature > 0, "a number above 0"),
+        }
+        for name, (fits, wanted) in expected.items():
+            if not fits:
+                raise ValueError(f"{name}={getattr(self, name)}; expected {wanted}")
         if self.samples and self.num_beams > 1:
             raise ValueError(f"num_beams={self.num_beams} with top_k, top_p or temperature; take beams or samples")
 
