@@ -18,7 +18,7 @@ from .output import console, print_json
 
 def evaluate_model(
     method: options.Methods = None,
-    model: Annotated[str, typer.Option(help="scenes, or a folder that `foveate demo train` filled.")] = "scenes",
+    model: Annotated[str, typer.Option(help="scenes, smol, or a folder that `foveate demo train` filled.")] = "scenes",
     split: Annotated[str, typer.Option(help="val or test; never seen in training.")] = "test",
     pictures: Annotated[int, typer.Option(min=1, help="Scenes to score on.")] = 200,
     first: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0,
