@@ -88,43 +88,47 @@ results-zoo: $(READY)  # every method at equal tokens; half an hour for scenes o
 	done
 	$(BIN)/python benchmarks/report.py
 
-# Searched schedules against others of the same mean tokens, and one joined with DyRate (JOINED=dyrate:...).
-RANKING ?= mix
+# Searched schedules against others of the same mean tokens, and one joined with DyRate (JOINED=dyrate:...). On the eight
+# layers of scenes small budgets want a ranking that needs no attention, from layer 0 on.
+RANKING ?= $(if $(SCENES),diverse,mix)
+START ?= $(if $(SCENES),0,2)
 CALIBRATION ?= $(if $(SCENES),48,24)
 STRIDE ?= $(if $(SCENES),1,2)
 TOLERANCE ?= 0.05
-BUDGETS ?= $(if $(SCENES),0.5,0.5 0.25 0.125)
+BUDGETS ?= 0.5 0.25 0.125
+LATE := $(if $(SCENES),$(filter-out 0.125,$(BUDGETS)),$(BUDGETS))  # in reach when tokens leave before layer 1
 JOINED ?= $(if $(wildcard src/foveate/predictors/$(MODEL)-0.5),dyrate:predictor=$(MODEL)-0.5)
 FOUND := docs/results/search/$(MODEL)
 SEARCH := $(BIN)/foveate search $(MODEL) --ranking $(RANKING) --calibration $(CALIBRATION) --held-out $(CALIBRATION)
 GSEARCH := $(FOUND)/gsearch-$(RANKING).json
 SIGMOIDS := $(BUDGETS:%=$(FOUND)/psigmoid-$(RANKING)-%.json)
-FITS := $(BUDGETS:%=$(FOUND)/fitprune-$(RANKING)-%.json)
-CUTS := fastv:layer=2,ranking=$(RANKING) fastv:layer=2 random:layer=2 downsample:layer=2
+FITS := $(LATE:%=$(FOUND)/fitprune-$(RANKING)-%.json)
+CUTS := fastv:layer=$(START),ranking=$(RANKING) random:layer=$(START) downsample:layer=$(START)
+ATTENTIVE := $(if $(SCENES),fastv:layer=1 pdrop:layers=0.125/0.25/0.5,fastv:layer=2 $(EARLY))
 
 $(GSEARCH): | $(READY)
 	mkdir -p $(FOUND)
-	$(SEARCH) --algorithm gsearch --tolerance $(TOLERANCE) --stride $(STRIDE) --out $@
+	$(SEARCH) --algorithm gsearch --tolerance $(TOLERANCE) --stride $(STRIDE) --start-layer $(START) --out $@
 
 $(SIGMOIDS): $(FOUND)/psigmoid-$(RANKING)-%.json: $(GSEARCH)
-	$(SEARCH) --algorithm psigmoid --budget $* --trials 12 --warm $(GSEARCH) --out $@
+	$(SEARCH) --algorithm psigmoid --budget $* --trials 12 --warm $(GSEARCH) --start-layer $(START) --out $@
 
 $(FITS): $(FOUND)/fitprune-$(RANKING)-%.json: | $(READY)
 	mkdir -p $(FOUND)
 	$(SEARCH) --algorithm fitprune --budget $* --start-layer 1 --out $@
 
-results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)  # minutes for scenes; not timed for smol
+results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)
 	$(BIN)/foveate plot schedule $^ --out $(FOUND)/schedules.png
-	$(BIN)/foveate inspect ranking $(MODEL) --ranking $(RANKING) --samples $(CALIBRATION) --plot $(FOUND)/ranking-$(RANKING).png
+	$(BIN)/foveate inspect ranking $(MODEL) --ranking mix --samples $(CALIBRATION) --plot $(FOUND)/ranking-mix.png
 	$(JUDGE) --save runs/search/$(MODEL) --match tokens=$$($(BIN)/python -c "import foveate; print(round(foveate.load_schedule('$(GSEARCH)').costs['keep'], 4))") \
-	  $(addprefix --method ,$(CUTS)) --also schedule:$(GSEARCH) --also score=random,schedule=schedule:$(GSEARCH) --also score=even,schedule=schedule:$(GSEARCH) \
+	  $(addprefix --method ,$(CUTS)) $(addprefix --also ,schedule:$(GSEARCH) score=random,schedule=schedule:$(GSEARCH) score=even,schedule=schedule:$(GSEARCH)) \
 	  $(if $(JOINED),--also schedule:$(GSEARCH)+$(JOINED) --also $(JOINED))
 	cp runs/search/$(MODEL)/report.json docs/results/search-gsearch$(OF).json
 	for t in $(BUDGETS); do \
-	  $(JUDGE) --save runs/search/$(MODEL) --match tokens=$$t $(addprefix --method ,$(CUTS) $(EARLY) psigmoid:ranking=$(RANKING)) \
-	    --also schedule:$(FOUND)/psigmoid-$(RANKING)-$$t.json --also score=random,schedule=schedule:$(FOUND)/psigmoid-$(RANKING)-$$t.json \
-	    --also score=even,schedule=schedule:$(FOUND)/psigmoid-$(RANKING)-$$t.json \
-	    --also schedule:$(FOUND)/fitprune-$(RANKING)-$$t.json --also score=fitprune,schedule=schedule:$(FOUND)/fitprune-$(RANKING)-$$t.json && \
+	  found=$(FOUND)/psigmoid-$(RANKING)-$$t.json; fit=$(FOUND)/fitprune-$(RANKING)-$$t.json; \
+	  late=$$(case " $(LATE) " in *" $$t "*) echo $(addprefix --method ,$(ATTENTIVE)) --also schedule:$$fit --also score=fitprune,schedule=schedule:$$fit;; esac); \
+	  $(JUDGE) --save runs/search/$(MODEL) --match tokens=$$t $(addprefix --method ,$(CUTS) psigmoid:ranking=$(RANKING),first=$(START)) \
+	    --also schedule:$$found --also score=random,schedule=schedule:$$found --also score=even,schedule=schedule:$$found $$late && \
 	  cp runs/search/$(MODEL)/report.json docs/results/search-$$t$(OF).json || exit 1; \
 	done
 	$(BIN)/python benchmarks/report.py

@@ -46,6 +46,16 @@ def test_parts_may_be_rankings_and_bring_their_merge() -> None:
     assert first.score == Even() and second == vscan2(keep=0.25)
 
 
+def test_rankings_that_look_at_no_layer_serve_from_layer_0_on() -> None:
+    made, given = model("llava"), batch("llava", LAYOUTS["several"])
+    for ranking in ("even", "tower", "diverse", "random"):
+        for spec in (f"fastv:layer=0,keep=0.5,ranking={ranking}", f"psigmoid:first=0,ranking={ranking}"):
+            with torch.no_grad(), foveate.apply(made, *parse(spec)) as trace:
+                made(**given.inputs)
+            (total, kept) = int(trace.passes[0].total[0]), int(trace.prefill()[0][0])
+            assert 0 < kept < total, (spec, kept)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
@@ -74,6 +84,8 @@ def test_parts_may_be_rankings_and_bring_their_merge() -> None:
         ("sparsevlm:scale=2", "shares in"),
         ("psigmoid:slope=0", "a slope above 0"),
         ("psigmoid:first=0", "1 or more"),
+        ("fastv:layer=0", "1 or more"),
+        ("fastv:layer=0,ranking=mix", "1 or more"),
         ("st3:every=0", "every=0"),
         ("st3:fall=off", "cosine, linear"),
     ],

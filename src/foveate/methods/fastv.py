@@ -25,17 +25,20 @@ def fastv(
     holds for the whole answer; without one, every step prunes anew by its newest token, as the authors' code does.
 
     Args:
-        layer: the paper's K, the first layer that runs with fewer tokens; 1 or more.
+        layer: the paper's K, the first layer that runs with fewer tokens; 1 or more, or 0 with a ranking that looks at
+            no layer before (`tower`, `diverse`, `random`, `even`).
         keep: visual tokens kept, a fraction (float) or a number (int); half if neither it nor `rate` is given.
         rate: the paper's R, the fraction removed; instead of `keep`.
         within: "image" gives every image of a sample its share.
         ranking: by what tokens are ranked, if not by the paper's score; one of `core.scores.RANKINGS`.
 
     Raises:
-        ValueError: layer < 1, `keep` or `rate` out of range, or both given.
+        ValueError: a layer before which it cannot rank, `keep` or `rate` out of range, or both given.
     """
-    if layer < 1:
-        raise ValueError(f"layer={layer}; expected 1 or more: the score is the attention of the layer before")
+    score = RANKINGS[ranking]
+    earliest = getattr(score, "earliest", 0)
+    if layer < earliest:
+        raise ValueError(f"layer={layer}; expected {earliest} or more: the score is the attention of the layer before")
     if rate is not None and keep is not None:
         raise ValueError(f"got keep={keep} and rate={rate}; give one of them: rate is what keep leaves")
     if rate is not None:
@@ -45,4 +48,4 @@ def fastv(
     keep = 0.5 if keep is None else keep
     name = f"fastv:layer={layer},keep={spelled(keep)}" + ("" if ranking == "last" else f",ranking={ranking}")
     name += "" if within == "sample" else f",within={within}"
-    return Method(RANKINGS[ranking], Cut(layer, keep), within=within, name=name)
+    return Method(score, Cut(layer, keep), within=within, name=name)

@@ -76,7 +76,8 @@ def psigmoid(
         keep: share of the visual tokens that a layer runs with, mean over layers.
         slope: the paper's k: the larger, the more like one cut.
         floor: share that the deepest layers tend to.
-        first: the first layer that may run with fewer tokens; 1 or more.
+        first: the first layer that may run with fewer tokens; 1 or more, or 0 with a ranking that looks at no layer
+            before (`tower`, `diverse`, `random`, `even`).
         ranking: by what tokens are ranked; one of `core.scores.RANKINGS`.
 
     Raises:
@@ -84,8 +85,10 @@ def psigmoid(
     """
     check_keep(float(keep))
     check_keep(float(floor))
-    if first < 1 or not 0 < slope < math.inf:
-        raise ValueError(f"first={first}, slope={slope}; expected a layer of 1 or more and a slope above 0")
+    score = RANKINGS[ranking]
+    earliest = getattr(score, "earliest", 0)
+    if first < earliest or not 0 < slope < math.inf:
+        raise ValueError(f"first={first}, slope={slope}; expected a layer of {earliest} or more and a slope above 0")
     name = f"psigmoid:keep={spelled(float(keep))},slope={spelled(float(slope))},floor={spelled(float(floor))}"
     name += f",first={first}" + ("" if ranking == "last" else f",ranking={ranking}")
-    return Method(RANKINGS[ranking], Sigmoid(float(keep), float(slope), float(floor), first), name=name)
+    return Method(score, Sigmoid(float(keep), float(slope), float(floor), first), name=name)
