@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-zoo results-search results-dyrate results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -62,11 +62,19 @@ results: $(READY)
 
 results-all: results results-zoo results-dyrate results-peers  # every figure that needs no GPU, but those of searches
 
+LOOKS := fastv:layer=2,keep=0.5 fastv:layer=8,keep=0.5 fastv:layer=15,keep=0.5 fastv:layer=2,keep=0.25 fastv:layer=2,keep=0.5,ranking=received fastv:layer=2,keep=0.5,ranking=mix vtw:layer=15 vtw:layer=22 random:layer=2,keep=0.5 random:layer=2,keep=0.25 downsample:layer=2,keep=0.5
+results-smol: $(READY) smol  # half an hour on two cores
+	mkdir -p docs/results
+	$(BIN)/foveate demo evaluate --model smol --first 1000 --pictures 60 --easy-vqa 30 --save docs/results/smol.json
+	$(BIN)/foveate demo evaluate --model smol --first 1000 --pictures 12 --save docs/results/methods-smol.json $(addprefix --method ,$(LOOKS))
+	$(BIN)/foveate inspect attention --model smol --plot docs/results/attention-smol.png
+	$(BIN)/python benchmarks/tables.py
+
 EVAL := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 3000 --limit 60 --tokenizer words
-# Tables of a model: MODEL=scenes (60 pictures) or smol (16: three full batches). Everything goes on where it stopped.
+# Tables of a model: MODEL=scenes (60 pictures) or smol (12). Everything goes on where it stopped.
 MODEL ?= scenes
 SCENES := $(filter scenes,$(MODEL))
-PICTURES ?= $(if $(SCENES),60,16)
+PICTURES ?= $(if $(SCENES),60,12)
 OF := $(if $(SCENES),,-$(MODEL))
 JUDGE := $(BIN)/foveate eval --model $(MODEL) --tasks descriptions,captions,questions --first 3000 --limit $(PICTURES) --tokenizer words
 BEFORE := vscan1 visionzip vispruner flowcut divprune cdpruner tome "dymu:threshold=?" random:layer=0 downsample:layer=0 downsample:layer=0,pool=true

@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-CARDS = {name: ROOT / "src" / "foveate" / "demo" / name / "README.md" for name in ("scenes",)}  # those that ship
+CARDS = {name: ROOT / "src" / "foveate" / "demo" / name / "README.md" for name in ("scenes", "smol")}
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
@@ -83,7 +83,7 @@ def render() -> str:
     """The README's part between the marks."""
     methods, speed = read("methods"), read("prefill")
     lines = [
-        *("## Results", "", "All by `make results`, on held-out seeds.", ""),
+        *("## Results", "", "All by `make results` (`make results-smol` for `smol`), on held-out seeds.", ""),
         *(line for name in CARDS for line in (f"**{name}**, unpruned:", "", *of_the_model(read(name)), "")),
         *(f"**Methods on scenes**, {methods['pictures']} test scenes:", "", *by_method(methods), ""),
         f"**Speed**, random weights of shape `{speed['shape']}`, batch {speed['batch']}, 64 text and 576 visual "
