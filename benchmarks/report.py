@@ -30,8 +30,8 @@ layers: 0, 8, 14, 15, 17 and 21 to 24 of 30, where it is 14 to 44 %; in fifteen 
 
 `make results-smol`: {pictures} test pictures, a description, a caption and six questions of each, in % with 95 %
 intervals. Read it so: on descriptions FastV's own ranking costs less the deeper it cuts (76, 81, 83 % of objects at
-layers 2, 8, 15), thinning evenly costs as much as FastV at layer 2, and random tokens cost more. Questions of colour and
-shape suffer from random tokens, and from FastV at layer 2 at a quarter; from the others they do not. VTW destroys
+layers 2, 8, 15), thinning evenly costs as much as FastV at layer 2, and random tokens cost more. Questions of colour
+and shape suffer from random tokens, and from FastV at layer 2 at a quarter; from the others they do not. VTW destroys
 everything at half and at three quarters of the depth: layers that look at the image come after its cut. These are
 twelve pictures: most intervals overlap with their neighbours'.
 
