@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from foveate.demo.draw import draw
 from foveate.demo.export import export
 from foveate.demo.smol import base as language_model
 from foveate.demo.smol import load as loading
-from foveate.demo.smol import lora
+from foveate.demo.smol import lora, rehearsal
 from foveate.demo.smol import model as parts
 from foveate.demo.smol.language import QUESTIONS, language_kept
 from foveate.demo.train import Recipe, normalise, train, weights_hash
@@ -29,7 +30,19 @@ from foveate.demo.world import sample
 from foveate.methods import fastv
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-RECIPE = Recipe("smol", tower_steps=1, tower_batch=2, steps=3, batch=2, warmup=1, easy_vqa=0.0, ramp=0)
+RECIPE = Recipe(
+    "smol",
+    tower_steps=1,
+    tower_batch=2,
+    steps=3,
+    batch=2,
+    warmup=1,
+    easy_vqa=0.0,
+    ramp=0,
+    even=True,
+    ahead=True,
+    rehearse=0.3,
+)
 
 
 def stand_in() -> language_model.Base:
@@ -58,6 +71,7 @@ def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if "real" not in request.fixturenames:
         for module in (language_model, loading):
             monkeypatch.setattr(module, "load_base", stand_in)
+        monkeypatch.setattr(pupils, "rehearsal", partial(rehearsal.rehearsal, count=5))
 
 
 def test_training_rows_are_what_the_processor_makes_of_chats() -> None:
@@ -224,6 +238,27 @@ def test_the_tower_is_taken_from_a_finished_model(tmp_path: Path) -> None:
     assert near > far + 0.2, "a patch must look like the one at its place, and not like another"
     with pytest.raises(ValueError, match="as its eyes"):
         train(tmp_path / "other", replace(recipe, eyes="0" * 64), eyes=eyes)
+
+
+def test_made_up_text_holds_the_decoder_to_its_own_language(tmp_path: Path) -> None:
+    """No loss while the decoder is the one that made the text up; with an update, one whose gradient it alone has."""
+    pupil = pupils.smol_pupil()
+    assert pupil.rehearse is not None
+    made = pupil.rehearse(tmp_path / "text.safetensors")
+    assert made.answered.any(1).all() and not made.answered[:, : len(parts.OPENING.split())].any()
+    assert made.loss(pupil.model, 0, 2).abs() < 1e-5
+    pupil.second([pupil.model], 1e-3, False)
+    with torch.no_grad():
+        for p in lora.parameters(pupil.model):
+            p.add_(0.1)
+    strayed = made.loss(pupil.model, 0, 2)
+    assert strayed > 1e-3 and made.loss(pupil.model, 1, 2) != strayed, "other texts at another step"
+    strayed.backward()
+    touched = {name for name, p in pupil.model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert touched and all("lora_" in name for name in touched)
+    assert torch.equal(pupil.rehearse(tmp_path / "text.safetensors").ids, made.ids), "kept for a run that goes on"
+    with pytest.raises(ValueError, match="no language of its own"):
+        train(tmp_path / "scenes", Recipe(tower_steps=1, tower_batch=1, steps=1, batch=1, easy_vqa=0.0, rehearse=1.0))
 
 
 def test_a_run_goes_on_from_a_finished_smol(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from .muon import Muon
 from .smol import base, lora
 from .smol import model as parts
 from .smol.load import LEARNED, UPDATE, take
+from .smol.rehearsal import Rehearsal, rehearsal
 
 Optimizers = list[torch.optim.Optimizer]
 FILES = {"scenes": "model.safetensors", "smol": LEARNED}  # what was trained, in a finished model's folder
@@ -33,6 +34,7 @@ class Pupil:
         go_on: takes up the file of `FILES` of a finished model, to learn on from it.
         first: optimisers of stage 1, given the modules that learn and the learning rate.
         second: prepares the model for stage 2, where the tower learns on or rests, and gives the optimisers likewise.
+        rehearse: the text that keeps the decoder's own language, kept in the file given; None if it has none.
     """
 
     model: Any
@@ -41,6 +43,7 @@ class Pupil:
     go_on: Callable[[Path], None]
     first: Callable[[list[nn.Module], float], Optimizers]
     second: Callable[[list[nn.Module], float, bool], Optimizers]
+    rehearse: Callable[[Path], Rehearsal] | None = None
 
 
 def _inner(name: str, parameter: Tensor) -> bool:
@@ -96,7 +99,11 @@ def smol_pupil() -> Pupil:
         lora.attach(model, before)
         return split_optimizers(modules, lr, slower=0.5)
 
-    return Pupil(model, parts.dialect(processor.tokenizer, 288), 12, go_on, split_optimizers, second)
+    def rehearse(file: Path) -> Rehearsal:
+        found.model.to(model.device)
+        return rehearsal(found, parts.OPENING, parts.ASKED, parts.ANSWERED, file)
+
+    return Pupil(model, parts.dialect(processor.tokenizer, 288), 12, go_on, split_optimizers, second, rehearse)
 
 
 PUPILS: dict[str, Callable[[], Pupil]] = {"scenes": scenes_pupil, "smol": smol_pupil}

@@ -19,6 +19,7 @@ from .easyvqa import EasyVQA
 from .grounding import Grounding
 from .pupils import FILES, PUPILS, Pupil
 from .run import Loss, Report, Run
+from .smol.rehearsal import Rehearsal
 from .world import MAX_OBJECTS
 
 
@@ -29,9 +30,10 @@ class Recipe:
     Steps are optimiser steps; `ramp` is the number of rows over which scenes grow to their full number of
     objects; `tower_learns` says whether the tower learns on in stage 2 or rests; `decay` is the last part of a stage,
     over which the learning rate falls to zero. `even` lets every object count alike in stage 1, rather than every
-    patch; `ahead` has stage 2 ask also where the object is that a description names next. A run may go on from a
-    finished model: `start` is the hash of its weights, and `skip` the number of training scenes to pass over, those
-    that it has seen. Or only its tower is that of a finished model, whose hash is `eyes`.
+    patch; `ahead` has stage 2 ask also where the object is that a description names next; `rehearse` is the weight of
+    staying at the decoder's own language on text without pictures, as many texts a step as pictures. A run may go on
+    from a finished model: `start` is the hash of its weights, and `skip` the number of training scenes to pass over,
+    those that it has seen. Or only its tower is that of a finished model, whose hash is `eyes`.
     """
 
     model: str = "scenes"
@@ -48,6 +50,7 @@ class Recipe:
     tower_learns: bool = False
     even: bool = False
     ahead: bool = False
+    rehearse: float = 0.0
     start: str | None = None
     skip: int = 0
     eyes: str | None = None
@@ -58,7 +61,17 @@ class Recipe:
 RECIPES = {
     "scenes": Recipe(),
     "smol": Recipe(
-        "smol", tower_steps=1400, tower_ramp=0, steps=800, batch=4, lr=2e-3, ramp=200, even=True, ahead=True, warmup=20
+        "smol",
+        tower_steps=1400,
+        tower_ramp=0,
+        steps=800,
+        batch=4,
+        lr=2e-3,
+        ramp=200,
+        even=True,
+        ahead=True,
+        rehearse=0.3,
+        warmup=20,
     ),
 }
 
@@ -179,6 +192,7 @@ def _chat_stage(
 ) -> None:
     """The tower has learned to see; projector and decoder learn."""
     model, dialect = pupil.model, pupil.dialect
+    text = _rehearsal(pupil, folder, recipe)
     head = Grounding(model, pupil.ground, dialect.grid).to(device)
     parts: dict[str, nn.Module] = {"model": model, "grounding": head}
     learners = pupil.second(list(parts.values()), recipe.lr, recipe.tower_learns)
@@ -189,6 +203,19 @@ def _chat_stage(
 
     def loss(pixels: Tensor, *rest: Tensor) -> Loss:
         fields = (v.to(device) for v in rest)
-        return conversations.answer_loss(model, head, normalise(pixels.to(device)), *fields, end=end)
+        value, seen = conversations.answer_loss(model, head, normalise(pixels.to(device)), *fields, end=end)
+        if text is None:
+            return value, seen
+        strayed = text.loss(model, run.step, recipe.batch)
+        return value + recipe.rehearse * strayed, seen | {"strayed": strayed.item()}
 
     run.finish(make, recipe.batch, loss, report)
+
+
+def _rehearsal(pupil: Pupil, folder: Path, recipe: Recipe) -> Rehearsal | None:
+    """The text of stage 2 that has no pictures, if any."""
+    if not recipe.rehearse:
+        return None
+    if pupil.rehearse is None:
+        raise ValueError(f"rehearse={recipe.rehearse}, but {recipe.model} has no language of its own to keep; give 0")
+    return pupil.rehearse(folder / "rehearsal.safetensors")

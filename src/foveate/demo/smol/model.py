@@ -24,6 +24,8 @@ RANK, SCALE = 16, 2.0  # of the low-rank update W + SCALE * B A
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 IMAGE = "<image>"
 _SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+OPENING = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n"  # of the template, before the first question
+ASKED, ANSWERED = "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -104,13 +106,12 @@ def dialect(tokenizer: Any, text: int) -> Dialect:
         return list(tokenizer(words, add_special_tokens=False)["input_ids"])
 
     image = tokenizer.convert_tokens_to_ids(IMAGE)
-    before = encode(f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n")
     return Dialect(
         encode=encode,
-        prefix=(*before, *([image] * GRID * GRID), *encode("\n")),
+        prefix=(*encode(OPENING), *([image] * GRID * GRID), *encode("\n")),
         opening=tuple(encode("\n<|im_start|>user\n")),
-        asked=tuple(encode("<|im_end|>\n<|im_start|>assistant\n")),
-        answered=tuple(encode("<|im_end|>")),
+        asked=tuple(encode(ASKED)),
+        answered=tuple(encode(ANSWERED)),
         pad=0,
         grid=GRID,
         text=text,
