@@ -28,7 +28,7 @@ KEEP = (1.0, 1.0, 0.5, 0.25, 0.25, 0.25, 0.1, 0.0)
 
 
 def judge_of(scenes: Any, data: Data, objective: str, **more: Any) -> Evaluator:
-    return Evaluator(*scenes, data.calibration, OBJECTIVES[objective], "received", batch=2, **more)
+    return Evaluator(*scenes, data.calibration, OBJECTIVES[objective], RANKINGS["received"], batch=2, **more)
 
 
 @pytest.mark.parametrize("objective", ["kl", "first-kl", "likelihood"])
@@ -89,10 +89,10 @@ def test_every_task_metric_judges_single_answers(name: str) -> None:
 
 def test_a_metric_is_an_objective(scenes: Any, data: Data) -> None:
     right = metric("first word", lambda said, wanted: float(said.split()[:1] == wanted.split()[:1]))
-    judge = Evaluator(*scenes, data.calibration, right, "last", batch=3)
+    judge = Evaluator(*scenes, data.calibration, right, RANKINGS["last"], batch=3)
     plain = judge.parts((1.0,) * 8)
     assert plain is not None and 0 < judge.quality(plain) <= 1
-    exact = Evaluator(*scenes, data.calibration, OBJECTIVES["exact"], "last", batch=3)
+    exact = Evaluator(*scenes, data.calibration, OBJECTIVES["exact"], RANKINGS["last"], batch=3)
     nothing = exact.parts((1.0, *[0.0] * 7))
     assert nothing is not None and exact.quality(nothing) < 1
 
