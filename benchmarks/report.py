@@ -117,8 +117,8 @@ spread tokens lose half of the objects, and FastV's ranking as many. DART lies b
 """,
     "zoo-0.125-smol": """## An eighth
 
-The same methods lead, and lose 5 to 18 points of 80; evenly spread tokens lose 43, random ones 55 and more, and the last
-token's attention more than random.
+The same methods lead, and lose 5 to 18 points of 80; evenly spread tokens lose 43, random ones 55 and more, and the
+last token's attention more than random.
 """,
 }
 PLOTS = {
