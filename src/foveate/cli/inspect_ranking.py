@@ -10,7 +10,6 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..core.scores import RANKINGS
 from ..demo.bundled import load
 from ..plots.ranking import plot_ranking
 from ..tune.chats import folder_examples
@@ -25,9 +24,7 @@ def ranking(
     model: Annotated[str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
     data: Annotated[Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")] = None,
     samples: Annotated[int, typer.Option(min=2, help="Prompts to look at.")] = 32,
-    by: Annotated[
-        str, typer.Option("--ranking", help=f"One of {', '.join(RANKINGS)}; or a method, by its score.")
-    ] = "last",
+    by: options.Ranking = "last",
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     plot: Annotated[Path | None, typer.Option(help="Draw it, as .png, .svg or .pdf.")] = None,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ..core.scores import RANKINGS
 from ..measure import plan
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
@@ -22,6 +23,9 @@ Methods = Annotated[
     typer.Option("--method", help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens). May be repeated."),
 ]
 Model = Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")]
+Ranking = Annotated[
+    str, typer.Option("--ranking", help=f"Which tokens go first: {', '.join(RANKINGS)}; or a method, by its score.")
+]
 Match = Annotated[
     str | None, typer.Option(help="Equal work: flops=0.33 (or bytes=, tokens=) of unpruned; tunes keep, or knob=?.")
 ]

@@ -9,7 +9,6 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..core.scores import RANKINGS
 from ..demo.bundled import load
 from ..plots.schedule import plot_schedules
 from ..schedules.store import ScheduleFile
@@ -36,9 +35,7 @@ def search(
     calibration: Annotated[int, typer.Option(min=1, help="Examples to search on.")] = 64,
     held_out: Annotated[int, typer.Option(min=1, help="Examples to report on.")] = 64,
     objective: Annotated[str, typer.Option(help=f"Quality: {', '.join(OBJECTIVES)}.")] = "kl",
-    ranking: Annotated[
-        str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}; or a method, by its score.")
-    ] = "last",
+    ranking: options.Ranking = "last",
     within: Annotated[str, typer.Option(help="sample, or image: every image keeps its share.")] = "sample",
     start_layer: Annotated[int, typer.Option(min=0, help="The first layer before which tokens may leave.")] = 2,
     tolerance: Annotated[float | None, typer.Option(help="Quality given up (gsearch 0.01, vtw 0.003).")] = None,

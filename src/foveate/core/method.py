@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .merging import Merge
 from .schedules import Schedule
-from .scores import Score
+from .scores import Score, earliest
 from .selection import top, top_per_image
 from .view import View
 
@@ -69,12 +69,12 @@ class Method:
         acts = getattr(self.schedule, "acts", None)
         if acts is None:
             return
-        earliest = min(layers, getattr(self.score, "earliest", 0))
-        for layer in range(earliest):
+        first = min(layers, earliest(self.score))
+        for layer in range(first):
             if any(acts(layer, step) for step in range(SOON)):
                 raise ValueError(
                     f"{self.name}: its schedule acts before layer {layer}, and layer {layer} has no layer before it "
-                    f"whose attention could rank tokens; let it act at layer {earliest} or later, or take another score"
+                    f"whose attention could rank tokens; let it act at layer {first} or later, or take another score"
                 )
         late = any(acts(layer, step) for layer in range(layers) for step in range(1, SOON))
         if late and getattr(self.score, "in_prompt", False):

@@ -20,6 +20,11 @@ from .view import View
 Score = Callable[[View], Tensor]
 
 
+def earliest(score: Score) -> int:
+    """The first layer before which a score can rank: 1 or more if it goes by layers that have run."""
+    return int(getattr(score, "earliest", 0))
+
+
 @dataclass(frozen=True)
 class LastQuery:
     """Attention of the newest token to each visual token, mean over heads (FastV's code).
@@ -143,7 +148,7 @@ class Accumulated:
     @property
     def earliest(self) -> int:
         """The first layer before which `base` can rank."""
-        return int(getattr(self.base, "earliest", 0))
+        return earliest(self.base)
 
     @property
     def tower(self) -> tuple[Layer, ...]:
@@ -184,7 +189,7 @@ class AnyOf:
     @property
     def earliest(self) -> int:
         """The first layer before which all parts can rank."""
-        return max(int(getattr(part, "earliest", 0)) for part in self.parts)
+        return max(earliest(part) for part in self.parts)
 
     @property
     def in_prompt(self) -> bool:

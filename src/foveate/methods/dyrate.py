@@ -14,7 +14,7 @@ from ..core.foresight import Sparing
 from ..core.method import Method
 from ..core.predictor import RatePredictor
 from ..core.schedules import ByStep, check_layer
-from ..core.scores import RANKINGS, LastQuery, Ranking, Score
+from ..core.scores import RANKINGS, LastQuery, Ranking, Score, earliest
 from ..core.view import View
 from ..predictors.store import Card, from_pretrained
 
@@ -184,8 +184,8 @@ def ranked(ranking: str, protect: str, layer: int) -> Score:
     if protect not in get_args(Protect):
         raise ValueError(f"protect={protect!r}; expected one of {', '.join(get_args(Protect))}")
     base = RANKINGS[ranking]
-    if layer < getattr(base, "earliest", 0):
-        free = [name for name, score in RANKINGS.items() if not getattr(score, "earliest", 0)]
+    if layer < earliest(base):
+        free = [name for name, score in RANKINGS.items() if not earliest(score)]
         raise ValueError(
             f"the ranking {ranking} looks at the attention of the layer before, and layer {layer} has none; rank by "
             f"{' or '.join(free)}, or decide before a later layer"

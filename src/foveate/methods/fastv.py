@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
-from ..core.scores import RANKINGS, Ranking
+from ..core.scores import RANKINGS, Ranking, earliest
 
 
 def fastv(
@@ -36,9 +36,10 @@ def fastv(
         ValueError: a layer before which it cannot rank, `keep` or `rate` out of range, or both given.
     """
     score = RANKINGS[ranking]
-    earliest = getattr(score, "earliest", 0)
-    if layer < earliest:
-        raise ValueError(f"layer={layer}; expected {earliest} or more: the score is the attention of the layer before")
+    if layer < earliest(score):
+        raise ValueError(
+            f"layer={layer}; expected {earliest(score)} or more: the score is the attention of the layer before"
+        )
     if rate is not None and keep is not None:
         raise ValueError(f"got keep={keep} and rate={rate}; give one of them: rate is what keep leaves")
     if rate is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.method import Method
 from ..core.schedules import check_keep, spelled, tokens_kept
-from ..core.scores import RANKINGS, Ranking
+from ..core.scores import RANKINGS, Ranking, earliest
 from ..core.view import View
 
 
@@ -86,9 +86,10 @@ def psigmoid(
     check_keep(float(keep))
     check_keep(float(floor))
     score = RANKINGS[ranking]
-    earliest = getattr(score, "earliest", 0)
-    if first < earliest or not 0 < slope < math.inf:
-        raise ValueError(f"first={first}, slope={slope}; expected a layer of {earliest} or more and a slope above 0")
+    if first < earliest(score) or not 0 < slope < math.inf:
+        raise ValueError(
+            f"first={first}, slope={slope}; expected a layer of {earliest(score)} or more, a slope above 0"
+        )
     name = f"psigmoid:keep={spelled(float(keep))},slope={spelled(float(slope))},floor={spelled(float(floor))}"
     name += f",first={first}" + ("" if ranking == "last" else f",ranking={ranking}")
     return Method(score, Sigmoid(float(keep), float(slope), float(floor), first), name=name)
