@@ -86,7 +86,7 @@ EARLY := pdrop:layers=0.07/0.3/0.6 "score=mix,schedule=pdrop:layers=0.07/0.3/0.6
 # These set their own counts, and run as they are; a line from all to none is the steepest of st3's stairs.
 ADAPTIVE := prumerge prumerge_plus fitprune st3:layer=1,stride=1,keep=0.0
 
-results-zoo: $(READY)  # every method at equal tokens; half an hour for scenes on two cores, hours for smol (2 s a prompt)
+results-zoo: $(READY)  # every method at equal tokens; half an hour on two cores
 	mkdir -p docs/results
 	$(JUDGE) --save runs/zoo/$(MODEL) --match tokens=0.5 $(addprefix --method ,$(WITHIN) $(STAGES) $(BEFORE)) $(addprefix --also ,$(ADAPTIVE))
 	cp runs/zoo/$(MODEL)/report.json docs/results/zoo-0.5$(OF).json
