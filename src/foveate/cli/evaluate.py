@@ -12,7 +12,7 @@ from ..demo import evaluate
 from ..demo.bundled import load
 from ..demo.easyvqa import EasyVQA
 from . import options, rows
-from .demo import quality_table, score
+from .demo import quality_tables, score
 from .output import console, print_json
 
 
@@ -54,4 +54,4 @@ def evaluate_model(
     if as_json:
         print_json(body)
     else:
-        console.print(quality_table(reports))
+        console.print(quality_tables(reports))

