@@ -127,7 +127,7 @@ $(FITS): $(FOUND)/fitprune-$(RANKING)-%.json: | $(READY)
 
 results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)
 	$(BIN)/foveate plot schedule $^ --out $(FOUND)/schedules.png
-	$(BIN)/foveate inspect ranking $(MODEL) --ranking mix --samples $(CALIBRATION) --plot $(FOUND)/ranking-mix.png
+	$(BIN)/foveate inspect ranking $(MODEL) --ranking last --samples $(CALIBRATION) --plot $(FOUND)/ranking-last.png
 	$(JUDGE) --save runs/search/$(MODEL) --match tokens=$$($(BIN)/python -c "import foveate; print(round(foveate.load_schedule('$(GSEARCH)').costs['keep'], 4))") \
 	  $(addprefix --method ,$(CUTS)) $(addprefix --also ,schedule:$(GSEARCH) score=random,schedule=schedule:$(GSEARCH) score=even,schedule=schedule:$(GSEARCH)) \
 	  $(if $(JOINED),--also schedule:$(GSEARCH)+$(JOINED) --also $(JOINED))
