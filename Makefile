@@ -110,7 +110,8 @@ FOUND := docs/results/search/$(MODEL)
 SEARCH := $(BIN)/foveate search $(MODEL) --ranking $(RANKING) --calibration $(CALIBRATION) --held-out $(CALIBRATION)
 GSEARCH := $(FOUND)/gsearch-$(RANKING).json
 SIGMOIDS := $(BUDGETS:%=$(FOUND)/psigmoid-$(RANKING)-%.json)
-FITS := $(LATE:%=$(FOUND)/fitprune-$(RANKING)-%.json)
+FITTED ?= $(if $(SCENES),$(LATE),0.25)  # budgets of FitPrune's recipe; each is eight passes
+FITS := $(FITTED:%=$(FOUND)/fitprune-$(RANKING)-%.json)
 CUTS := fastv:layer=$(START),ranking=$(RANKING) random:layer=$(START) downsample:layer=$(START)
 ATTENTIVE := $(if $(SCENES),fastv:layer=1 pdrop:layers=0.125/0.25/0.5,fastv:layer=2 $(EARLY))
 
@@ -134,7 +135,8 @@ results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)
 	cp runs/search/$(MODEL)/report.json docs/results/search-gsearch$(OF).json
 	for t in $(BUDGETS); do \
 	  found=$(FOUND)/psigmoid-$(RANKING)-$$t.json; fit=$(FOUND)/fitprune-$(RANKING)-$$t.json; \
-	  late=$$(case " $(LATE) " in *" $$t "*) echo $(addprefix --method ,$(ATTENTIVE)) --also schedule:$$fit --also score=fitprune,schedule=schedule:$$fit;; esac); \
+	  late=$$(case " $(LATE) " in *" $$t "*) echo $(addprefix --method ,$(ATTENTIVE));; esac); \
+  case " $(FITTED) " in *" $$t "*) late="$$late --also schedule:$$fit --also score=fitprune,schedule=schedule:$$fit";; esac; \
 	  $(JUDGE) --save runs/search/$(MODEL) --match tokens=$$t $(addprefix --method ,$(CUTS) psigmoid:ranking=$(RANKING),first=$(START)) \
 	    --also schedule:$$found --also score=random,schedule=schedule:$$found --also score=even,schedule=schedule:$$found $$late && \
 	  cp runs/search/$(MODEL)/report.json docs/results/search-$$t$(OF).json || exit 1; \
