@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -149,7 +150,8 @@ def _print_answers(picture: str, truth: str, answers: list[tuple[str, str]]) -> 
 def quality_tables(reports: list[evaluate.Report]) -> Group:
     """Figures (down) of every method (across) with their 95 % intervals, few methods a table, all beside the first."""
     first, others = reports[:1], reports[1:]
-    parts = [others[start : start + _BESIDE] for start in range(0, len(others), _BESIDE)] or [[]]
+    tables = max(1, math.ceil(len(others) / _BESIDE))
+    parts = [others[len(others) * t // tables : len(others) * (t + 1) // tables] for t in range(tables)]
     return Group(*(_quality_table(first + part) for part in parts))
 
 
