@@ -155,7 +155,9 @@ The search finds one cut before layer 1, and keeps all objects, as its flat neig
 """,
     "search-0.25-smol": """## P-Sigmoid at a quarter
 
-@@
+The search flattens its sigmoid again, and FitPrune's recipe is flat after layer 0; both, one cut by diversity and
+FitPrune's own ranking are alike: as many objects as unpruned, of those named 17 points fewer right. Stages (`pdrop`)
+find 58 to 65 %, evenly spread tokens 55, FastV and random ones 45 to 48, a sigmoid as it comes none.
 """,
     "search-0.125-smol": """## P-Sigmoid at an eighth
 
