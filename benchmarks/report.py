@@ -167,19 +167,19 @@ sigmoid as it comes none. The gain over FastV, 57 points of objects, is that of 
 """,
     "zoo-0.5-smol": """## Every method at half the tokens
 
-`make results-zoo MODEL=smol`, half an hour on two cores for all three tables. **These three tables are of the
-weights before the last 100 steps of training**, which taught it to talk again and whose unpruned descriptions are as
-good. Twelve pictures: differences of fewer than some fifteen points of objects are not told apart. What can be told:
-at half the tokens most methods lose nothing, random and evenly spread tokens included; the last token's attention at
-layer 2 (`fastv`, and `psigmoid`, which goes on cutting by it) loses, as does averaging neighbours (`pool=true`); VTW
-loses everything. `prumerge` keeps a twentieth.
+`make results-zoo MODEL=smol`, half an hour on two cores for all three tables. **These three tables and their plot
+are of the weights before the last 100 steps of training**, which taught it to talk again; its unpruned descriptions
+are as good, and a quarter, run again, came out alike. Twelve pictures: differences of fewer than some fifteen points
+of objects are not told apart. What can be told: at half the tokens most methods lose nothing, random and evenly
+spread tokens included; the last token's attention at layer 2 (`fastv`, and `psigmoid`, which goes on cutting by it)
+loses, as does averaging neighbours (`pool=true`); VTW loses everything. `prumerge` keeps a twentieth.
 """,
     "zoo-0.25-smol": """## A quarter
 
-What chooses before the language model, by the tower's attention or by diversity, or merges (`vscan1`, `tome`, `dymu`,
-`divprune`, `cdpruner`, `vispruner`, `flowcut`), still loses nothing that twelve pictures could show; random tokens
-lose half of the objects, evenly spread ones and FastV's ranking two fifths. DART lies between.
-What cuts deep loses everything.
+What chooses before the language model, by the tower's attention or by diversity, or merges (`vscan1`, `tome`,
+`dymu`, `divprune`, `cdpruner`, `vispruner`, `flowcut`), still loses no objects that twelve pictures could show (of
+those named, 10 to 23 points fewer are right); random tokens lose half of the objects, evenly spread ones and FastV's
+ranking two fifths. DART lies between. What cuts deep loses everything.
 """,
     "zoo-0.125-smol": """## An eighth
 
