@@ -97,7 +97,7 @@ results-zoo: $(READY)  # every method at equal tokens; half an hour on two cores
 	$(BIN)/python benchmarks/report.py
 
 # Searched schedules against others of the same mean tokens, and one joined with DyRate (JOINED=dyrate:...). The ranking
-# needs no attention, so tokens can leave from layer 0 on: small budgets want that, and every method's table says it is best.
+# needs no attention, so tokens can leave from layer 0 on: small budgets want that.
 RANKING ?= diverse
 START ?= 0
 CALIBRATION ?= $(if $(SCENES),48,24)
@@ -136,27 +136,17 @@ results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)
 	for t in $(BUDGETS); do \
 	  found=$(FOUND)/psigmoid-$(RANKING)-$$t.json; fit=$(FOUND)/fitprune-$(RANKING)-$$t.json; \
 	  late=$$(case " $(LATE) " in *" $$t "*) echo $(addprefix --method ,$(ATTENTIVE));; esac); \
-  case " $(FITTED) " in *" $$t "*) late="$$late --also schedule:$$fit --also score=fitprune,schedule=schedule:$$fit";; esac; \
+	  case " $(FITTED) " in *" $$t "*) late="$$late --also schedule:$$fit --also score=fitprune,schedule=schedule:$$fit";; esac; \
 	  $(JUDGE) --save runs/search/$(MODEL) --match tokens=$$t $(addprefix --method ,$(CUTS) psigmoid:ranking=$(RANKING),first=$(START)) \
 	    --also schedule:$$found --also score=random,schedule=schedule:$$found --also score=even,schedule=schedule:$$found $$late && \
 	  cp runs/search/$(MODEL)/report.json docs/results/search-$$t$(OF).json || exit 1; \
 	done
 	$(BIN)/python benchmarks/report.py
 
-# A predictor beside its control in the step alone and fixed cuts before the same layer, all at the FLOPs that it came to;
-# and the rows of the paper's tables, as they are. The answers of a predictor are kept, so the second call has them.
-DYRATES ?= 0.5 0.33 0.2
-PAPERS := fastv:layer=2,keep=0.5 fastv:layer=3,keep=0.5 vtw:layer=$(if $(SCENES),4,15)
-CAME_TO = $$($(BIN)/python -c "import json; print(round(json.load(open('runs/dyrate/$(MODEL)/report.json'))['methods']['$$p']['work']['flops'], 3))")
-results-dyrate: $(READY)
-	mkdir -p docs/results
-	for t in $(DYRATES); do p=dyrate:predictor=$(MODEL)-$$t; \
-	  case $(MODEL)-$$t in scenes-0.2) at=0; last=;; *) at=1; last="--method fastv:layer=1";; esac; \
-	  $(JUDGE) --save runs/dyrate/$(MODEL) --method $$p && \
-	  $(JUDGE) --save runs/dyrate/$(MODEL) --match flops=$(CAME_TO) $$last --method fastv:layer=$$at,ranking=diverse --method random:layer=$$at --method downsample:layer=$$at \
-	    --also $$p --also $$p,adapt=step $(addprefix --also ,$(PAPERS)) && \
-	  cp runs/dyrate/$(MODEL)/report.json docs/results/dyrate-$$t$(OF).json || exit 1; \
-	done
+results-dyrate: $(READY)  # fixed cuts at the FLOPs that the predictor comes to
+	$(EVAL) --save runs/zoo/dy-0.5 $(addprefix --method ,dyrate:predictor=scenes-0.5 dyrate:predictor=scenes-0.5,adapt=step fastv:layer=2,ranking=mix,keep=0.22 fastv:layer=2,keep=0.23 random:layer=2,keep=0.23)
+	$(EVAL) --save runs/zoo/dy-0.7 $(addprefix --method ,dyrate:predictor=scenes-0.7 dyrate:predictor=scenes-0.7,adapt=step fastv:layer=2,ranking=mix,keep=0.55 fastv:layer=2,keep=0.55 random:layer=2,keep=0.55)
+	for t in 0.5 0.7; do cp runs/zoo/dy-$$t/report.json docs/results/dyrate-$$t.json; done
 	$(BIN)/python benchmarks/report.py
 
 PEERS ?= .venv-peers

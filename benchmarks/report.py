@@ -74,40 +74,6 @@ tokens.
 """,
     "search-gsearch": """## G-Search's schedule
 
-`make results-search MODEL={model}`: the schedule that `foveate search` found, on held-out pictures; under the same
-schedule random tokens and evenly spread ones; and single cuts of the same ranking at the same mean tokens. With
-`+dyrate` the searched schedule serves the prefill, and the predictor drops further in decode steps.
-""",
-    "search-0.5": """## P-Sigmoid at half the tokens
-
-A searched sigmoid over the layers, and FitPrune's recipe, beside other shapes of the same mean: one cut (`fastv`),
-stages (`pdrop`), and one cut of evenly spread (`downsample`) or random tokens. `score=random` and `score=even` keep
-the counts of the searched schedule, and other tokens.
-""",
-    "search-0.25": """## P-Sigmoid at a quarter
-""",
-    "search-0.125": """## P-Sigmoid at an eighth
-""",
-    "dyrate-0.7": """## DyRate and its controls at equal FLOPs
-
-`make results-dyrate`: a bundled predictor, named by its budget; its control in the step alone (`adapt=step`), which
-keeps at each step what the predictor keeps on average; and fixed cuts before the same layer at about those FLOPs. The
-predictors are those of `foveate train dyrate --budget 0.7` (or `0.5`) `--layer 2 --ranking mix --num-rates 20
---steps 120 --batch 6 --held-out 48`.
-
-At 0.7 (met on its own kind of data, descriptions and captions; on these, with questions, it keeps more) the predictor
-loses nothing, and nor does a fixed cut of the same ranking for less. It has learned not to drop while decoding.
-""",
-    "dyrate-0.5": """### At the budget 0.5
-
-The predictor loses by far to a fixed cut of the same ranking: it goes on dropping while it decodes, and a description
-needs every object until it was named. Against its control in the step alone it is ahead in objects by 5 points, whose
-intervals overlap. That adapting to the input pays is shown at neither budget.
-""",
-}
-OWN = {  # in place of the above
-    "search-gsearch": """## G-Search's schedule
-
 `make results-search`: the schedule that `foveate search --ranking diverse --tolerance 0.05` found on 48 training
 examples; under the same schedule random tokens and evenly spread ones; and single cuts at the same mean tokens. It
 keeps 44 % at layer 0, falling to 31 % at the last ([drawn](results/search/scenes/schedules.png)). FLOPs fall 2.2
@@ -137,6 +103,24 @@ The search makes its sigmoid flat, and is 13 points ahead of the unsearched one 
 before layer 0 by diversity. Cuts that need attention first are out of reach: layer 0 alone is an eighth of these
 eight layers.
 """,
+    "dyrate-0.7": """## DyRate and its controls at equal FLOPs
+
+`make results-dyrate`: a bundled predictor, named by its budget; its control in the step alone (`adapt=step`), which
+keeps at each step what the predictor keeps on average; and fixed cuts before the same layer at about those FLOPs. The
+predictors are those of `foveate train dyrate --budget 0.7` (or `0.5`) `--layer 2 --ranking mix --num-rates 20
+--steps 120 --batch 6 --held-out 48`.
+
+At 0.7 (met on its own kind of data, descriptions and captions; on these, with questions, it keeps more) the predictor
+loses nothing, and nor does a fixed cut of the same ranking for less. It has learned not to drop while decoding.
+""",
+    "dyrate-0.5": """### At the budget 0.5
+
+The predictor loses by far to a fixed cut of the same ranking: it goes on dropping while it decodes, and a description
+needs every object until it was named. Against its control in the step alone it is ahead in objects by 5 points, whose
+intervals overlap. That adapting to the input pays is shown at neither budget.
+""",
+}
+OWN = {  # of smol, in place of the above
     "search-gsearch-smol": """## G-Search's schedule
 
 `make results-search MODEL=smol` (24 training examples): 37 % of the tokens from layer 0 to 17, then fewer and fewer,

@@ -128,8 +128,7 @@ def evaluate(
     """Every sample's answer, in order; the same however many processes share the work or how often it was resumed.
 
     Args:
-        model: of a supported family.
-        processor: the model's.
+        model, processor: of a supported family.
         samples: to answer.
         spec: the method's text, which names its answers in `folder`.
         methods: applied meanwhile.
@@ -139,13 +138,12 @@ def evaluate(
         progress: called with the samples of each batch that this process answers or finds answered.
         decoding: how answers are generated; samples drawn hang on the seed and the batch alone.
     """
-    among, tick = among or Processes(), progress or (lambda count: None)
-    plan, home = batches(samples, size), None if folder is None else records.place(folder, spec)
+    among, tick, plan = among or Processes(), progress or (lambda count: None), batches(samples, size)
+    home = None if folder is None else records.place(folder, spec)
     done = {} if home is None else records.read(home, [len(batch) for batch in plan])
     among.wait()  # nobody writes until all have read
-    found = [record for batch in done.values() for record in batch]
+    found, shape, mine = [record for batch in done.values() for record in batch], shapes(model), []
     tick(len(found))
-    shape, mine = shapes(model), []
     for number in [n for n in range(len(plan)) if n not in done][among.index :: among.count]:
         answers = answer(model, processor, [samples[i] for i in plan[number]], methods, shape, decoding=decoding)
         rows = [replace(row, sample=i, batch=number) for row, i in zip(answers, plan[number], strict=True)]

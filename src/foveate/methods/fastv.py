@@ -36,10 +36,8 @@ def fastv(
         ValueError: a layer before which it cannot rank, `keep` or `rate` out of range, or both given.
     """
     score = RANKINGS[ranking]
-    if layer < earliest(score):
-        raise ValueError(
-            f"layer={layer}; expected {earliest(score)} or more: the score is the attention of the layer before"
-        )
+    if layer < (first := earliest(score)):
+        raise ValueError(f"layer={layer}; expected {first} or more: the score is the attention of the layer before")
     if rate is not None and keep is not None:
         raise ValueError(f"got keep={keep} and rate={rate}; give one of them: rate is what keep leaves")
     if rate is not None:

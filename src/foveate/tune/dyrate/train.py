@@ -40,8 +40,7 @@ def train(
     """Trains a predictor, or what is left of it in `folder`; the model stays frozen.
 
     Args:
-        model: of a supported family.
-        processor: the model's.
+        model, processor: of a supported family.
         examples: prompts with answers; step number s takes those from s x batch on, round and round.
         plan: the numbers; a folder belongs to one plan.
         folder: for the checkpoint.
