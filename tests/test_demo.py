@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import foveate
+from foveate.cli.demo import quality_tables
 from foveate.demo import conversations, evaluate, grounding, language, model
 from foveate.demo.bundled import BUNDLED, load
 from foveate.demo.draw import draw
@@ -265,3 +266,12 @@ def test_easy_vqa_is_found_when_installed() -> None:
     known = set(vocabulary())
     for question in evaluate.easy_questions(data, 20):
         assert {*question.references} <= known
+
+
+@given(st.integers(1, 14))
+def test_tables_of_methods_fit_a_terminal_and_leave_none_out(count: int) -> None:
+    reports = [evaluate.Report(f"method{i}", 1, {"shape": 0.5}, {"shape": (0.25, 1.0)}) for i in range(count)]
+    tables = quality_tables(reports).renderables
+    heads = [[str(column.header) for column in table.columns[1:]] for table in tables]
+    assert all(head[0] == "method0" and len(head) <= 5 for head in heads)
+    assert [name for head in heads for name in head[1:]] == [report.method for report in reports[1:]]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import foveate
 from cases import SEARCHED
@@ -182,6 +183,9 @@ def test_the_command_searches_and_its_file_works_everywhere(tmp_path: Path, caps
     assert run([*look, "--json"]) == 0 and (tmp_path / "r.png").stat().st_size > 1000
     said = capsys.readouterr().out
     assert len(json.loads(said.splitlines()[-1])["tau"]) == 8
+    assert run([*look[:-1], str(tmp_path / "mix.png"), "--ranking", "mix"]) == 0
+    wide, narrow = (Image.open(tmp_path / name).width for name in ("r.png", "mix.png"))
+    assert 3 * narrow == 2 * wide, "a ranking by places has no panel of essential counts"
 
 
 @pytest.mark.parametrize(
