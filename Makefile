@@ -171,7 +171,7 @@ predictors-scenes: $(READY)  # 3 x about 10 minutes on two cores; layers are tho
 	for b in 0.5 0.33 0.2; do $(call BUNDLE,scenes,$$b); done
 
 predictors-smol: $(READY)  # 3 x about 12 minutes on two cores, 4 GB
-	for b in 0.5 0.33 0.2; do $(TRAIN) --model $(SMOL) --ranking diverse --layer 1 --budget $$b --steps 40 --batch 4 --held-out 24 --out runs/predictors/smol-$$b && $(call BUNDLE,smol,$$b) || exit 1; done
+	for b in 0.5 0.33 0.2; do $(TRAIN) --model $(SMOL) --ranking diverse --layer 1 --budget $$b --steps 60 --batch 4 --held-out 24 --out runs/predictors/smol-$$b && $(call BUNDLE,smol,$$b) || exit 1; done
 
 BUNDLE = mkdir -p src/foveate/predictors/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/predictors/$(1)-$(2)/
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from foveate.engine.adapters import adapter_for
 from foveate.measure.cost import cost_of_trace, shapes
 from foveate.methods import dyrate
 from foveate.tune.chats import folder_examples
-from foveate.tune.dyrate import train as training
+from foveate.tune.dyrate import gradients
 from foveate.tune.dyrate.flops import flops_ratio
+from foveate.tune.dyrate.gradients import by_draws
 from foveate.tune.dyrate.judge import calibrate, judge, likeliest
 from foveate.tune.dyrate.plan import Plan
-from foveate.tune.dyrate.rollout import batch_of, roll_out
+from foveate.tune.dyrate.rollout import answer_losses, batch_of, roll_out
 from foveate.tune.dyrate.train import train
 from foveate.tune.examples import encode, file_examples, scene_examples
 
@@ -64,6 +66,22 @@ def test_a_training_that_was_stopped_ends_with_the_same_predictor(scenes: Any, e
         train(*scenes, examples, Plan(budget=0.6), tmp_path / "part")
     with pytest.raises(ValueError, match="other data"):
         train(*scenes, examples[1:], PLAN, tmp_path / "part")
+
+
+def test_a_training_by_draws_that_was_stopped_ends_with_the_same_predictor(
+    scenes: Any, examples: Any, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, layer=1, budget=0.5, decode=False, draws=2, parts=2)
+    whole = train(*scenes, examples, plan, tmp_path / "whole", save_every=1)
+
+    def stop(seen: dict[str, float]) -> None:
+        if seen["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(*scenes, examples, plan, tmp_path / "part", stop, save_every=1)
+    resumed = train(*scenes, examples, plan, tmp_path / "part", save_every=1)
+    assert torch.equal(whole.linear.weight, resumed.linear.weight) and whole.linear.weight.abs().max() > 0
 
 
 def test_a_budget_out_of_reach_is_refused(scenes: Any, examples: Any, tmp_path: Path) -> None:
@@ -185,7 +203,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(
     scenes: Any, examples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where parts are alike and rates are not sampled, so that nothing else may differ."""
-    monkeypatch.setattr(training, "_gumbel", lambda logits, uniform, tau: _straight(logits))
+    monkeypatch.setattr(gradients, "_gumbel", lambda logits, uniform, tau: _straight(logits))
     plan = Plan(budget=0.5, layer=1, steps=1, batch=4, num_rates=4, drop_all=True)
     whole = train(*scenes, examples[:1], plan, tmp_path / "whole")
     parted = train(*scenes, examples[:1], replace(plan, parts=9), tmp_path / "parts")  # more than there are
@@ -198,10 +216,69 @@ def test_steps_of_an_answer_share_their_noise() -> None:
     """Alike steps take one rate; over answers, rates are taken as often as the softmax says."""
     uniform = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0))
     logits = torch.tensor([0.0, 1.0, 2.0]).expand(4000, 3)
-    first, second = (training._gumbel(logits, uniform, tau).argmax(-1) for tau in (2.0, 0.5))
+    first, second = (gradients._gumbel(logits, uniform, tau).argmax(-1) for tau in (2.0, 0.5))
     assert torch.equal(first, second)
     often = torch.bincount(first, minlength=3) / 4000
     torch.testing.assert_close(often, logits[0].softmax(-1), atol=0.03, rtol=0)
+
+
+def test_learning_from_draws_is_right_on_average(scenes: Any, examples: Any) -> None:
+    """Over all pairs of draws, weighed by their chances, the estimate is the gradient of the expected loss."""
+    plan = Plan(budget=0.5, layer=1, num_rates=2, drop_all=True, draws=2, decode=False, weight=0.0, clip=1e9, kl=0.5)
+    made = batch_of(*scenes, examples[:1])
+    predictor = RatePredictor(6, plan.rates)
+    torch.nn.init.normal_(predictor.linear.weight, generator=torch.Generator().manual_seed(3))
+    count, tau, shape = len(plan.rates), 1.5, shapes(scenes.model)
+    losses = torch.zeros(count)
+    for rate in range(count):
+        found = roll_out(scenes.model, predictor, plan.score, 1, made[0], _Always(rate), decode=False)
+        losses[rate] = answer_losses(found.logits, made[0]) + 0.5 * gradients._divergences(scenes.model, found, made[0])
+        logits = _Always.seen
+    chances = (logits[0] / tau).softmax(-1)
+    expected = torch.autograd.grad((chances * losses).sum(), list(predictor.parameters()))
+    average = [torch.zeros_like(g) for g in expected]
+    for first, second in product(range(count), repeat=2):
+        uniform = torch.full((2, 1, count), 1e-9)  # the one drawn has all the luck
+        uniform[0, 0, first] = uniform[1, 0, second] = 1 - 1e-7
+        got = by_draws(scenes.model, predictor, made, plan, shape, uniform, tau).gradients
+        weight = (chances[first] * chances[second]).item()
+        average = [a + weight * g for a, g in zip(average, got, strict=True)]
+    assert losses.max() - losses.min() > 0.5 and max(float(g.abs().max()) for g in expected) > 0.01
+    for ours, theirs in zip(average, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+def test_the_budget_of_draws_is_that_of_the_expected_count(scenes: Any, examples: Any) -> None:
+    """It has no noise of sampling, and its gradient lowers the FLOPs."""
+    plan = Plan(budget=0.3, layer=1, num_rates=4, draws=3, decode=False)
+    made = batch_of(*scenes, examples[:2])
+    predictor, shape = RatePredictor(6, plan.rates), shapes(scenes.model)
+    estimates = [
+        by_draws(scenes.model, predictor, made, plan, shape, torch.rand(3, 2, 4, generator=generator), 1.0)
+        for generator in (torch.Generator().manual_seed(seed) for seed in (0, 1))
+    ]
+    assert estimates[0].figures["flops"] == estimates[1].figures["flops"]
+    assert estimates[0].figures["answer"] != estimates[1].figures["answer"], "draws differ"
+    with torch.no_grad():
+        for p, g in zip(predictor.parameters(), estimates[0].gradients, strict=True):
+            p.sub_(0.01 * g)
+    after = by_draws(scenes.model, predictor, made, plan, shape, torch.rand(3, 2, 4), 1.0)
+    assert after.figures["flops"] < estimates[0].figures["flops"]
+    with pytest.raises(ValueError, match="add --no-decode"):
+        Plan(draws=2)
+
+
+class _Always:
+    """Chooses one rate, and shows the logits."""
+
+    seen: torch.Tensor
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        _Always.seen = logits
+        return torch.nn.functional.one_hot(torch.full((len(logits),), self.rate), logits.shape[-1]).to(logits)
 
 
 def _straight(logits: torch.Tensor) -> torch.Tensor:

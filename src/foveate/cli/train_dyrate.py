@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..core.predictor import RatePredictor
 from ..core.scores import RANKINGS
 from ..demo.bundled import Loaded, load
+from ..demo.language import KINDS
 from ..engine.adapters import adapter_for, decoder_of
 from ..predictors.store import Card, save_pretrained
 from ..tune.chats import folder_examples
@@ -24,7 +25,7 @@ from . import options
 from .output import console, errors
 
 app = typer.Typer(help="Train what a method needs for a model.", no_args_is_help=True)
-_KINDS = ("description", "caption")
+_KINDS = tuple(kind for asked in KINDS for kind in ("description", "caption", asked))
 
 
 @app.callback()
@@ -57,6 +58,9 @@ def train_dyrate(
     parts: Annotated[int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")] = Plan.parts,
     lr: Annotated[float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")] = Plan.lr,
     kl: Annotated[float, typer.Option(help="Weight of the divergence from the unpruned model.")] = Plan.kl,
+    draws: Annotated[
+        int, typer.Option(min=1, help="1: learn through soft masks (the paper). More: from so many draws an answer.")
+    ] = Plan.draws,
     seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out examples for the report.")] = 64,
     device: options.Device = "cpu",
@@ -65,7 +69,7 @@ def train_dyrate(
     """Train DyRate's predictor for a model, meet its budget, and report on held-out data."""
     plan = Plan(
         budget, layer, num_rates, ranking, response, steps, batch, lr, kl=kl, seed=seed, drop_all=drop_all, parts=parts,
-        decode=decode, protect=protect,
+        decode=decode, protect=protect, draws=draws,
     )  # fmt: skip
     learned, judged_on = _data(data, steps * batch, held_out)
     loaded = load(model, device=device, dtype=dtype)

@@ -20,17 +20,19 @@ from ...methods.dyrate import ranked
 class Plan:
     """All numbers of a training.
 
-    The loss is ``CE + weight (F/F_full - budget)^2 + kl KL(unpruned || pruned)``. The optimiser is DiffRate's
+    The loss is ``CE + weight (F/F_full - budget)^2 + kl KL(unpruned || pruned)``, where CE is each answer's mean over
+    its words, so that short answers count (the paper: over all words). The optimiser is DiffRate's
     (2305.17997): AdamW, learning rate `lr` to a tenth of it by a cosine, no weight decay. But the rate is higher than
     its 1e-2, and squared gradients are forgotten sooner (0.95): a linear layer must move its logits by several units,
     and the first gradients are a hundred times the later ones. The temperature of
     Gumbel-Softmax falls from `hot` to `cold` linearly. `batch` is over all processes; each works its share off in
     `parts`, so that less is in memory at once. The budget then holds for every part by itself: its loss is a square.
     `drop_all` adds the rate 1. Without `decode` the predictor learns the prefill's choice alone; `protect` is the
-    ranking's (`methods.dyrate`). `clip` is the most that the gradient of CE and KL may measure.
+    ranking's (`methods.dyrate`). `draws` from 2 on learn from that many draws an answer (`gradients.by_draws`), 1
+    through soft masks. `clip` is the most that the gradient of CE and KL may measure.
 
     Raises:
-        ValueError: no such ranking, or one that is not possible before the layer.
+        ValueError: no such ranking, or one that is not possible before the layer; several draws while decoding.
     """
 
     budget: float = 0.5
@@ -51,8 +53,14 @@ class Plan:
     parts: int = 1
     decode: bool = True
     protect: str = "nothing"
+    draws: int = 1
 
     def __post_init__(self) -> None:
+        if self.draws < 1 or (self.draws > 1 and self.decode):
+            raise ValueError(
+                f"draws={self.draws} with decode={self.decode}; several draws learn the one decision of the prefill: "
+                "add --no-decode, or give draws=1"
+            )
         ranked(self.ranking, self.protect, self.layer)  # refuses now what it would refuse then
 
     @property

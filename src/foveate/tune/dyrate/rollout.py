@@ -188,6 +188,17 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(logits[batch.answered].float(), words[batch.answered])
 
 
+def answer_losses(logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, B]:
+    """Cross-entropy of each answer, mean over its words, in nats."""
+    words = batch.inputs["input_ids"][:, batch.prompt :]
+    return over_words(F.cross_entropy(logits.float().transpose(1, 2), words, reduction="none"), batch)
+
+
+def over_words(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, B]:
+    """Mean over each answer's own words."""
+    return (values * batch.answered).sum(1) / batch.answered.sum(1)
+
+
 @torch.no_grad()
 def unpruned_logits(model: Any, batch: Batch) -> Tensor:
     """Logits (B S V) of the answers' words with all tokens."""

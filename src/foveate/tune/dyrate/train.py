@@ -8,12 +8,10 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.predictor import RatePredictor
@@ -21,9 +19,10 @@ from ...engine.adapters import adapter_for, decoder_of
 from ...measure.cost import Shapes, shapes
 from ...measure.evaluate import fingerprint
 from ..examples import Example, encode
-from .flops import flops_ratio, least_ratio
+from .flops import least_ratio
+from .gradients import by_draws, through_masks
 from .plan import Plan, resume, save
-from .rollout import Batch, Choose, Rollout, batch_of, cross_entropy, roll_out, sizes, unpruned_logits
+from .rollout import batch_of, sizes
 
 Report = Callable[[dict[str, float]], None]
 
@@ -139,11 +138,13 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     seen: dict[str, float] = {}
     parts = [share[start :: plan.parts] for start in range(min(plan.parts, len(share)))]
+    estimate = through_masks if plan.draws == 1 else by_draws
     for part in parts:
         chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
-        choose = partial(_gumbel, uniform=torch.rand(len(part), len(plan.rates), generator=noise), tau=tau)
-        found = _add_gradients(model, processor, predictor, chosen, plan, shape, choose, len(part) / len(share))
-        for key, value in found.items():
+        uniform = torch.rand(plan.draws, len(part), len(plan.rates), generator=noise)
+        found = estimate(model, predictor, batch_of(model, processor, chosen), plan, shape, uniform, tau)
+        _add(found.gradients, predictor, len(part) / len(share))
+        for key, value in found.figures.items():
             seen[key] = seen.get(key, 0.0) + value * len(part) / len(share)
     for p in predictor.parameters():
         p.grad = importlib.import_module("accelerate.utils").reduce(p.grad, "mean")
@@ -153,53 +154,6 @@ def _step(
     return seen
 
 
-def _gumbel(logits: Tensor, uniform: Tensor, tau: float) -> Tensor:
-    """A one-hot sample with the gradient of its softmax (Gumbel-Softmax, straight-through).
-
-    An answer's steps share their noise. Each step's sample is as Gumbel-Softmax has it, and steps with like logits take
-    like rates; with noise of its own at every step, sets that only shrink would end with the highest of many rates.
-    """
-    clamped = uniform.clamp(1e-9, 1 - 1e-9).to(logits)
-    soft = ((logits - (-clamped.log()).log()) / tau).softmax(-1)
-    hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
-    return hard + soft - soft.detach()
-
-
-def _add_gradients(
-    model: Any,
-    processor: Any,
-    predictor: RatePredictor,
-    chosen: Sequence[Example],
-    plan: Plan,
-    shape: Shapes,
-    choose: Choose,
-    share: float,
-) -> dict[str, float]:
-    """Adds `share` of the examples' gradients to the predictor's; returns the figures of the progress line.
-
-    Where the most attended key is a dropped one, the answer's loss is almost vertical in that key's weight, although
-    a rate moves in steps: gradients a thousand times the others', which would drown the budget's. So the answer's are
-    clipped by themselves.
-    """
-    batch, text, total = batch_of(model, processor, chosen)
-    found = roll_out(model, predictor, plan.score, plan.layer, batch, choose, plan.decode)
-    ratio = flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered)
-    answer = cross_entropy(found.logits, batch)
-    quality = answer + plan.kl * _divergence(model, found, batch) if plan.kl else answer
-    price = plan.weight * (ratio - plan.budget) ** 2
-    parameters = list(predictor.parameters())
-    of_quality = torch.autograd.grad(quality, parameters, retain_graph=True)
-    of_price = torch.autograd.grad(price, parameters)
-    norm = math.sqrt(sum(float(g.square().sum()) for g in of_quality))
-    for p, g, h in zip(parameters, of_quality, of_price, strict=True):
-        more = share * (g * min(1.0, plan.clip / max(norm, 1e-12)) + h)
-        p.grad = more if p.grad is None else p.grad + more
-    kept = (found.kept / total[:, None].clamp(min=1))[batch.answered].mean()
-    loss = (quality + price).item()
-    return {"loss": loss, "answer": answer.item(), "flops": ratio.item(), "kept": kept.item()}
-
-
-def _divergence(model: Any, found: Rollout, batch: Batch) -> Tensor:
-    plain = unpruned_logits(model, batch)[batch.answered].float().log_softmax(-1)
-    pruned = found.logits[batch.answered].float().log_softmax(-1)
-    return F.kl_div(pruned, plain, log_target=True, reduction="batchmean")
+def _add(gradients: Sequence[Tensor], predictor: RatePredictor, share: float) -> None:
+    for p, g in zip(predictor.parameters(), gradients, strict=True):
+        p.grad = share * g if p.grad is None else p.grad + share * g
