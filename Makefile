@@ -70,7 +70,6 @@ results-smol: $(READY) smol  # half an hour on two cores
 	$(BIN)/foveate inspect attention --model smol --plot docs/results/attention-smol.png
 	$(BIN)/python benchmarks/tables.py
 
-EVAL := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 3000 --limit 60 --tokenizer words
 # Tables of a model: MODEL=scenes (60 pictures) or smol (12). Everything goes on where it stopped.
 MODEL ?= scenes
 SCENES := $(filter scenes,$(MODEL))
@@ -143,10 +142,29 @@ results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)
 	done
 	$(BIN)/python benchmarks/report.py
 
-results-dyrate: $(READY)  # fixed cuts at the FLOPs that the predictor comes to
-	$(EVAL) --save runs/zoo/dy-0.5 $(addprefix --method ,dyrate:predictor=scenes-0.5 dyrate:predictor=scenes-0.5,adapt=step fastv:layer=2,ranking=mix,keep=0.22 fastv:layer=2,keep=0.23 random:layer=2,keep=0.23)
-	$(EVAL) --save runs/zoo/dy-0.7 $(addprefix --method ,dyrate:predictor=scenes-0.7 dyrate:predictor=scenes-0.7,adapt=step fastv:layer=2,ranking=mix,keep=0.55 fastv:layer=2,keep=0.55 random:layer=2,keep=0.55)
-	for t in 0.5 0.7; do cp runs/zoo/dy-$$t/report.json docs/results/dyrate-$$t.json; done
+# Each predictor, one that decides at every step, controls at the FLOPs that it came to, and rows of the paper's table.
+DYRATES ?= 0.5 0.33 0.2
+PREDICTORS := src/foveate/predictors/$(MODEL)
+CAME_TO := $(BIN)/python -c "import json, sys; print(round(json.load(open(sys.argv[1] + '/report.json'))['methods'][sys.argv[2]]['work']['flops'], 3))"
+ASK := $(BIN)/foveate eval --model $(MODEL) --tasks questions,easy-vqa --first 300 --save runs/dyrate/$(MODEL)-asked
+PAPERS := fastv:layer=2,keep=0.5 fastv:layer=3,keep=0.5 vtw:layer=$(if $(SCENES),4,15)
+EVERY := $(if $(wildcard $(PREDICTORS)-0.33-decode),--also dyrate:predictor=$(MODEL)-0.33-decode)
+ASKED ?= $(if $(SCENES),240,60)
+results-dyrate: $(READY)
+	mkdir -p docs/results
+	for t in $(DYRATES); do p=dyrate:predictor=$(MODEL)-$$t; \
+	  at=$$($(BIN)/python -c "import json; print(json.load(open('$(PREDICTORS)-$$t/predictor.json'))['layer'])"); \
+	  fixed="--method fastv:layer=$$at,ranking=diverse --method random:layer=$$at --method downsample:layer=$$at"; \
+	  case $$at in 0) ;; *) fixed="$$fixed --method fastv:layer=$$at";; esac; \
+	  case $$t in 0.33) more="$(EVERY) $(addprefix --also ,$(PAPERS))";; *) more=;; esac; \
+	  $(JUDGE) --save runs/dyrate/$(MODEL) --method $$p && \
+	  $(JUDGE) --save runs/dyrate/$(MODEL) --match flops=$$($(CAME_TO) runs/dyrate/$(MODEL) $$p) $$fixed --also $$p --also $$p,adapt=step $$more && \
+	  cp runs/dyrate/$(MODEL)/report.json docs/results/dyrate-$$t$(OF).json || exit 1; \
+	done
+	p=dyrate:predictor=$(MODEL)-0.33; $(ASK) --limit $(ASKED) --method $$p && \
+	  $(ASK) --limit $(ASKED) --match flops=$$($(CAME_TO) runs/dyrate/$(MODEL)-asked $$p) --also $$p --also $$p,adapt=step \
+	    $(addprefix --method ,fastv:layer=1,ranking=diverse fastv:layer=1 random:layer=1 downsample:layer=1) $(addprefix --also ,$(PAPERS))
+	cp runs/dyrate/$(MODEL)-asked/report.json docs/results/dyrate-asked$(OF).json
 	$(BIN)/python benchmarks/report.py
 
 PEERS ?= .venv-peers

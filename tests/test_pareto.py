@@ -23,7 +23,7 @@ from foveate.plots.pareto import front, line_of, lines
         ("score=mix,schedule=pdrop:keep=0.543", "score=mix,schedule=pdrop"),
         ("schedule:a/psigmoid-mix-0.25.json", "schedule:psigmoid-mix"),
         ("score=random,schedule=schedule:a/psigmoid-mix-0.5.json", "score=random,schedule=schedule:psigmoid-mix"),
-        ("schedule:g.json+dyrate:predictor=scenes-0.7", "schedule:g+dyrate:predictor=scenes-0.7"),
+        ("schedule:g.json+dyrate:predictor=scenes-0.33", "schedule:g+dyrate:predictor=scenes-0.33"),
     ],
 )
 def test_a_line_is_a_method_at_any_budget(spec: str, name: str) -> None:

@@ -132,6 +132,26 @@ def rolled(ranking: str = "last") -> tuple[Any, Any, Rollout]:
     return made, predictor, roll_out(made, predictor, RANKINGS[ranking], 1, taught, choose)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_leaving_out_what_was_dropped_equals_masking_it(family: str) -> None:
+    """Where the prefill alone decides, no gradient is wanted and one set holds for all steps."""
+    made, predictor = model(family), predictor_for(decode=False)
+    for layout in ("ragged", "several"):
+        _, taught, _ = decoded(family, "sdpa", "received", 2, layout, decode=False)
+        with torch.no_grad():
+            left_out = roll_out(made, predictor, RANKINGS["received"], 2, taught, likeliest, decode=False)
+
+        def masked(logits: torch.Tensor) -> torch.Tensor:
+            return likeliest(logits) + (soft := logits.softmax(-1)) - soft.detach()
+
+        hidden = roll_out(made, predictor, RANKINGS["received"], 2, taught, masked, decode=False)
+        assert hidden.logits.requires_grad and not left_out.logits.requires_grad
+        assert torch.equal(hidden.kept.detach(), left_out.kept) and (left_out.kept < left_out.total[:, None]).any()
+        torch.testing.assert_close(
+            left_out.logits[taught.answered], hidden.logits[taught.answered].detach(), atol=2e-5, rtol=1e-4
+        )
+
+
 def test_gradients_reach_the_predictor_and_nothing_else() -> None:
     made, predictor, found = rolled()
     found.logits.square().mean().backward()

@@ -57,7 +57,7 @@ def through_masks(
     found = roll_out(model, predictor, plan.score, plan.layer, batch, choose, plan.decode)
     ratio = flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered)
     answer = answer_losses(found.logits, batch).mean()
-    quality = answer + plan.kl * _divergences(model, found, batch).mean() if plan.kl else answer
+    quality = answer + plan.kl * _divergences(_plain(model, batch), found, batch).mean() if plan.kl else answer
     return _estimate(predictor, plan, quality, ratio, quality.item(), answer.item(), found.kept.detach(), made)
 
 
@@ -82,12 +82,13 @@ def by_draws(
         uniform: noise in [0, 1), for M draws, at least 2.
     """
     batch, text, total = made
+    plain = _plain(model, batch) if plan.kl else None
     losses, answers, drawn, kept = [], [], [], []
     for noise in uniform:
         draw = _Draw(noise, tau)
         found = roll_out(model, predictor, plan.score, plan.layer, batch, draw, decode=False)
         answers.append(answer_losses(found.logits, batch))
-        losses.append(answers[-1] + plan.kl * _divergences(model, found, batch) if plan.kl else answers[-1])
+        losses.append(answers[-1] if plain is None else answers[-1] + plan.kl * _divergences(plain, found, batch))
         drawn.append(draw)
         kept.append(found.kept)
     loss = torch.stack(losses)
@@ -151,8 +152,12 @@ def _estimate(
     return Estimate(gradients, {"loss": loss + price.item(), "answer": answer, "flops": ratio.item(), "kept": share})
 
 
-def _divergences(model: Any, found: Rollout, batch: Batch) -> Float[Tensor, B]:
+def _plain(model: Any, batch: Batch) -> Float[Tensor, "B S V"]:
+    """Log-probabilities of the unpruned model."""
+    return unpruned_logits(model, batch).float().log_softmax(-1)
+
+
+def _divergences(plain: Float[Tensor, "B S V"], found: Rollout, batch: Batch) -> Float[Tensor, B]:
     """KL of each answer from the unpruned model, mean over its words, in nats."""
-    plain = unpruned_logits(model, batch).float().log_softmax(-1)
     pruned = found.logits.float().log_softmax(-1)
     return over_words(F.kl_div(pruned, plain, log_target=True, reduction="none").sum(-1), batch)

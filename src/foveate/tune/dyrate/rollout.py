@@ -89,7 +89,10 @@ def roll_out(
         ValueError: the score looks back further than one layer, or the decoder is of a form that is not supported.
     """
     views, chosen = _decide(model, predictor, score, layer, batch, choose, decode)
-    logits = _run_above(model, views.body, views, chosen.weight, layer)
+    if decode or chosen.weight.requires_grad:
+        logits = _run_above(model, views.body, views, chosen.weight, layer)
+    else:  # nothing is asked of what was dropped, and it never comes back
+        logits = _run_kept(model, views.body, views, chosen.weight[:, 0] > 0.5, layer)
     return Rollout(logits, chosen.kept, chosen.choice, views.total)
 
 
@@ -155,14 +158,41 @@ def _run_above(model: Any, body: Any, views: Steps, weights: Float[Tensor, "B S 
     own = torch.eye(length, dtype=torch.bool, device=weights.device)
     weight = torch.where(own, 1.0, weight)
     seen = (torch.ones(length, length, dtype=torch.bool, device=weights.device).tril() & views.real[:, None]) | own
-    decoder, hidden = decoder_of(body), below.hidden
     kwargs = {k: v for k, v in below.kwargs.items() if k not in ("hidden_states", "past_key_values", "attention_mask")}
+    hidden = _layers(body, layer, below.hidden, kwargs, seen, weight)
+    return _logits(model, body, hidden[:, prompt - 1 : length - 1])
+
+
+def _run_kept(model: Any, body: Any, views: Steps, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
+    """As `_run_above` where one set holds for all rows: what was dropped is not run at all."""
+    real, below, prompt = views.real, views.below, views.prompt
+    dead = torch.where(views.present & ~alive, views.columns, real.shape[1])
+    stays = ~F.pad(torch.zeros_like(real), (0, 1)).scatter(1, dead, True)[:, :-1]
+    columns = (~stays).long().argsort(dim=1, stable=True)[:, : int(stays.sum(1).max())]
+    there = (stays & real).gather(1, columns)
+    seen = there[:, None] & (columns[:, None] <= columns[..., None])
+    seen = seen | torch.eye(columns.shape[1], dtype=torch.bool, device=seen.device)
+    at = tuple(
+        t.expand(len(columns), -1, -1).gather(1, columns[..., None].expand(-1, -1, t.shape[-1]))
+        for t in below.kwargs["position_embeddings"]
+    )
+    before = below.hidden.gather(1, columns[..., None].expand(-1, -1, below.hidden.shape[-1]))
+    hidden = _layers(body, layer, before, {"position_embeddings": at}, seen, seen.to(torch.float32))
+    rows = (stays.cumsum(1) - 1)[:, prompt - 1 : -1]
+    return _logits(model, body, hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1])))
+
+
+def _layers(body: Any, first: int, hidden: Tensor, kwargs: dict[str, Any], seen: Tensor, weight: Tensor) -> Tensor:
+    decoder = decoder_of(body)
     with soft_keys(decoder, seen, weight):
-        for block in decoder.layers[layer:]:
+        for block in decoder.layers[first:]:
             out = block(hidden, attention_mask=None, **kwargs)
             hidden = out[0] if isinstance(out, tuple) else out
-    states = decoder.norm(hidden[:, prompt - 1 : length - 1])
-    logits: Tensor = model.get_output_embeddings()(states)
+    return hidden
+
+
+def _logits(model: Any, body: Any, hidden: Tensor) -> Tensor:
+    logits: Tensor = model.get_output_embeddings()(decoder_of(body).norm(hidden))
     return logits
 
 
