@@ -178,31 +178,39 @@ results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/pages.py
 
-TRAIN := $(BIN)/foveate train dyrate --num-rates 20 --no-decode
+# Layers are those from which the budget is in reach. NAME-0.33-decode decides before every step, as the paper has it.
+TRAIN := $(BIN)/foveate train dyrate --ranking diverse
 SMOL ?= smol
 predictors: predictors-scenes predictors-smol  # the bundled ones; resumable, runs/predictors/NAME-BUDGET; then copied
 .PHONY: predictors-scenes predictors-smol
-predictors-scenes: $(READY)  # 3 x about 10 minutes on two cores; layers are those from which the budget is in reach
-	$(TRAIN) --model scenes --ranking diverse --layer 1 --budget 0.5 --steps 120 --batch 6 --held-out 48 --out runs/predictors/scenes-0.5
-	$(TRAIN) --model scenes --ranking diverse --layer 1 --budget 0.33 --steps 120 --batch 6 --held-out 48 --out runs/predictors/scenes-0.33
-	$(TRAIN) --model scenes --ranking diverse --layer 0 --num-rates 40 --budget 0.2 --steps 120 --batch 6 --held-out 48 --out runs/predictors/scenes-0.2
-	for b in 0.5 0.33 0.2; do $(call BUNDLE,scenes,$$b); done
+predictors-scenes: $(READY)  # 4 x about 4 minutes on one core
+	$(LEARN)-0.5 --layer 1 --budget 0.5 --num-rates 20 --draws 4 --no-decode
+	$(LEARN)-0.33 --layer 1 --budget 0.33 --num-rates 40 --draws 4 --no-decode
+	$(LEARN)-0.2 --layer 0 --budget 0.2 --num-rates 40 --draws 4 --no-decode
+	$(LEARN)-0.33-decode --layer 1 --budget 0.33 --num-rates 40 --protect unseen
+	for p in 0.5 0.33 0.2 0.33-decode; do $(call BUNDLE,scenes,$$p); done
+LEARN := $(TRAIN) --model scenes --steps 200 --batch 6 --held-out 48 --out runs/predictors/scenes
 
-predictors-smol: $(READY)  # 3 x about 12 minutes on two cores, 4 GB
-	for b in 0.5 0.33 0.2; do $(TRAIN) --model $(SMOL) --ranking diverse --layer 1 --budget $$b --steps 60 --batch 4 --held-out 24 --out runs/predictors/smol-$$b && $(call BUNDLE,smol,$$b) || exit 1; done
+predictors-smol: $(READY)  # 4 x about 13 minutes on one core, 4 GB
+	for b in 0.5 0.33 0.2; do $(LEARN_SMOL)-$$b --budget $$b --draws 2 --batch 6 --no-decode || exit 1; done
+	$(LEARN_SMOL)-0.33-decode --budget 0.33 --batch 4 --protect unseen
+	for p in 0.5 0.33 0.2 0.33-decode; do $(call BUNDLE,smol,$$p); done
+LEARN_SMOL := $(TRAIN) --model $(SMOL) --layer 1 --num-rates 20 --steps 60 --held-out 24 --out runs/predictors/smol
 
 BUNDLE = mkdir -p src/foveate/predictors/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/predictors/$(1)-$(2)/
 
 ABLATED ?= scenes
 PREDICTOR ?= scenes-0.5
-VARIANTS := $(BIN)/foveate train dyrate --model $(ABLATED) --ranking diverse --layer 1 --budget 0.5 --steps 120 --batch 6 --held-out 48 --out runs/predictors/ablation
-predictors-ablations: $(READY)  # how a predictor is trained: rates, KL, while decoding too, sparing, no response share
-	$(VARIANTS)-rates-5 --num-rates 5 --no-decode
-	$(VARIANTS)-rates-10 --num-rates 10 --no-decode
-	$(VARIANTS)-kl --num-rates 20 --no-decode --kl 1
-	$(VARIANTS)-decode --num-rates 20
-	$(VARIANTS)-sparing --num-rates 20 --protect unseen
-	$(VARIANTS)-no-response --num-rates 20 --no-response
+VARIANTS := $(BIN)/foveate train dyrate --model $(ABLATED) --layer 1 --budget 0.5 --steps 200 --batch 6 --held-out 48 --out runs/predictors/ablation
+predictors-ablations: $(READY)  # how a predictor is trained, each beside scenes-0.5; about 40 minutes on one core
+	$(VARIANTS)-rates-5 --ranking diverse --num-rates 5 --draws 4 --no-decode
+	$(VARIANTS)-rates-10 --ranking diverse --num-rates 10 --draws 4 --no-decode
+	$(VARIANTS)-kl --ranking diverse --num-rates 20 --draws 4 --no-decode --kl 1
+	$(VARIANTS)-last --ranking last --num-rates 20 --draws 4 --no-decode
+	$(VARIANTS)-masks --ranking diverse --num-rates 20 --no-decode
+	$(VARIANTS)-decode --ranking diverse --num-rates 20
+	$(VARIANTS)-sparing --ranking diverse --num-rates 20 --protect unseen
+	$(VARIANTS)-no-response --ranking diverse --num-rates 20 --no-response
 
 ABLATE := $(BIN)/foveate eval --model $(ABLATED) --tasks descriptions,captions,questions --first 3000 --limit 30 --tokenizer words
 DYRATE := dyrate:predictor=$(PREDICTOR)
@@ -213,7 +221,7 @@ results-ablations: $(READY)  # with the predictors of predictors-ablations, if t
 	$(ABLATE) --num-beams 5 --batch 4 --save runs/ablations/beams-5 --method $(DYRATE)
 	$(ABLATE) --top-k 10 --save runs/ablations/top-k --method $(DYRATE)
 	$(ABLATE) --top-p 0.9 --save runs/ablations/top-p --method $(DYRATE)
-	$(ABLATE) --no-cache --save runs/ablations/recompute --method $(DYRATE),semantics=recompute,protect=nothing
+	$(ABLATE) --no-cache --save runs/ablations/recompute --method $(DYRATE),semantics=recompute,decode=true
 	mkdir -p docs/results/ablations
 	for t in greedy beams-2 beams-5 top-k top-p recompute; do cp runs/ablations/$$t/report.json docs/results/ablations/$$t.json; done
 	$(BIN)/python benchmarks/ablations.py

@@ -94,13 +94,18 @@ def test_a_predictor_acts_as_it_was_trained_to_unless_told_otherwise(tmp_path: P
     assert "decode=false,protect=unseen" in trained.name and "protect" not in told.name
     with pytest.raises(ValueError, match="no token is ever lost"):
         dyrate(where, semantics="recompute")
+    with pytest.raises(ValueError, match="every later step would run all"):
+        dyrate(where, semantics="recompute", protect="nothing")
     with pytest.raises(ValueError, match="rank by tower or diverse or random or even, or"):
         dyrate(where, layer=0)
-    spelled = parse("dyrate:predictor=scenes-0.5,ranking=last,protect=unseen,decode=false")[0]
+    spelled = parse("dyrate:predictor=scenes-0.5,layer=2,ranking=last,protect=unseen,decode=false")[0]
     assert isinstance(spelled.score, Sparing) and not spelled.drops(2, 1)
     with pytest.raises(ValueError, match="protect='all'; expected one of nothing, unseen"):
         parse("dyrate:predictor=scenes-0.5,protect=all")
-    _, old = from_pretrained("scenes-0.5")
+    card = Path(where) / "predictor.json"
+    facts = json.loads(card.read_text())
+    card.write_text(json.dumps({key: value for key, value in facts.items() if key not in ("decode", "protect")}))
+    _, old = from_pretrained(where)
     assert old.decode and old.protect == "nothing", "cards from before these were written"
 
 

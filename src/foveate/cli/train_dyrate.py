@@ -57,6 +57,14 @@ def train_dyrate(
     batch: Annotated[int, typer.Option(min=1, help="Examples per step, over all processes.")] = Plan.batch,
     parts: Annotated[int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")] = Plan.parts,
     lr: Annotated[float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")] = Plan.lr,
+    cold: Annotated[
+        float, typer.Option(help="Temperature of the sampled rates at the end; 2 at the start.")
+    ] = Plan.cold,
+    degree: Annotated[
+        int,
+        typer.Option(help="Logits are polynomials of this degree in the rate while training; 0: free."),
+    ] = Plan.degree,
+    weight: Annotated[float, typer.Option(help="Of the budget in the loss.")] = Plan.weight,
     kl: Annotated[float, typer.Option(help="Weight of the divergence from the unpruned model.")] = Plan.kl,
     draws: Annotated[
         int, typer.Option(min=1, help="1: learn through soft masks (the paper). More: from so many draws an answer.")
@@ -69,7 +77,8 @@ def train_dyrate(
     """Train DyRate's predictor for a model, meet its budget, and report on held-out data."""
     plan = Plan(
         budget, layer, num_rates, ranking, response, steps, batch, lr, kl=kl, seed=seed, drop_all=drop_all, parts=parts,
-        decode=decode, protect=protect, draws=draws,
+        decode=decode, protect=protect, draws=draws, weight=weight, degree=degree,
+        cold=cold,
     )  # fmt: skip
     learned, judged_on = _data(data, steps * batch, held_out)
     loaded = load(model, device=device, dtype=dtype)

@@ -162,6 +162,11 @@ def _method(
     spared = told.protect != "nothing"
     if semantics == "recompute" and spared:
         raise ValueError(f"protect={told.protect!r} is for the cache; with semantics='recompute' no token is ever lost")
+    if semantics == "recompute" and not told.decode:
+        raise ValueError(
+            "decode=False decides in the prefill alone; with semantics='recompute' every later step would run all "
+            "tokens again; give decode=True, or semantics='cached'"
+        )
     score = ranked(told.ranking, told.protect, told.layer)
     name += f",layer={told.layer},ranking={told.ranking}"
     name += ("" if told.decode else ",decode=false") + (f",protect={told.protect}" if spared else "")

@@ -104,6 +104,13 @@ def counts(
     return _decide(model, predictor, score, layer, batch, choose, decode)[1].kept
 
 
+@torch.no_grad()
+def first_shares(model: Any, score: Score, layer: int, batch: Batch) -> Float[Tensor, "B H 4"]:
+    """The features that the predictor has at the prefill."""
+    views = _views(model, score, layer, batch)
+    return shares_by_type(views.view(0, views.present))
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """What the predictor chose: every token's weight at every step, how many stay, and the rates, with gradients."""
@@ -116,10 +123,8 @@ class _Chosen:
 def _decide(
     model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch, choose: Choose, decode: bool
 ) -> tuple[Steps, _Chosen]:
-    body = adapter_for(model).body(model)
-    check_teacher_forcing(adapter_for(model), body)
+    views = _views(model, score, layer, batch)
     steps = batch.inputs["input_ids"].shape[1] - batch.prompt
-    views = Steps(model, layer, batch.inputs, batch.prompt, run_below(model, body, score, layer, batch.inputs))
     alive = views.present
     kept, weights, choices = [], [], []
     for step in range(steps if decode else 1):
@@ -143,6 +148,12 @@ def _decide(
         weights.append(soft)
     found = [torch.stack(values, 1) for values in (weights, kept, choices)]
     return views, _Chosen(*(f if decode else f[:, :1].expand(-1, steps, *f.shape[2:]) for f in found))
+
+
+def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
+    body = adapter_for(model).body(model)
+    check_teacher_forcing(adapter_for(model), body)
+    return Steps(model, layer, batch.inputs, batch.prompt, run_below(model, body, score, layer, batch.inputs))
 
 
 def _run_above(model: Any, body: Any, views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Tensor:

@@ -21,10 +21,12 @@ from ...measure.evaluate import fingerprint
 from ..examples import Example, encode
 from .flops import least_ratio
 from .gradients import by_draws, through_masks
+from .learner import Learner
 from .plan import Plan, resume, save
-from .rollout import batch_of, sizes
+from .rollout import batch_of, first_shares, sizes
 
 Report = Callable[[dict[str, float]], None]
+_LOOKED_AT = 24  # examples that tell how shares differ between prompts
 
 
 def train(
@@ -53,8 +55,8 @@ def train(
     state, shape = _processes(), shapes(model)
     _check_sizes(plan, len(shape.layers), state.num_processes)
     heads = decoder_of(adapter_for(model).body(model)).config.num_attention_heads
-    predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
     _check_budget(model, processor, examples, plan, shape)
+    predictor = _learner(model, processor, examples, plan, heads).to(model.device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
     source = f"{fingerprint(model)} {_mark(examples)}"
     first = resume(folder, plan, source, predictor, optimizer)
@@ -66,7 +68,15 @@ def train(
                 report({"step": step + 1, **seen})
             if state.is_main_process and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
                 save(folder, plan, source, predictor, optimizer, step + 1)
-    return predictor
+    return predictor.plain() if isinstance(predictor, Learner) else predictor
+
+
+def _learner(model: Any, processor: Any, examples: Sequence[Example], plan: Plan, heads: int) -> RatePredictor:
+    if not plan.degree:
+        return RatePredictor(heads, plan.rates, plan.response)
+    batch, _, _ = batch_of(model, processor, examples[:_LOOKED_AT])
+    seen = first_shares(model, plan.score, plan.layer, batch).float()
+    return Learner(heads, plan.rates, plan.response, plan.degree, seen)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> None:
