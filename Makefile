@@ -165,6 +165,8 @@ results-dyrate: $(READY)
 	  $(ASK) --limit $(ASKED) --match flops=$$($(CAME_TO) runs/dyrate/$(MODEL)-asked $$p) --also $$p --also $$p,adapt=step \
 	    $(addprefix --method ,fastv:layer=1,ranking=diverse fastv:layer=1 random:layer=1 downsample:layer=1) $(addprefix --also ,$(PAPERS))
 	cp runs/dyrate/$(MODEL)-asked/report.json docs/results/dyrate-asked$(OF).json
+	$(BIN)/foveate plot mask scene:1 --model $(MODEL) --method dyrate:predictor=$(MODEL)-0.33-decode --out docs/results/dyrate-prunes$(OF).png
+	$(BIN)/foveate plot rate --model $(MODEL) --method dyrate:predictor=$(MODEL)-0.33-decode --pictures $(if $(SCENES),16,8) --out docs/results/dyrate-rate$(OF).png
 	$(BIN)/python benchmarks/report.py
 
 PEERS ?= .venv-peers
@@ -183,13 +185,14 @@ TRAIN := $(BIN)/foveate train dyrate --ranking diverse
 SMOL ?= smol
 predictors: predictors-scenes predictors-smol  # the bundled ones; resumable, runs/predictors/NAME-BUDGET; then copied
 .PHONY: predictors-scenes predictors-smol
-predictors-scenes: $(READY)  # 4 x about 4 minutes on one core
-	$(LEARN)-0.5 --layer 1 --budget 0.5 --num-rates 20 --draws 4 --no-decode
-	$(LEARN)-0.33 --layer 1 --budget 0.33 --num-rates 40 --draws 4 --no-decode
-	$(LEARN)-0.2 --layer 0 --budget 0.2 --num-rates 40 --draws 4 --no-decode
+predictors-scenes: $(READY)  # 4 x about 6 minutes on one core
+	$(LEARN)-0.5 $(DRAWS) --layer 1 --budget 0.5 --num-rates 20
+	$(LEARN)-0.33 $(DRAWS) --layer 1 --budget 0.33 --num-rates 40
+	$(LEARN)-0.2 $(DRAWS) --layer 0 --budget 0.2 --num-rates 40
 	$(LEARN)-0.33-decode --layer 1 --budget 0.33 --num-rates 40 --protect unseen
 	for p in 0.5 0.33 0.2 0.33-decode; do $(call BUNDLE,scenes,$$p); done
 LEARN := $(TRAIN) --model scenes --steps 200 --batch 6 --held-out 48 --out runs/predictors/scenes
+DRAWS := --draws 4 --no-decode --degree 2 --cold 0.1 --weight 10
 
 predictors-smol: $(READY)  # 4 x about 13 minutes on one core, 4 GB
 	for b in 0.5 0.33 0.2; do $(LEARN_SMOL)-$$b --budget $$b --draws 2 --batch 6 --no-decode || exit 1; done
@@ -203,14 +206,12 @@ ABLATED ?= scenes
 PREDICTOR ?= scenes-0.5
 VARIANTS := $(BIN)/foveate train dyrate --model $(ABLATED) --layer 1 --budget 0.5 --steps 200 --batch 6 --held-out 48 --out runs/predictors/ablation
 predictors-ablations: $(READY)  # how a predictor is trained, each beside scenes-0.5; about 40 minutes on one core
-	$(VARIANTS)-rates-5 --ranking diverse --num-rates 5 --draws 4 --no-decode
-	$(VARIANTS)-rates-10 --ranking diverse --num-rates 10 --draws 4 --no-decode
-	$(VARIANTS)-kl --ranking diverse --num-rates 20 --draws 4 --no-decode --kl 1
-	$(VARIANTS)-last --ranking last --num-rates 20 --draws 4 --no-decode
+	$(VARIANTS)-free --ranking diverse --num-rates 20 --draws 4 --no-decode
 	$(VARIANTS)-masks --ranking diverse --num-rates 20 --no-decode
 	$(VARIANTS)-decode --ranking diverse --num-rates 20
-	$(VARIANTS)-sparing --ranking diverse --num-rates 20 --protect unseen
-	$(VARIANTS)-no-response --ranking diverse --num-rates 20 --no-response
+	$(VARIANTS)-kl $(DRAWS) --ranking diverse --num-rates 20 --kl 1
+	$(VARIANTS)-rates-5 $(DRAWS) --ranking diverse --num-rates 5
+	$(VARIANTS)-last $(DRAWS) --ranking last --num-rates 20
 
 ABLATE := $(BIN)/foveate eval --model $(ABLATED) --tasks descriptions,captions,questions --first 3000 --limit 30 --tokenizer words
 DYRATE := dyrate:predictor=$(PREDICTOR)

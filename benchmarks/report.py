@@ -18,6 +18,9 @@ SHOWN = {
     "CIDEr": "captions cider",
     "questions": "questions exact",
 }
+ASKED = {  # of the tables of short answers
+    kind: f"questions/{kind} exact" for kind in ("color", "shape", "count", "existence", "position", "relation")
+} | {"all": "questions exact", "easy-vqa": "easy-vqa exact"}
 BUDGETS = ("0.5", "0.25", "0.125")
 SEARCH = ("gsearch", *BUDGETS)
 INTRODUCTION = """# Results
@@ -40,6 +43,11 @@ A small LLaVA that knows a world of drawn scenes and nothing else: **do not carr
 Rows of `vscan1` are of its former order, the global scan first; it is the local one now, as in its authors' code.
 """,
 }
+WORK = {"tokens": "tokens", "FLOPs": "flops", "KV": "bytes"}
+SPLIT = {"tokens": "tokens", "prefill": "prefill", "decode": "decode", "FLOPs": "flops", "KV": "bytes"}  # of DyRate's
+SEEN = {"prunes": "What it keeps, step by step", "rate": "Alive at each step"}
+_WHOLE = "pictures: a description, a caption and a question of each"
+_SHORT = "questions on drawn pictures, and as many of easy-vqa"
 PLOTS = {
     "pareto": ("Quality against tokens", tuple(f"zoo-{budget}" for budget in BUDGETS)),
     "pareto-search": ("Searched schedules against tokens", tuple(f"search-{name}" for name in SEARCH)),
@@ -62,16 +70,17 @@ def cell(figure: dict[str, Any]) -> str:
     return f"{found} (**{delta}**)" if d["low"] > 0 or d["high"] < 0 else f"{found} ({delta})"
 
 
-def table(body: dict[str, Any]) -> list[str]:
-    """Methods down, figures across, best object recall first after the unpruned model."""
-    lines = [f"| | {' | '.join(SHOWN)} | agreement | tokens | FLOPs | KV |", "|---" * (len(SHOWN) + 5) + "|"]
-    recall = SHOWN["object recall"]
-    order = sorted(body["methods"].items(), key=lambda m: (m[0] != "unpruned", -m[1]["figures"][recall]["value"]))
+def table(body: dict[str, Any], shown: dict[str, str], work: dict[str, str]) -> list[str]:
+    """Methods down, figures across, the best in the first figure first after the unpruned model."""
+    heads = [*shown, "agreement", *work]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    first = next(iter(shown.values()))
+    order = sorted(body["methods"].items(), key=lambda m: (m[0] != "unpruned", -m[1]["figures"][first]["value"]))
     for name, found in order:
-        figures, work = found["figures"], found["work"]
+        figures = found["figures"]
         same = f"{figures['agreement']['value']:.0f} %" if "agreement" in figures else ""
-        cells = [cell(figures[key]) for key in SHOWN.values()]
-        spent = [f"{work[key]:.3f}" for key in ("tokens", "flops", "bytes")]
+        cells = [cell(figures[key]) for key in shown.values()]
+        spent = [f"{found['work'][key]:.3f}" for key in work.values()]
         lines.append(f"| `{name}` | {' | '.join([*cells, same, *spent])} |")
     return lines
 
@@ -81,14 +90,20 @@ def sections(model: str) -> list[str]:
     parts: list[str] = []
     for name, reading in READING.items():
         body = report(stored(name, model))
-        if body is not None:
-            each = body["samples"] // 3
-            said = OWN.get(stored(name, model), reading).replace("{model}", model)
-            parts += [f"{said}\n{each} pictures: a description, a caption and a question of each.\n"]
-            parts += ["\n".join(table(body)), ""]
-    for name, (title, reports) in PLOTS.items():
-        if any(report(stored(one, model)) for one in reports):
-            parts += [f"## {title}\n", f"![object recall against tokens](results/{stored(name, model)}.png)", ""]
+        if body is None:
+            continue
+        asked = name.endswith("asked")
+        each = body["samples"] // (2 if asked else 3)
+        of = _SHORT if asked else _WHOLE
+        said = OWN.get(stored(name, model), reading).replace("{model}", model)
+        parts += [f"{said}\n{each} {of}.\n"]
+        parts += ["\n".join(table(body, ASKED if asked else SHOWN, SPLIT if name.startswith("dyrate") else WORK)), ""]
+    pictures = {
+        name: title for name, (title, reports) in PLOTS.items() if any(report(stored(r, model)) for r in reports)
+    }
+    for name, title in (pictures | {f"dyrate-{key}": title for key, title in SEEN.items()}).items():
+        if (RESULTS / f"{stored(name, model)}.png").is_file() or name in pictures:
+            parts += [f"## {title}\n", f"![{title.lower()}](results/{stored(name, model)}.png)", ""]
     return parts
 
 

@@ -38,37 +38,38 @@ Data = Annotated[
 ]
 
 
+Budget = Annotated[float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")]
+Ranking = Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")]
+Decode = Annotated[bool, typer.Option(help="Whether it decides before decode steps too, or in the prefill alone.")]
+Protect = Annotated[str, typer.Option(help="unseen: what the answer has not looked at leaves last.")]
+Draws = Annotated[
+    int, typer.Option(min=1, help="1: learn through soft masks (the paper). More: from so many draws an answer.")
+]
+Degree = Annotated[int, typer.Option(help="While training, logits are polynomials of it in the rate; 0: free.")]
+
+
 @app.command("dyrate")
 def train_dyrate(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")],
     model: options.Model = "scenes",
     data: Data = None,
-    budget: Annotated[float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")] = Plan.budget,
+    budget: Budget = Plan.budget,
     layer: Annotated[int, typer.Option(help="Decides before this layer.")] = Plan.layer,
-    ranking: Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")] = Plan.ranking,
+    ranking: Ranking = Plan.ranking,
     num_rates: Annotated[int, typer.Option(help="Rates to choose from: 0, 1/n, .. (n-1)/n.")] = Plan.num_rates,
     drop_all: Annotated[bool, typer.Option(help="Whether dropping all is a rate too (our extension).")] = Plan.drop_all,
-    decode: Annotated[
-        bool, typer.Option(help="Whether it decides before decode steps too, or in the prefill alone.")
-    ] = Plan.decode,
-    protect: Annotated[str, typer.Option(help="unseen: what the answer has not looked at leaves last.")] = Plan.protect,
+    decode: Decode = Plan.decode,
+    protect: Protect = Plan.protect,
     response: Annotated[bool, typer.Option(help="Whether the response's share is a feature.")] = Plan.response,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Plan.steps,
     batch: Annotated[int, typer.Option(min=1, help="Examples per step, over all processes.")] = Plan.batch,
     parts: Annotated[int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")] = Plan.parts,
     lr: Annotated[float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")] = Plan.lr,
-    cold: Annotated[
-        float, typer.Option(help="Temperature of the sampled rates at the end; 2 at the start.")
-    ] = Plan.cold,
-    degree: Annotated[
-        int,
-        typer.Option(help="Logits are polynomials of this degree in the rate while training; 0: free."),
-    ] = Plan.degree,
-    weight: Annotated[float, typer.Option(help="Of the budget in the loss.")] = Plan.weight,
     kl: Annotated[float, typer.Option(help="Weight of the divergence from the unpruned model.")] = Plan.kl,
-    draws: Annotated[
-        int, typer.Option(min=1, help="1: learn through soft masks (the paper). More: from so many draws an answer.")
-    ] = Plan.draws,
+    weight: Annotated[float, typer.Option(help="Of the budget in the loss.")] = Plan.weight,
+    draws: Draws = Plan.draws,
+    degree: Degree = Plan.degree,
+    cold: Annotated[float, typer.Option(help="Temperature of sampling at the end (2 at the start).")] = Plan.cold,
     seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out examples for the report.")] = 64,
     device: options.Device = "cpu",
@@ -76,9 +77,8 @@ def train_dyrate(
 ) -> None:
     """Train DyRate's predictor for a model, meet its budget, and report on held-out data."""
     plan = Plan(
-        budget, layer, num_rates, ranking, response, steps, batch, lr, kl=kl, seed=seed, drop_all=drop_all, parts=parts,
-        decode=decode, protect=protect, draws=draws, weight=weight, degree=degree,
-        cold=cold,
+        budget, layer, num_rates, ranking, response, steps, batch, lr, weight, kl=kl, cold=cold, seed=seed,
+        drop_all=drop_all, parts=parts, decode=decode, protect=protect, draws=draws, degree=degree,
     )  # fmt: skip
     learned, judged_on = _data(data, steps * batch, held_out)
     loaded = load(model, device=device, dtype=dtype)

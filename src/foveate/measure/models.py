@@ -38,7 +38,7 @@ _ONE_LAYER = _CLIP | {  # so that the decoder is what is timed
 }  # fmt: skip
 _TINY_CLIP = _CLIP | {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 224,
-    "patch_size": 16,
+    "patch_size": 14,
 }  # fmt: skip
 
 SHAPES: dict[str, dict[str, Any]] = {  # sizes as in the models' published config.json; weights are nobody's

@@ -34,7 +34,7 @@ class Plan:
 
     Raises:
         ValueError: no such ranking, or one that is not possible before the layer; several draws while decoding; a
-            degree that so many rates cannot have.
+            degree that so many rates cannot have; a temperature that is not above 0.
     """
 
     budget: float = 0.5
@@ -64,6 +64,8 @@ class Plan:
                 f"draws={self.draws} with decode={self.decode}; several draws learn the one decision of the prefill: "
                 "add --no-decode, or give draws=1"
             )
+        if not (self.cold > 0 and self.hot > 0):
+            raise ValueError(f"hot={self.hot}, cold={self.cold}; expected temperatures above 0")
         if not 0 <= self.degree < len(self.rates):
             raise ValueError(f"degree={self.degree}; expected 0, or less than the {len(self.rates)} rates")
         ranked(self.ranking, self.protect, self.layer)  # refuses now what it would refuse then
