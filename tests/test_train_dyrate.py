@@ -72,7 +72,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_predictor(scenes: Any, e
 def test_a_training_by_draws_that_was_stopped_ends_with_the_same_predictor(
     scenes: Any, examples: Any, tmp_path: Path
 ) -> None:
-    plan = replace(PLAN, layer=1, budget=0.5, decode=False, draws=2, parts=2, degree=2)
+    plan = replace(PLAN, layer=1, budget=0.5, decode=False, draws=2, parts=2, tied=True)
     whole = train(*scenes, examples, plan, tmp_path / "whole", save_every=1)
 
     def stop(seen: dict[str, float]) -> None:
@@ -274,19 +274,17 @@ def test_a_learner_is_the_linear_classifier_in_other_coordinates() -> None:
     rates, generator = (0.0, 0.2, 0.5, 0.9), torch.Generator().manual_seed(0)
     seen = torch.rand(9, 2, 4, generator=generator) * torch.tensor([1.0, 0.3, 0.01, 0.5])
     for response in (True, False):
-        learner = Learner(2, rates, response, 2, seen)
-        assert torch.equal(learner(seen), torch.zeros(9, 4)), "at first all rates are alike"
+        learner = Learner(2, rates, response, seen)
+        assert learner(seen).std(0).max() == 0, "at first all prompts are alike"
         torch.nn.init.normal_(learner.linear.weight, generator=generator)
         torch.nn.init.normal_(learner.linear.bias, generator=generator)
-        assert learner.linear.weight.shape == (2, 8 if response else 6)
-        torch.testing.assert_close(learner.plain()(seen), learner(seen), atol=1e-4, rtol=1e-4)
-    line = Learner(2, rates, True, 1, seen)
-    torch.nn.init.normal_(line.linear.weight, generator=generator)
-    slopes = line(seen).diff(dim=-1) / torch.tensor(rates).diff()
-    torch.testing.assert_close(slopes, slopes[:, :1].expand_as(slopes), atol=1e-4, rtol=1e-4)
-    assert slopes.std() > 0.1, "prompts differ"
-    with pytest.raises(ValueError, match="degree=4; expected 0, or less than the 4 rates"):
-        Plan(num_rates=4, degree=4)
+        learner.sharpness.data.fill_(0.7)
+        assert learner.linear.weight.shape == (1, 8 if response else 6)
+        found = learner(seen)
+        torch.testing.assert_close(learner.plain()(seen), found, atol=1e-4, rtol=1e-4)
+        assert len(found.argmax(-1).unique()) > 1, "prompts differ"
+        bends = (found.diff(dim=-1) / torch.tensor(rates).diff()).diff(dim=-1)
+        assert bool((bends < 0).all()), "a bell: away from its top it only falls"
 
 
 class _Always:

@@ -45,7 +45,7 @@ Protect = Annotated[str, typer.Option(help="unseen: what the answer has not look
 Draws = Annotated[
     int, typer.Option(min=1, help="1: learn through soft masks (the paper). More: from so many draws an answer.")
 ]
-Degree = Annotated[int, typer.Option(help="While training, logits are polynomials of it in the rate; 0: free.")]
+Tied = Annotated[bool, typer.Option(help="Whether rates learn from each other, on a bell; else each by itself.")]
 
 
 @app.command("dyrate")
@@ -68,7 +68,7 @@ def train_dyrate(
     kl: Annotated[float, typer.Option(help="Weight of the divergence from the unpruned model.")] = Plan.kl,
     weight: Annotated[float, typer.Option(help="Of the budget in the loss.")] = Plan.weight,
     draws: Draws = Plan.draws,
-    degree: Degree = Plan.degree,
+    tied: Tied = Plan.tied,
     cold: Annotated[float, typer.Option(help="Temperature of sampling at the end (2 at the start).")] = Plan.cold,
     seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out examples for the report.")] = 64,
@@ -78,7 +78,7 @@ def train_dyrate(
     """Train DyRate's predictor for a model, meet its budget, and report on held-out data."""
     plan = Plan(
         budget, layer, num_rates, ranking, response, steps, batch, lr, weight, kl=kl, cold=cold, seed=seed,
-        drop_all=drop_all, parts=parts, decode=decode, protect=protect, draws=draws, degree=degree,
+        drop_all=drop_all, parts=parts, decode=decode, protect=protect, draws=draws, tied=tied,
     )  # fmt: skip
     learned, judged_on = _data(data, steps * batch, held_out)
     loaded = load(model, device=device, dtype=dtype)

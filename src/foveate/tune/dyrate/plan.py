@@ -29,12 +29,12 @@ class Plan:
     `parts`, so that less is in memory at once. The budget then holds for every part by itself: its loss is a square.
     `drop_all` adds the rate 1. Without `decode` the predictor learns the prefill's choice alone; `protect` is the
     ranking's (`methods.dyrate`). `draws` from 2 on learn from that many draws an answer (`gradients.by_draws`), 1
-    through soft masks. With a `degree` it learns as `learner.Learner` does; at 0 each rate has
+    through soft masks. `tied` learns as `learner.Learner` does; otherwise each rate has
     weights of its own, as in the paper. `clip` is the most that the gradient of CE and KL may measure.
 
     Raises:
         ValueError: no such ranking, or one that is not possible before the layer; several draws while decoding; a
-            degree that so many rates cannot have; a temperature that is not above 0.
+            temperature that is not above 0.
     """
 
     budget: float = 0.5
@@ -56,7 +56,7 @@ class Plan:
     decode: bool = True
     protect: str = "nothing"
     draws: int = 1
-    degree: int = 0
+    tied: bool = False
 
     def __post_init__(self) -> None:
         if self.draws < 1 or (self.draws > 1 and self.decode):
@@ -66,8 +66,6 @@ class Plan:
             )
         if not (self.cold > 0 and self.hot > 0):
             raise ValueError(f"hot={self.hot}, cold={self.cold}; expected temperatures above 0")
-        if not 0 <= self.degree < len(self.rates):
-            raise ValueError(f"degree={self.degree}; expected 0, or less than the {len(self.rates)} rates")
         ranked(self.ranking, self.protect, self.layer)  # refuses now what it would refuse then
 
     @property

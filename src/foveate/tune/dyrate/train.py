@@ -72,11 +72,11 @@ def train(
 
 
 def _learner(model: Any, processor: Any, examples: Sequence[Example], plan: Plan, heads: int) -> RatePredictor:
-    if not plan.degree:
+    if not plan.tied:
         return RatePredictor(heads, plan.rates, plan.response)
     batch, _, _ = batch_of(model, processor, examples[:_LOOKED_AT])
     seen = first_shares(model, plan.score, plan.layer, batch).float()
-    return Learner(heads, plan.rates, plan.response, plan.degree, seen)
+    return Learner(heads, plan.rates, plan.response, seen)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> None:
