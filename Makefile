@@ -104,7 +104,7 @@ STRIDE ?= $(if $(SCENES),1,2)
 TOLERANCE ?= 0.05
 BUDGETS ?= 0.5 0.25 0.125
 LATE := $(if $(SCENES),$(filter-out 0.125,$(BUDGETS)),$(BUDGETS))  # in reach when tokens leave before layer 1
-JOINED ?= $(if $(wildcard src/foveate/predictors/$(MODEL)-0.5),dyrate:predictor=$(MODEL)-0.5)
+JOINED ?= dyrate:predictor=$(MODEL)-0.33-decode
 FOUND := docs/results/search/$(MODEL)
 SEARCH := $(BIN)/foveate search $(MODEL) --ranking $(RANKING) --calibration $(CALIBRATION) --held-out $(CALIBRATION)
 GSEARCH := $(FOUND)/gsearch-$(RANKING).json
@@ -130,7 +130,7 @@ results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)
 	$(BIN)/foveate inspect ranking $(MODEL) --ranking last --samples $(CALIBRATION) --plot $(FOUND)/ranking-last.png
 	$(JUDGE) --save runs/search/$(MODEL) --match tokens=$$($(BIN)/python -c "import foveate; print(round(foveate.load_schedule('$(GSEARCH)').costs['keep'], 4))") \
 	  $(addprefix --method ,$(CUTS)) $(addprefix --also ,schedule:$(GSEARCH) score=random,schedule=schedule:$(GSEARCH) score=even,schedule=schedule:$(GSEARCH)) \
-	  $(if $(JOINED),--also schedule:$(GSEARCH)+$(JOINED) --also $(JOINED))
+	  --also schedule:$(GSEARCH)+$(JOINED) --also $(JOINED)
 	cp runs/search/$(MODEL)/report.json docs/results/search-gsearch$(OF).json
 	for t in $(BUDGETS); do \
 	  found=$(FOUND)/psigmoid-$(RANKING)-$$t.json; fit=$(FOUND)/fitprune-$(RANKING)-$$t.json; \
@@ -148,7 +148,7 @@ PREDICTORS := src/foveate/predictors/$(MODEL)
 CAME_TO := $(BIN)/python -c "import json, sys; print(round(json.load(open(sys.argv[1] + '/report.json'))['methods'][sys.argv[2]]['work']['flops'], 3))"
 ASK := $(BIN)/foveate eval --model $(MODEL) --tasks questions,easy-vqa --first 300 --save runs/dyrate/$(MODEL)-asked
 PAPERS := fastv:layer=2,keep=0.5 fastv:layer=3,keep=0.5 vtw:layer=$(if $(SCENES),4,15)
-EVERY := $(if $(wildcard $(PREDICTORS)-0.33-decode),--also dyrate:predictor=$(MODEL)-0.33-decode)
+EVERY := --also dyrate:predictor=$(MODEL)-0.33-decode
 ASKED ?= $(if $(SCENES),240,60)
 results-dyrate: $(READY)
 	mkdir -p docs/results
