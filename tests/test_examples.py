@@ -25,7 +25,9 @@ def test_readme_and_model_card_say_what_was_measured() -> None:
         assert tables["render_card"](name) in card.read_text()
 
 
-def test_the_page_of_results_says_what_was_measured() -> None:
-    """docs/results.md is what benchmarks/report.py renders of docs/results/*.json."""
-    report = runpy.run_path(str(ROOT / "benchmarks" / "report.py"))
-    assert report["render"]() == report["PAGE"].read_text()
+@pytest.mark.parametrize("script", ["report", "ablations"])
+def test_pages_of_results_say_what_was_measured(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/results.md and docs/ablations.md are what the scripts render of docs/results/."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as for a script that is run
+    page = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))
+    assert page["render"]() == page["PAGE"].read_text()
