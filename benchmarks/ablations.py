@@ -21,11 +21,11 @@ pruning, FP, is without); `every=` decides only at every such step; `protect=uns
 looked at.
 """
 READING = {
-    "greedy": """`scenes-0.5` and what it is made of; `ablation-free` is the same budget with a weight of its own for each rate.
-Deciding while decoding costs a little and saves a quarter of the KV bytes, but no FLOPs; at every fourth step it costs
-nothing. A further rate with depth (DP) takes another tenth of the FLOPs for no loss of objects. **Protecting what the
-answer has not looked at is wrong here**: it costs 40 points of objects. An object is looked at well before it has been
-named, and what is never looked at is background.
+    "greedy": """`scenes-0.5` and its options; `ablation-free` is of the same budget, with a weight of its own for each
+rate, `-rates-5` chooses among five. Deciding while decoding costs a little and saves a quarter of the KV bytes, but no
+FLOPs; at every fourth step it costs nothing. A further rate with depth (DP) takes another tenth of the FLOPs for no
+loss of objects. **Protecting what the answer has not looked at is wrong here**: it costs 40 points of objects. An
+object is looked at well before it has been named, and what is never looked at is background.
 """,
     "beams-2": "More beams lose no objects; CIDEr falls by what it falls under greedy search, or more (five beams).\n",
 }
