@@ -88,8 +88,7 @@ def train_dyrate(
     found = judge(*loaded, predictor, judged_on.rows, plan)
     card = _card(model, loaded.model, plan, data, len(learned.unusable), found, met)
     save_pretrained(predictor, card, out)
-    _print(found, plan, len(judged_on.rows))
-    console.print(f"use it with: --method dyrate:predictor={out}")
+    _print(found, plan, len(judged_on.rows), out)
 
 
 def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path) -> RatePredictor:
@@ -146,7 +145,7 @@ def _card(
     )
 
 
-def _print(found: Judged, plan: Plan, count: int) -> None:
+def _print(found: Judged, plan: Plan, count: int, out: Path) -> None:
     console.print(
         f"held out ({count} examples): FLOPs {found.ratio:.3f} of unpruned (budget {plan.budget:g}), cross-entropy "
         f"{found.loss:.4f} (unpruned {found.unpruned_loss:.4f})",
@@ -154,3 +153,4 @@ def _print(found: Judged, plan: Plan, count: int) -> None:
     )
     shown = [s for s in (0, 1, 2, 4, 8, 16, 32, 64) if s < len(found.kept_by_step)]
     console.print("kept by step: " + ", ".join(f"{s}: {found.kept_by_step[s]:.0%}" for s in shown), highlight=False)
+    console.print(f"use it with: --method dyrate:predictor={out}")
