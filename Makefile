@@ -194,7 +194,7 @@ predictors-scenes: $(READY)  # 4 x about 5 minutes on one core
 LEARN := $(TRAIN) --model scenes --batch 6 --held-out 48 --out runs/predictors/scenes
 TIED := --draws 4 --tied --cold 0.1 --weight 10
 
-predictors-smol: $(READY)  # 4 x about 13 minutes on one core, 4 GB; 0.2 is below the floor of its text and answers
+predictors-smol: $(READY)  # 4 x about 13 minutes on one core, 4 GB; not 0.2: one token in forty already costs 0.19
 	$(LEARN_SMOL)-0.5 --layer 1 --budget 0.5 --num-rates 20 --draws 2 --batch 6 --no-decode
 	$(LEARN_SMOL)-0.33 --layer 1 --budget 0.33 --num-rates 20 --draws 2 --batch 6 --no-decode
 	$(LEARN_SMOL)-0.25 --layer 0 --budget 0.25 --num-rates 40 --draws 2 --batch 6 --no-decode

@@ -26,6 +26,14 @@ def scenes() -> Any:
 
 
 @pytest.fixture(scope="session")
+def examples() -> Any:
+    """Six examples to train on."""
+    from foveate.tune.examples import scene_examples  # noqa: PLC0415
+
+    return scene_examples("train", 6).rows
+
+
+@pytest.fixture(scope="session")
 def data() -> Any:
     """Three examples to search on, and two held out."""
     from foveate.tune.examples import scene_examples  # noqa: PLC0415

@@ -9,24 +9,12 @@ import pytest
 import torch
 
 from foveate.core.predictor import RatePredictor
-from foveate.demo.bundled import load
 from foveate.measure.cost import shapes
 from foveate.tune.dyrate import gradients
 from foveate.tune.dyrate.gradients import by_draws
 from foveate.tune.dyrate.learner import Learner
 from foveate.tune.dyrate.plan import Plan
 from foveate.tune.dyrate.rollout import answer_losses, batch_of, roll_out
-from foveate.tune.examples import scene_examples
-
-
-@pytest.fixture(scope="module")
-def scenes() -> Any:
-    return load("scenes")
-
-
-@pytest.fixture(scope="module")
-def examples() -> Any:
-    return scene_examples("train", 6).rows
 
 
 def test_learning_from_draws_is_right_on_average(scenes: Any, examples: Any) -> None:

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 import foveate
 from foveate.cli.app import run
 from foveate.core.predictor import RatePredictor
-from foveate.demo.bundled import load
 from foveate.demo.draw import draw
 from foveate.demo.world import sample
 from foveate.engine.adapters import adapter_for
@@ -30,32 +29,29 @@ from foveate.tune.dyrate.judge import calibrate, judge, likeliest
 from foveate.tune.dyrate.plan import Plan
 from foveate.tune.dyrate.rollout import batch_of, roll_out
 from foveate.tune.dyrate.train import train
-from foveate.tune.examples import encode, file_examples, scene_examples
+from foveate.tune.examples import encode, file_examples
 
 PLAN = Plan(budget=0.7, layer=2, num_rates=5, steps=3, batch=2)
 
 
-@pytest.fixture(scope="module")
-def scenes() -> Any:
-    return load("scenes")
-
-
-@pytest.fixture(scope="module")
-def examples() -> Any:
-    return scene_examples("train", 6).rows
-
-
-def test_a_training_that_was_stopped_ends_with_the_same_predictor(scenes: Any, examples: Any, tmp_path: Path) -> None:
-    whole = train(*scenes, examples, PLAN, tmp_path / "whole", save_every=1)
+@pytest.mark.parametrize(
+    "plan",
+    [PLAN, replace(PLAN, layer=1, budget=0.5, decode=False, draws=2, parts=2, tied=True)],
+    ids=["masks", "draws"],
+)
+def test_a_training_that_was_stopped_ends_with_the_same_predictor(
+    plan: Plan, scenes: Any, examples: Any, tmp_path: Path
+) -> None:
+    whole = train(*scenes, examples, plan, tmp_path / "whole", save_every=1)
 
     def stop(seen: dict[str, float]) -> None:
         if seen["step"] == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(*scenes, examples, PLAN, tmp_path / "part", stop, save_every=1)
+        train(*scenes, examples, plan, tmp_path / "part", stop, save_every=1)
     done: list[float] = []
-    resumed = train(*scenes, examples, PLAN, tmp_path / "part", lambda seen: done.append(seen["step"]), save_every=1)
+    resumed = train(*scenes, examples, plan, tmp_path / "part", lambda seen: done.append(seen["step"]), save_every=1)
     assert done == [3]
     assert torch.equal(whole.linear.weight, resumed.linear.weight)
     assert whole.linear.weight.abs().max() > 0
@@ -63,23 +59,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_predictor(scenes: Any, e
     with pytest.raises(ValueError, match="another plan"):
         train(*scenes, examples, Plan(budget=0.6), tmp_path / "part")
     with pytest.raises(ValueError, match="other data"):
-        train(*scenes, examples[1:], PLAN, tmp_path / "part")
-
-
-def test_a_training_by_draws_that_was_stopped_ends_with_the_same_predictor(
-    scenes: Any, examples: Any, tmp_path: Path
-) -> None:
-    plan = replace(PLAN, layer=1, budget=0.5, decode=False, draws=2, parts=2, tied=True)
-    whole = train(*scenes, examples, plan, tmp_path / "whole", save_every=1)
-
-    def stop(seen: dict[str, float]) -> None:
-        if seen["step"] == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(*scenes, examples, plan, tmp_path / "part", stop, save_every=1)
-    resumed = train(*scenes, examples, plan, tmp_path / "part", save_every=1)
-    assert torch.equal(whole.linear.weight, resumed.linear.weight) and whole.linear.weight.abs().max() > 0
+        train(*scenes, examples[1:], plan, tmp_path / "part")
 
 
 def test_a_budget_out_of_reach_is_refused(scenes: Any, examples: Any, tmp_path: Path) -> None:

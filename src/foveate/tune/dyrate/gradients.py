@@ -73,9 +73,9 @@ def by_draws(
     """The score-function estimator with a leave-one-out baseline (Kool et al. 2019): unbiased, and forward passes only.
 
     Not in the paper. Of each answer, M rates are drawn; a rate whose loss is above that of the answer's other draws
-    becomes less likely. Nothing runs backward through the model, which saves two thirds of the time and nearly all
-    memory. The budget is that of the expected count of tokens, so it has no noise of sampling. One decision an answer
-    can be learned so, hence `Plan` refuses it with `decode`.
+    becomes less likely. Nothing runs backward through the model, so none of its activations are kept. The budget is
+    that of the expected count of tokens, so it has no noise of sampling. One decision an answer can be learned so,
+    hence `Plan` refuses it with `decode`.
 
     Args:
         model, predictor, made, plan, shape, tau: as of `through_masks`.

@@ -29,8 +29,8 @@ class Plan:
     `parts`, so that less is in memory at once. The budget then holds for every part by itself: its loss is a square.
     `drop_all` adds the rate 1. Without `decode` the predictor learns the prefill's choice alone; `protect` is the
     ranking's (`methods.dyrate`). `draws` from 2 on learn from that many draws an answer (`gradients.by_draws`), 1
-    through soft masks. `tied` learns as `learner.Learner` does; otherwise each rate has
-    weights of its own, as in the paper. `clip` is the most that the gradient of CE and KL may measure.
+    through soft masks. `tied` learns as `learner.Learner` does; otherwise each rate has weights of its own, as in the
+    paper. `clip` is the most that the gradient of CE and KL may measure.
 
     Raises:
         ValueError: no such ranking, or one that is not possible before the layer; several draws while decoding; a

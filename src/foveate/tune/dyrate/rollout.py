@@ -24,7 +24,7 @@ from ...engine.adapters import adapter_for, decoder_of
 from ...engine.checks import check_teacher_forcing
 from ..examples import Example, encode
 from .attention import soft_keys
-from .steps import Steps, run_below
+from .steps import Steps, rows_at, run_below
 
 Choose = Callable[[Tensor], Tensor]  # logits (B K) -> one-hot (B K), with a gradient or without
 
@@ -183,14 +183,9 @@ def _run_kept(model: Any, body: Any, views: Steps, alive: Bool[Tensor, "B N"], l
     there = (stays & real).gather(1, columns)
     seen = there[:, None] & (columns[:, None] <= columns[..., None])
     seen = seen | torch.eye(columns.shape[1], dtype=torch.bool, device=seen.device)
-    at = tuple(
-        t.expand(len(columns), -1, -1).gather(1, columns[..., None].expand(-1, -1, t.shape[-1]))
-        for t in below.kwargs["position_embeddings"]
-    )
-    before = below.hidden.gather(1, columns[..., None].expand(-1, -1, below.hidden.shape[-1]))
-    hidden = _layers(body, layer, before, {"position_embeddings": at}, seen, seen.to(torch.float32))
-    rows = (stays.cumsum(1) - 1)[:, prompt - 1 : -1]
-    return _logits(model, body, hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1])))
+    kwargs = {"position_embeddings": tuple(rows_at(t, columns) for t in below.kwargs["position_embeddings"])}
+    hidden = _layers(body, layer, rows_at(below.hidden, columns), kwargs, seen, seen.to(torch.float32))
+    return _logits(model, body, rows_at(hidden, (stays.cumsum(1) - 1)[:, prompt - 1 : -1]))
 
 
 def _layers(body: Any, first: int, hidden: Tensor, kwargs: dict[str, Any], seen: Tensor, weight: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...core.scores import Score
@@ -64,6 +64,12 @@ def run_below(model: Any, body: Any, score: Score, layer: int, inputs: dict[str,
     return Below(caught[last][0], *caught[layer], look(visual))
 
 
+def rows_at(values: Float[Tensor, "_ T D"], columns: Int[Tensor, "B R"]) -> Float[Tensor, "B R D"]:
+    """The values (of every sample, or one for all) at some columns of each sample."""
+    index = columns[..., None].expand(-1, -1, values.shape[-1])
+    return values.expand(len(columns), -1, -1).gather(1, index)
+
+
 class Steps:
     """The views that the engine would show at each step, from one pass over the layers below."""
 
@@ -103,14 +109,9 @@ class Steps:
         if index != self.asked:
             raise ValueError("training ranks by the layer before the prune layer; this ranking looks further back")
         columns = tokens.kind.shape[1]
-        source = queries.clamp(min=0)[..., None].expand(-1, -1, self.below.last.shape[-1])
-        cos, sin = self.below.kwargs["position_embeddings"]
-        at = tuple(
-            t.expand(len(queries), -1, -1).gather(1, queries.clamp(min=0)[..., None].expand(-1, -1, t.shape[-1]))
-            for t in (cos, sin)
-        )
+        cos, sin = (rows_at(t, queries.clamp(min=0)) for t in self.below.kwargs["position_embeddings"])
         module: Any = self.layers[index]
-        asked = self.adapter.queries(module, self.below.last.gather(1, source), (at[0], at[1]))
+        asked = self.adapter.queries(module, rows_at(self.below.last, queries.clamp(min=0)), (cos, sin))
         before = torch.arange(columns, device=queries.device) <= queries[..., None]
         allowed = before & self.held(alive, columns)[:, None] & (queries >= 0)[..., None]
         return attention_rows(asked, self.keys[:, :, :columns], module.self_attn.scaling, allowed)
