@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -75,7 +75,7 @@ MODEL ?= scenes
 SCENES := $(filter scenes,$(MODEL))
 PICTURES ?= $(if $(SCENES),60,12)
 OF := $(if $(SCENES),,-$(MODEL))
-JUDGE := $(BIN)/foveate eval --model $(MODEL) --tasks descriptions,captions,questions --first 3000 --limit $(PICTURES) --tokenizer words
+JUDGE = $(BIN)/foveate eval --model $(MODEL) --tasks descriptions,captions,questions --first 3000 --limit $(PICTURES) --tokenizer words
 BEFORE := vscan1 visionzip vispruner flowcut divprune cdpruner tome "dymu:threshold=?" random:layer=0 downsample:layer=0 downsample:layer=0,pool=true
 # From layer 2 on; on the eight layers of scenes these reach no quarter, for two whole layers are a quarter.
 WITHIN := fastv:layer=2 fastv:layer=2,ranking=received fastv:layer=2,ranking=mix psigmoid dart "vscan1:keep=?+vscan2" random:layer=2 "vtw:layer=?"
@@ -142,20 +142,22 @@ results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)
 	done
 	$(BIN)/python benchmarks/report.py
 
-# Each predictor, one that decides at every step, controls at the FLOPs that it came to, and rows of the paper's table.
+# Each predictor, one that decides at every step, controls at the FLOPs that it came to, and rows of the paper's table;
+# then what adapting is worth. Captions are the noisiest figure, so scenes has 200 pictures here.
 DYRATES ?= 0.5 0.33 $(if $(SCENES),0.2,0.25)
 PREDICTORS := src/foveate/predictors/$(MODEL)
 CAME_TO := $(BIN)/python -c "import json, sys; print(round(json.load(open(sys.argv[1] + '/report.json'))['methods'][sys.argv[2]]['work']['flops'], 3))"
 ASK := $(BIN)/foveate eval --model $(MODEL) --tasks questions,easy-vqa --first 300 --save runs/dyrate/$(MODEL)-asked
 PAPERS := fastv:layer=2,keep=0.5 fastv:layer=3,keep=0.5 vtw:layer=$(if $(SCENES),4,15)
 EVERY := --also dyrate:predictor=$(MODEL)-0.33-decode
-ASKED ?= $(if $(SCENES),240,60)
-results-dyrate: $(READY)
+ASKED ?= $(if $(SCENES),240,24)
+FIXED := fastv:layer=0,ranking=diverse random:layer=0 downsample:layer=0
+FIXED1 := fastv:layer=1,ranking=diverse fastv:layer=1
+results-dyrate: PICTURES = $(if $(SCENES),200,12)
+results-dyrate: $(READY) results-adapting
 	mkdir -p docs/results
 	for t in $(DYRATES); do p=dyrate:predictor=$(MODEL)-$$t; \
-	  at=$$($(BIN)/python -c "import json; print(json.load(open('$(PREDICTORS)-$$t/predictor.json'))['layer'])"); \
-	  fixed="--method fastv:layer=$$at,ranking=diverse --method random:layer=$$at --method downsample:layer=$$at"; \
-	  case $$at in 0) ;; *) fixed="$$fixed --method fastv:layer=$$at";; esac; \
+	  case $$t in 0.2) fixed="$(addprefix --method ,$(FIXED))";; *) fixed="$(addprefix --method ,$(FIXED) $(FIXED1))";; esac; \
 	  case $$t in 0.33) more="$(EVERY) $(addprefix --also ,$(PAPERS))";; *) more=;; esac; \
 	  $(JUDGE) --save runs/dyrate/$(MODEL) --method $$p && \
 	  $(JUDGE) --save runs/dyrate/$(MODEL) --match flops=$$($(CAME_TO) runs/dyrate/$(MODEL) $$p) $$fixed --also $$p --also $$p,adapt=step $$more && \
@@ -163,11 +165,17 @@ results-dyrate: $(READY)
 	done
 	p=dyrate:predictor=$(MODEL)-0.33; $(ASK) --limit $(ASKED) --method $$p && \
 	  $(ASK) --limit $(ASKED) --match flops=$$($(CAME_TO) runs/dyrate/$(MODEL)-asked $$p) --also $$p --also $$p,adapt=step \
-	    $(addprefix --method ,fastv:layer=1,ranking=diverse fastv:layer=1 random:layer=1 downsample:layer=1) $(addprefix --also ,$(PAPERS))
+	    $(addprefix --method ,$(FIXED) $(FIXED1)) $(addprefix --also ,$(PAPERS))
 	cp runs/dyrate/$(MODEL)-asked/report.json docs/results/dyrate-asked$(OF).json
 	$(BIN)/foveate plot mask scene:1 --model $(MODEL) --method dyrate:predictor=$(MODEL)-0.33-decode --out docs/results/dyrate-prunes$(OF).png
 	$(BIN)/foveate plot rate --model $(MODEL) --method dyrate:predictor=$(MODEL)-0.33-decode --pictures $(if $(SCENES),16,8) --out docs/results/dyrate-rate$(OF).png
 	$(BIN)/python benchmarks/report.py
+
+ADAPTED ?= $(if $(SCENES),scenes-0.5 scenes-0.33,smol-0.5 smol-0.33 smol-0.25)
+results-adapting: $(READY)  # three minutes for scenes, half an hour for smol
+	mkdir -p docs/results
+	$(BIN)/python benchmarks/adapting.py --model $(MODEL) --count $(if $(SCENES),300,60) --predictors $(ADAPTED) \
+	  --answers runs/adapting-$(MODEL).safetensors --save docs/results/adapting$(OF).json
 
 PEERS ?= .venv-peers
 results-peers: $(READY)  # each peer in an environment of its own, made on the first run; what cannot be run is told
@@ -180,40 +188,40 @@ results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/pages.py
 
-# Layers are those from which the budget is in reach. NAME-0.33-decode decides before every step, as the paper has it.
-TRAIN := $(BIN)/foveate train dyrate --ranking diverse
+# One table of answers at every rate serves all budgets of a grid. NAME-0.33-decode decides before every step, as the
+# paper has it, and learned through the paper's masks.
+TRAIN := $(BIN)/foveate train dyrate --ranking diverse --batch 6
+EXACT := --layer 0 --no-decode --exact
 SMOL ?= smol
 predictors: predictors-scenes predictors-smol  # the bundled ones; resumable, runs/predictors/NAME-BUDGET; then copied
 .PHONY: predictors-scenes predictors-smol
-predictors-scenes: $(READY)  # 4 x about 5 minutes on one core
-	$(LEARN)-0.5 --layer 1 --budget 0.5 --num-rates 20 --steps 200 --no-decode $(TIED)
-	$(LEARN)-0.33 --layer 1 --budget 0.33 --num-rates 20 --steps 200 --draws 4 --no-decode
-	$(LEARN)-0.2 --layer 0 --budget 0.2 --num-rates 40 --steps 200 --draws 4 --no-decode
+LEARN := $(TRAIN) --model scenes --held-out 96 --out runs/predictors/scenes
+TABLE := --answers runs/predictors/scenes-answers.safetensors
+predictors-scenes: $(READY)  # half an hour on one core
+	$(LEARN)-0.5 $(EXACT) --budget 0.5 --num-rates 10 --steps 150 $(TABLE)
+	$(LEARN)-0.33 $(EXACT) --budget 0.33 --num-rates 10 --steps 150 $(TABLE)
+	$(LEARN)-0.2 $(EXACT) --budget 0.2 --num-rates 20 --steps 100
 	$(LEARN)-0.33-decode --layer 1 --budget 0.33 --num-rates 20 --steps 120
 	for p in 0.5 0.33 0.2 0.33-decode; do $(call BUNDLE,scenes,$$p); done
-LEARN := $(TRAIN) --model scenes --batch 6 --held-out 48 --out runs/predictors/scenes
-TIED := --draws 4 --tied --cold 0.1 --weight 10
 
-predictors-smol: $(READY)  # 4 x about 13 minutes on one core, 4 GB; not 0.2: one token in forty already costs 0.19
-	$(LEARN_SMOL)-0.5 --layer 1 --budget 0.5 --num-rates 20 --draws 2 --batch 6 --no-decode
-	$(LEARN_SMOL)-0.33 --layer 1 --budget 0.33 --num-rates 20 --draws 2 --batch 6 --no-decode
-	$(LEARN_SMOL)-0.25 --layer 0 --budget 0.25 --num-rates 40 --draws 2 --batch 6 --no-decode
-	$(LEARN_SMOL)-0.33-decode --layer 1 --budget 0.33 --num-rates 20 --batch 4 --protect unseen
+LEARN_SMOL := $(TRAIN) --model $(SMOL) --held-out 18 --out runs/predictors/smol
+TABLE_SMOL := --num-rates 10 --steps 30 --answers runs/predictors/smol-answers.safetensors
+predictors-smol: $(READY)  # an hour on one core, 4 GB; not 0.2: one token in forty already costs 0.19
+	for b in 0.33 0.5 0.25; do $(LEARN_SMOL)-$$b $(EXACT) --budget $$b $(TABLE_SMOL) || exit 1; done
+	$(LEARN_SMOL)-0.33-decode --layer 1 --budget 0.33 --num-rates 20 --batch 4 --steps 60 --protect unseen
 	for p in 0.5 0.33 0.25 0.33-decode; do $(call BUNDLE,smol,$$p); done
-LEARN_SMOL := $(TRAIN) --model $(SMOL) --steps 60 --held-out 24 --out runs/predictors/smol
 
 BUNDLE = mkdir -p src/foveate/predictors/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/predictors/$(1)-$(2)/
 
 ABLATED ?= scenes
-PREDICTOR ?= scenes-0.5
-VARIANTS := $(BIN)/foveate train dyrate --model $(ABLATED) --layer 1 --budget 0.5 --steps 200 --batch 6 --held-out 48 --out runs/predictors/ablation
-predictors-ablations: $(READY)  # how a predictor is trained, each beside scenes-0.5; about 40 minutes on one core
-	$(VARIANTS)-free --ranking diverse --num-rates 20 --draws 4 --no-decode
-	$(VARIANTS)-masks --ranking diverse --num-rates 20 --no-decode
-	$(VARIANTS)-decode --ranking diverse --num-rates 20
-	$(VARIANTS)-kl $(TIED) --no-decode --ranking diverse --num-rates 20 --kl 1
-	$(VARIANTS)-rates-5 $(TIED) --no-decode --ranking diverse --num-rates 5
-	$(VARIANTS)-last $(TIED) --no-decode --ranking last --num-rates 20
+PREDICTOR ?= scenes-0.33
+VARIANTS := $(BIN)/foveate train dyrate --model $(ABLATED) --budget 0.33 --batch 6 --held-out 96 --out runs/predictors/ablation
+predictors-ablations: $(READY)  # how a predictor is trained, each beside scenes-0.33; about 40 minutes on one core
+	$(VARIANTS)-kl $(EXACT) --ranking diverse --num-rates 10 --steps 150 --kl 1 $(TABLE)
+	$(VARIANTS)-masks --layer 0 --no-decode --ranking diverse --num-rates 10 --steps 200
+	$(VARIANTS)-decode --layer 0 --ranking diverse --num-rates 10 --steps 200
+	$(VARIANTS)-rates-20 $(EXACT) --ranking diverse --num-rates 20 --steps 100 --answers runs/predictors/scenes-0.2/answers.safetensors
+	$(VARIANTS)-last --layer 1 --no-decode --exact --ranking last --num-rates 10 --steps 150
 
 ABLATE := $(BIN)/foveate eval --model $(ABLATED) --tasks descriptions,captions,questions --first 3000 --limit 30 --tokenizer words
 DYRATE := dyrate:predictor=$(PREDICTOR)

@@ -92,6 +92,9 @@ def sections(model: str) -> list[str]:
         body = report(stored(name, model))
         if body is None:
             continue
+        if name == "adapting":
+            parts += [OWN.get(stored(name, model), reading), *adapted(body)]
+            continue
         asked = name.endswith("asked")
         each = body["samples"] // (2 if asked else 3)
         of = _SHORT if asked else _WHOLE
@@ -105,6 +108,24 @@ def sections(model: str) -> list[str]:
         if (RESULTS / f"{stored(name, model)}.png").is_file() or name in pictures:
             parts += [f"## {title}\n", f"![{title.lower()}](results/{stored(name, model)}.png)", ""]
     return parts
+
+
+def adapted(body: dict[str, Any]) -> list[str]:
+    """A predictor's choices beside its controls: cross-entropy, FLOPs, and what each kind of prompt keeps and loses."""
+    kinds = list(body["sweep"][0]["losses"])
+    rows = [f"| | cross-entropy | FLOPs | {' | '.join(kinds)} |", "|---" * (len(kinds) + 3) + "|"]
+    whole = body["sweep"][0]["losses"].values()
+    rows.append(f"| unpruned | {body['unpruned']:.3f} | 1.000 | {' | '.join(f'{loss:.3f}' for loss in whole)} |")
+    for name, found in body["predictors"].items():
+        for label, line in found["lines"].items():
+            said = f"{line['loss']:.3f}"
+            if label == "predictor":
+                gap = found["predictor less one rate"]
+                said = f"{said} ({gap['value']:+.3f}, {gap['low']:.3f} to {gap['high']:.3f})"
+            each = (f"{line['keep'][kind]:.0%}: {line['losses'][kind]:.3f}" for kind in kinds)
+            title = f"`{name}`" if label == "predictor" else label
+            rows.append(f"| {title} | {said} | {line['flops']:.3f} | {' | '.join(each)} |")
+    return [f"{body['answers']} answers.\n", *rows, ""]
 
 
 def looks(body: dict[str, Any]) -> list[str]:

@@ -17,9 +17,10 @@ from ..demo.language import KINDS
 from ..engine.adapters import adapter_for, decoder_of
 from ..predictors.store import Card, save_pretrained
 from ..tune.chats import folder_examples
-from ..tune.dyrate.judge import Judged, calibrate, judge
+from ..tune.dyrate.judge import Judged, calibrate, judge, ratio_of
 from ..tune.dyrate.plan import Plan
 from ..tune.dyrate.train import train
+from ..tune.dyrate.worth import Beside, compare
 from ..tune.examples import Examples, file_examples, scene_examples
 from . import options
 from .output import console, errors
@@ -42,10 +43,12 @@ Budget = Annotated[float, typer.Option(help="FLOPs of prefill and decode over th
 Ranking = Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")]
 Decode = Annotated[bool, typer.Option(help="Whether it decides before decode steps too, or in the prefill alone.")]
 Protect = Annotated[str, typer.Option(help="unseen: what the answer has not looked at leaves last.")]
-Draws = Annotated[
-    int, typer.Option(min=1, help="1: learn through soft masks (the paper). More: from so many draws an answer.")
+Exact = Annotated[
+    bool, typer.Option("--exact/--masks", help="Learn from all rates of every answer; or through masks, as the paper.")
 ]
-Tied = Annotated[bool, typer.Option(help="Whether rates learn from each other, on a bell; else each by itself.")]
+Answers = Annotated[
+    Path | None, typer.Option(help="Where --exact keeps its answers, which serve every budget; else in --out.")
+]
 
 
 @app.command("dyrate")
@@ -67,8 +70,8 @@ def train_dyrate(
     lr: Annotated[float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")] = Plan.lr,
     kl: Annotated[float, typer.Option(help="Weight of the divergence from the unpruned model.")] = Plan.kl,
     weight: Annotated[float, typer.Option(help="Of the budget in the loss.")] = Plan.weight,
-    draws: Draws = Plan.draws,
-    tied: Tied = Plan.tied,
+    exact: Exact = Plan.exact,
+    answers: Answers = None,
     cold: Annotated[float, typer.Option(help="Temperature of sampling at the end (2 at the start).")] = Plan.cold,
     seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out examples for the report.")] = 64,
@@ -78,30 +81,32 @@ def train_dyrate(
     """Train DyRate's predictor for a model, meet its budget, and report on held-out data."""
     plan = Plan(
         budget, layer, num_rates, ranking, response, steps, batch, lr, weight, kl=kl, cold=cold, seed=seed,
-        drop_all=drop_all, parts=parts, decode=decode, protect=protect, draws=draws, tied=tied,
+        drop_all=drop_all, parts=parts, decode=decode, protect=protect, exact=exact,
     )  # fmt: skip
     learned, judged_on = _data(data, steps * batch, held_out)
     loaded = load(model, device=device, dtype=dtype)
-    predictor = _train(loaded, learned, plan, out)
+    predictor = _train(loaded, learned, plan, out, answers)
     console.print("meeting the budget with the likeliest rates")
-    met = calibrate(*loaded, predictor, learned.rows[:held_out], plan)
+    meet = ratio_of if plan.exact else calibrate  # what is exact has met it on all of its answers
+    met = meet(*loaded, predictor, learned.rows[:held_out], plan)
     found = judge(*loaded, predictor, judged_on.rows, plan)
-    card = _card(model, loaded.model, plan, data, len(learned.unusable), found, met)
+    beside = compare(*loaded, judged_on.rows, plan, found.ratio)
+    card = _card(model, loaded.model, plan, data, len(learned.unusable), found, met, beside)
     save_pretrained(predictor, card, out)
-    _print(found, plan, len(judged_on.rows), out)
+    _print(found, beside, plan, len(judged_on.rows), out)
 
 
-def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path) -> RatePredictor:
+def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path, answers: Path | None) -> RatePredictor:
     """The training, with a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task("training", total=plan.steps)
 
         def report(seen: dict[str, float]) -> None:
-            line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k != "step")
-            progress.update(task, completed=seen["step"], description=line)
+            line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k not in ("step", "steps"))
+            progress.update(task, completed=seen["step"], total=seen.get("steps", plan.steps), description=line)
 
-        return train(*loaded, learned.rows, plan, out, report)
+        return train(*loaded, learned.rows, plan, out, report, answers=answers)
 
 
 def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Examples]:
@@ -118,14 +123,21 @@ def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Exam
 
 
 def _card(
-    name: str, model: Any, plan: Plan, data: Path | None, unusable: int, found: Judged, calibrated: float
+    name: str,
+    model: Any,
+    plan: Plan,
+    data: Path | None,
+    unusable: int,
+    found: Judged,
+    calibrated: float,
+    beside: Beside,
 ) -> Card:
     text = decoder_of(adapter_for(model).body(model)).config
     facts = {
         "plan": asdict(plan),
         "data": "scenes" if data is None else data.name,
         "unusable rows": unusable,
-        "held out": {**asdict(found), "kept_by_step": [round(k, 4) for k in found.kept_by_step]},
+        "held out": {**asdict(found), **asdict(beside), "kept_by_step": [round(k, 4) for k in found.kept_by_step]},
         "ratio on training data after calibration": calibrated,
         "versions": {p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
         "revision": getattr(model.config, "_commit_hash", None),
@@ -145,10 +157,11 @@ def _card(
     )
 
 
-def _print(found: Judged, plan: Plan, count: int, out: Path) -> None:
+def _print(found: Judged, beside: Beside, plan: Plan, count: int, out: Path) -> None:
     console.print(
         f"held out ({count} examples): FLOPs {found.ratio:.3f} of unpruned (budget {plan.budget:g}), cross-entropy "
-        f"{found.loss:.4f} (unpruned {found.unpruned_loss:.4f})",
+        f"{found.loss:.4f}; unpruned {found.unpruned_loss:.4f}; at the same FLOPs one rate for all "
+        f"{beside.fixed_loss:.4f}, the best rate of each in hindsight {beside.hindsight_loss:.4f}",
         highlight=False,
     )
     shown = [s for s in (0, 1, 2, 4, 8, 16, 32, 64) if s < len(found.kept_by_step)]

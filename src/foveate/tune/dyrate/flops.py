@@ -27,8 +27,8 @@ def flops_ratio(
         kept: visual tokens from the prune layer on, step by step.
         answered: which steps there are; step 0 is the prefill, step t >= 1 runs the answer's word t.
     """
-    ours = _flops(shape, layer, text, total, kept, answered)
-    return ours / _flops(shape, layer, text, total, total[:, None].expand_as(kept).to(kept), answered)
+    ours = flops(shape, layer, text, total, kept, answered)
+    return ours.sum() / flops(shape, layer, text, total, total[:, None].expand_as(kept).to(kept), answered).sum()
 
 
 def least_ratio(
@@ -39,21 +39,29 @@ def least_ratio(
     return float(flops_ratio(shape, layer, text, total, least, answered))
 
 
-def _flops(shape: Shapes, layer: int, text: Tensor, total: Tensor, kept: Tensor, answered: Tensor) -> Tensor:
+def flops(
+    shape: Shapes,
+    layer: int,
+    text: Int[Tensor, B],
+    total: Int[Tensor, B],
+    kept: Float[Tensor, "B S"],
+    answered: Bool[Tensor, "B S"],
+) -> Float[Tensor, B]:
+    """FLOPs of prefill and decode of each sample; arguments as of `flops_ratio`."""
     below, above = shape.layers[:layer], shape.layers[layer:]
     words, whole = text.to(kept), total.to(kept)
     steps = torch.arange(1, kept.shape[1], device=kept.device)
     there = answered[:, 1:].to(kept)
-    flops = kept.new_zeros(())
+    spent = kept.new_zeros(len(kept))
     for layers, first, later in (
         (below, whole, whole[:, None].expand(-1, len(steps))),
         (above, kept[:, 0], kept[:, 1:]),
     ):
         for one in layers:
-            flops = flops + _of_layer(one, words + first, 0.0).sum()
+            spent = spent + _of_layer(one, words + first, 0.0)
             before = words[:, None] + later + steps - 1
-            flops = flops + (_of_layer(one, torch.ones_like(before), before) * there).sum()
-    return flops
+            spent = spent + (_of_layer(one, torch.ones_like(before), before) * there).sum(1)
+    return spent
 
 
 def _of_layer(one: LayerShape, rows: Tensor, before: Tensor | float) -> Tensor:

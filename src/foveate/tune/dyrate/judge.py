@@ -14,9 +14,9 @@ from torch import Tensor
 from ...core.predictor import RatePredictor
 from ...measure.cost import shapes
 from ..examples import Example
-from .flops import flops_ratio
+from .flops import flops
 from .plan import Plan
-from .rollout import batch_of, counts, cross_entropy, roll_out, unpruned_logits
+from .rollout import Batch, answer_losses, batch_of, counts, roll_out, unpruned_logits
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Judged:
     """A predictor with its likeliest rates on some examples.
 
     Attributes:
-        ratio: FLOPs of prefill and decode over unpruned, mean over batches by their samples.
-        loss: cross-entropy of the answers' words, nats.
+        ratio: FLOPs of prefill and decode of all answers together over unpruned.
+        loss: cross-entropy of the answers, each its mean over its words, nats.
         unpruned_loss: that of the unpruned model.
         kept_by_step: share of visual tokens alive at each step, mean over the answers that reach it.
     """
@@ -44,23 +44,20 @@ def likeliest(logits: Tensor) -> Tensor:
 @torch.no_grad()
 def judge(model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> Judged:
     """What the predictor does with its likeliest rates, as inference takes them."""
-    shape, ours, words = shapes(model), [], 0
-    kept: list[list[float]] = []
+    sums, kept = torch.zeros(4, dtype=torch.float64), []
     for start in range(0, len(examples), plan.batch):
-        batch, text, total = batch_of(model, processor, examples[start : start + plan.batch])
+        made = batch_of(model, processor, examples[start : start + plan.batch])
+        batch, _, total = made
         found = roll_out(model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode)
-        count = int(batch.answered.sum())
-        ratio = float(flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered))
-        plain = float(cross_entropy(unpruned_logits(model, batch), batch))
-        ours.append((ratio * len(text), float(cross_entropy(found.logits, batch)) * count, plain * count, len(text)))
-        words += count
+        losses = [float(answer_losses(logits, batch).sum()) for logits in (found.logits, unpruned_logits(model, batch))]
+        sums += torch.tensor([*_spent(model, made, found.kept, plan), *losses], dtype=torch.float64)
         for row, there, whole in zip(found.kept.tolist(), batch.answered.tolist(), total.tolist(), strict=True):
             kept.append([k / max(1, whole) for k, t in zip(row, there, strict=True) if t])
-    sums = [sum(column) for column in zip(*ours, strict=True)]
     longest = max(map(len, kept))
     by_step = [[row[s] for row in kept if len(row) > s] for s in range(longest)]
     means = tuple(sum(column) / len(column) for column in by_step)
-    return Judged(sums[0] / sums[3], sums[1] / words, sums[2] / words, means)
+    ours, full, loss, plain = sums.tolist()
+    return Judged(ours / full, loss / len(examples), plain / len(examples), means)
 
 
 def calibrate(
@@ -80,19 +77,27 @@ def calibrate(
     for _ in range(rounds):
         middle = (low + high) / 2
         predictor.linear.bias.data.copy_(base + middle * rates)
-        ratio = _ratio(model, processor, predictor, examples, plan)
+        ratio = ratio_of(model, processor, predictor, examples, plan)
         if abs(ratio - plan.budget) < best[0]:
             best = (abs(ratio - plan.budget), predictor.linear.bias.detach().clone())
         low, high = (middle, high) if ratio > plan.budget else (low, middle)
     predictor.linear.bias.data.copy_(best[1])
-    return _ratio(model, processor, predictor, examples, plan)
+    return ratio_of(model, processor, predictor, examples, plan)
 
 
-def _ratio(model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> float:
-    """As `judge`, without running what would only tell the loss."""
-    shape, sums = shapes(model), 0.0
+def ratio_of(model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> float:
+    """`Judged.ratio` alone, without running what would only tell the loss."""
+    sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(examples), plan.batch):
-        batch, text, total = batch_of(model, processor, examples[start : start + plan.batch])
-        kept = counts(model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode)
-        sums += float(flops_ratio(shape, plan.layer, text, total, kept, batch.answered)) * len(text)
-    return sums / len(examples)
+        made = batch_of(model, processor, examples[start : start + plan.batch])
+        kept = counts(model, predictor, plan.score, plan.layer, made[0], likeliest, plan.decode)
+        sums += torch.tensor(_spent(model, made, kept, plan), dtype=torch.float64)
+    return float(sums[0] / sums[1])
+
+
+def _spent(model: Any, made: tuple[Batch, Tensor, Tensor], kept: Tensor, plan: Plan) -> tuple[float, float]:
+    """FLOPs with these counts, and unpruned."""
+    batch, text, total = made
+    everything = total[:, None].expand_as(kept).to(kept)
+    ours, full = (flops(shapes(model), plan.layer, text, total, count, batch.answered) for count in (kept, everything))
+    return float(ours.double().sum()), float(full.double().sum())

@@ -28,12 +28,12 @@ class Plan:
     Gumbel-Softmax falls from `hot` to `cold` linearly. `batch` is over all processes; each works its share off in
     `parts`, so that less is in memory at once. The budget then holds for every part by itself: its loss is a square.
     `drop_all` adds the rate 1. Without `decode` the predictor learns the prefill's choice alone; `protect` is the
-    ranking's (`methods.dyrate`). `draws` from 2 on learn from that many draws an answer (`gradients.by_draws`), 1
-    through soft masks. `tied` learns as `learner.Learner` does; otherwise each rate has weights of its own, as in the
-    paper. `clip` is the most that the gradient of CE and KL may measure.
+    ranking's (`methods.dyrate`). `exact` runs `steps` batches of answers at every rate, and learns from that table
+    (`exact.fit`), which wants neither `weight` nor temperatures; otherwise through soft masks, as the paper does.
+    `clip` is the most that the gradient of CE and KL may measure.
 
     Raises:
-        ValueError: no such ranking, or one that is not possible before the layer; several draws while decoding; a
+        ValueError: no such ranking, or one that is not possible before the layer; `exact` while decoding; a
             temperature that is not above 0.
     """
 
@@ -55,14 +55,13 @@ class Plan:
     parts: int = 1
     decode: bool = True
     protect: str = "nothing"
-    draws: int = 1
-    tied: bool = False
+    exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or (self.draws > 1 and self.decode):
+        if self.exact and self.decode:
             raise ValueError(
-                f"draws={self.draws} with decode={self.decode}; several draws learn the one decision of the prefill: "
-                "add --no-decode, or give draws=1"
+                "exact learning is of the one decision at the prefill, and decode=True decides at every step: "
+                "add --no-decode, or give --masks"
             )
         if not (self.cold > 0 and self.hot > 0):
             raise ValueError(f"hot={self.hot}, cold={self.cold}; expected temperatures above 0")

@@ -7,7 +7,7 @@ rows can run at once. DyRate, 2501.14204, Section III-C; masks of key columns, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ...core.features import shares_by_type
 from ...core.predictor import RatePredictor
 from ...core.scores import Score
 from ...core.selection import places
+from ...core.view import View
 from ...engine.adapters import adapter_for, decoder_of
 from ...engine.checks import check_teacher_forcing
 from ..examples import Example, encode
@@ -105,10 +106,27 @@ def counts(
 
 
 @torch.no_grad()
-def first_shares(model: Any, score: Score, layer: int, batch: Batch) -> Float[Tensor, "B H 4"]:
-    """The features that the predictor has at the prefill."""
+def at_every_rate(
+    model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch
+) -> tuple[Float[Tensor, "B H 4"], Iterator[tuple[Float[Tensor, "B S V"], Float[Tensor, "B S"]]]]:
+    """What the predictor sees at the prefill; and at each of its rates, chosen there and kept, logits and kept counts.
+
+    Layers below the prune layer run once, and above it only what is kept.
+    """
     views = _views(model, score, layer, batch)
-    return shares_by_type(views.view(0, views.present))
+    view = views.view(0, views.present)
+    place, counts = _place(score, view), predictor.keep(views.total)
+
+    @torch.no_grad()
+    def answers() -> Iterator[tuple[Tensor, Tensor]]:
+        for keep in counts.unbind(-1):
+            alive = views.present & ((place < keep[:, None]) | (view.visual == view.newest))
+            yield (
+                _run_kept(model, views.body, views, alive, layer),
+                alive.sum(1)[:, None].expand_as(batch.answered) * 1.0,
+            )
+
+    return shares_by_type(view), answers()
 
 
 @dataclass(frozen=True)
@@ -131,10 +149,7 @@ def _decide(
         view = views.view(step, alive)
         with torch.no_grad():
             shares = shares_by_type(view)
-            notice = getattr(score, "notice", None)
-            if notice is not None:
-                notice(view)
-            place = places(score(view), alive)
+            place = _place(score, view)
         choice = choose(predictor(shares))
         stays = (place[:, None] < predictor.keep(views.total)[..., None]).to(choice.dtype)  # (B K N)
         chosen = torch.einsum("bk,bkn->bn", choice, stays)
@@ -148,6 +163,14 @@ def _decide(
         weights.append(soft)
     found = [torch.stack(values, 1) for values in (weights, kept, choices)]
     return views, _Chosen(*(f if decode else f[:, :1].expand(-1, steps, *f.shape[2:]) for f in found))
+
+
+def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
+    """How many of the tokens alive are ranked before each."""
+    notice = getattr(score, "notice", None)
+    if notice is not None:
+        notice(view)
+    return places(score(view), view.mask)
 
 
 def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
@@ -216,12 +239,6 @@ def batch_of(model: Any, processor: Any, chosen: Sequence[Example]) -> tuple[Bat
     text, total = sizes(model, inputs, prompt)
     moved = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
     return Batch(moved, prompt), text.to(model.device), total.to(model.device)
-
-
-def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Of the answers' words, mean, in nats."""
-    words = batch.inputs["input_ids"][:, batch.prompt :]
-    return F.cross_entropy(logits[batch.answered].float(), words[batch.answered])
 
 
 def answer_losses(logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, B]:

@@ -1,4 +1,4 @@
-"""The training of a predictor: cross-entropy under Gumbel-sampled rates, and a budget of FLOPs."""
+"""The training of a predictor: from all rates at once where it can, else under Gumbel-sampled ones; and a budget."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from ...engine.adapters import adapter_for, decoder_of
 from ...measure.cost import Shapes, shapes
 from ...measure.evaluate import fingerprint
 from ..examples import Example, encode
+from ..search.processes import Processes
+from .exact import fit
 from .flops import least_ratio
-from .gradients import by_draws, through_masks
-from .learner import Learner
+from .gradients import through_masks
 from .plan import Plan, resume, save
-from .rollout import batch_of, first_shares, sizes
+from .rollout import batch_of, sizes
+from .table import tabulate
 
 Report = Callable[[dict[str, float]], None]
-_LOOKED_AT = 24  # examples that tell how shares differ between prompts
+ANSWERS = "answers.safetensors"
 
 
 def train(
@@ -37,16 +39,19 @@ def train(
     folder: Path,
     report: Report | None = None,
     save_every: int = 20,
+    answers: Path | None = None,
 ) -> RatePredictor:
     """Trains a predictor, or what is left of it in `folder`; the model stays frozen.
 
     Args:
         model, processor: of a supported family.
-        examples: prompts with answers; step number s takes those from s x batch on, round and round.
+        examples: prompts with answers; step number s takes those from s x batch on, round and round. What is `exact`
+            takes each once.
         plan: the numbers; a folder belongs to one plan.
         folder: for the checkpoint.
         report: called after each step.
         save_every: steps between checkpoints.
+        answers: where `exact` keeps its answers at every rate, which serve all budgets; else in `folder`.
 
     Raises:
         ValueError: a budget that no rate of the grid reaches, a layer outside the decoder, a folder of another plan,
@@ -54,29 +59,40 @@ def train(
     """
     state, shape = _processes(), shapes(model)
     _check_sizes(plan, len(shape.layers), state.num_processes)
-    heads = decoder_of(adapter_for(model).body(model)).config.num_attention_heads
     _check_budget(model, processor, examples, plan, shape)
-    predictor = _learner(model, processor, examples, plan, heads).to(model.device)
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
     source = f"{fingerprint(model)} {_mark(examples)}"
-    first = resume(folder, plan, source, predictor, optimizer)
     with _frozen(model):
-        for step in range(first, plan.steps):
-            _set_rate(optimizer, plan, step)
-            seen = _step(model, processor, predictor, optimizer, examples, plan, step, shape, state)
-            if report is not None:
-                report({"step": step + 1, **seen})
-            if state.is_main_process and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
-                save(folder, plan, source, predictor, optimizer, step + 1)
-    return predictor.plain() if isinstance(predictor, Learner) else predictor
+        if plan.exact:
+            path, processes = answers or folder / ANSWERS, Processes(state.process_index, state.num_processes)
+            chosen = examples[: plan.steps * plan.batch]
+            return fit(tabulate(model, processor, chosen, plan, path, source, report, processes), plan).to(model.device)
+        return _descend(model, processor, examples, plan, folder, source, report, save_every, state)
 
 
-def _learner(model: Any, processor: Any, examples: Sequence[Example], plan: Plan, heads: int) -> RatePredictor:
-    if not plan.tied:
-        return RatePredictor(heads, plan.rates, plan.response)
-    batch, _, _ = batch_of(model, processor, examples[:_LOOKED_AT])
-    seen = first_shares(model, plan.score, plan.layer, batch).float()
-    return Learner(heads, plan.rates, plan.response, seen)
+def _descend(
+    model: Any,
+    processor: Any,
+    examples: Sequence[Example],
+    plan: Plan,
+    folder: Path,
+    source: str,
+    report: Report | None,
+    save_every: int,
+    state: Any,
+) -> RatePredictor:
+    """Stochastic gradients through soft masks."""
+    shape = shapes(model)
+    heads = decoder_of(adapter_for(model).body(model)).config.num_attention_heads
+    predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    for step in range(resume(folder, plan, source, predictor, optimizer), plan.steps):
+        _set_rate(optimizer, plan, step)
+        seen = _step(model, processor, predictor, optimizer, examples, plan, step, shape, state)
+        if report is not None:
+            report({"step": step + 1, **seen})
+        if state.is_main_process and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
+            save(folder, plan, source, predictor, optimizer, step + 1)
+    return predictor
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> None:
@@ -148,11 +164,10 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     seen: dict[str, float] = {}
     parts = [share[start :: plan.parts] for start in range(min(plan.parts, len(share)))]
-    estimate = through_masks if plan.draws == 1 else by_draws
     for part in parts:
         chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
-        uniform = torch.rand(plan.draws, len(part), len(plan.rates), generator=noise)
-        found = estimate(model, predictor, batch_of(model, processor, chosen), plan, shape, uniform, tau)
+        uniform = torch.rand(len(part), len(plan.rates), generator=noise)
+        found = through_masks(model, predictor, batch_of(model, processor, chosen), plan, shape, uniform, tau)
         _add(found.gradients, predictor, len(part) / len(share))
         for key, value in found.figures.items():
             seen[key] = seen.get(key, 0.0) + value * len(part) / len(share)

@@ -1,0 +1,107 @@
+"""What adapting is worth: predictors beside one rate for all, one for each kind of prompt, and each prompt's best.
+
+Answers of validation scenes that no training and no choice has seen, at every rate of the predictors' grid
+(`foveate.tune.dyrate.table`), so every line is of the same answers. Cross-entropy, not what is generated: that is what
+the predictors learn, and it tells apart what sixty generated captions cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.demo.bundled import load
+from foveate.demo.language import CAPTION_PROMPTS, DESCRIPTION_PROMPTS, KINDS
+from foveate.measure.bootstrap import difference
+from foveate.predictors.store import from_pretrained
+from foveate.tune.dyrate.plan import Plan
+from foveate.tune.dyrate.table import Table, tabulate
+from foveate.tune.dyrate.worth import hindsight, of_choice, one_rate
+from foveate.tune.examples import Example, scene_examples
+
+GROUPS = ("descriptions", "captions", "questions")
+ASKED = tuple(kind for asked in KINDS for kind in ("description", "caption", asked))
+FIRST = 500  # the trainers' reports use validation scenes below
+
+
+def group_of(example: Example) -> int:
+    """Which of `GROUPS`."""
+    return (DESCRIPTION_PROMPTS[0], CAPTION_PROMPTS[0], example.prompt).index(example.prompt)
+
+
+def lines(table: Table, group: Tensor, choice: Tensor, rates: Tensor) -> dict[str, Any]:
+    """A predictor's choices beside the controls at its FLOPs: loss, FLOPs, and what every kind of prompt gets."""
+    ratio = of_choice(table, choice).ratio
+    chances = {
+        "one rate for all": one_rate(table, ratio).expand(len(group), -1),
+        "predictor": F.one_hot(choice, len(rates)).double(),
+        "best rate of each kind": F.one_hot(hindsight(table, ratio, group), len(rates)).double(),
+        "best rate of each prompt": F.one_hot(hindsight(table, ratio), len(rates)).double(),
+    }
+    loss = {name: (table.loss * chance).sum(1) for name, chance in chances.items()}
+    found = {
+        name: {
+            "loss": float(loss[name].mean()),
+            "flops": float((table.flops * chance).sum() / table.full.double().sum()),
+            "keep": by_group(chance @ (1 - rates.double()), group),
+            "losses": by_group(loss[name], group),
+        }
+        for name, chance in chances.items()
+    }
+    gap = difference(
+        *(loss[name].numpy()[:, None] for name in ("predictor", "one rate for all")),
+        groups=[str(i) for i in range(len(group))],
+        value=lambda sums: sums[:, 0] / len(group),
+    )
+    return {"lines": found, "predictor less one rate": asdict(gap)}
+
+
+def by_group(values: Tensor, group: Tensor) -> dict[str, float]:
+    """The mean of each kind of prompt."""
+    return {label: float(values[group == g].mean()) for g, label in enumerate(GROUPS)}
+
+
+def main() -> int:
+    """Measures, and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="scenes")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--predictors", nargs="+", required=True, help="of one layer and grid")
+    parser.add_argument("--answers", type=Path, required=True, help="where to keep the answers, and to go on from")
+    parser.add_argument("--save", type=Path, required=True)
+    given = parser.parse_args()
+    loaded = load(given.model)
+    examples = scene_examples("val", given.count, FIRST, ASKED).rows
+    group = torch.tensor([group_of(example) for example in examples])
+    cards = {name: from_pretrained(name) for name in given.predictors}
+    first = next(iter(cards.values()))[1]
+    plan = Plan(layer=first.layer, num_rates=len(first.rates), ranking=first.ranking, decode=False, exact=True, batch=6)
+    show = lambda seen: print(f"\r{seen['step']}/{seen['steps']} batches", end="", file=sys.stderr)  # noqa: E731
+    table = tabulate(*loaded, examples, plan, given.answers, f"val {FIRST} {given.count}", show)
+    body: dict[str, Any] = {"model": given.model, "answers": len(examples), "unpruned": float(table.loss[:, 0].mean())}
+    spent = table.flops.double().sum(0) / table.full.double().sum()
+    body["sweep"] = [
+        {"keep": 1 - rate, "flops": float(spent[k]), "losses": by_group(table.loss[:, k], group)}
+        for k, rate in enumerate(plan.rates)
+    ]
+    body["predictors"] = {}
+    for name, (predictor, card) in cards.items():
+        if card.layer != plan.layer or list(card.rates) != list(plan.rates):
+            raise SystemExit(f"{name} is not of the layer and the rates of {given.predictors[0]}; run it by itself")
+        with torch.no_grad():
+            choice = predictor(table.shares).argmax(1)
+        body["predictors"][name] = lines(table, group, choice, torch.tensor(plan.rates))
+    given.save.write_text(json.dumps(body, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
