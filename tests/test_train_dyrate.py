@@ -218,13 +218,36 @@ def test_the_command_trains_reports_and_its_predictor_works(tmp_path: Path, caps
     answer = ["generate", str(picture), "Describe the image in detail.", "--repeats", "1", "--max-new-tokens", "8"]
     assert run([*answer, "--method", f"dyrate:predictor={out}"]) == 0
     assert run([*argv, "--ranking", "nothing"]) == 2
+    assert run([*argv, "--exact"]) == 2
     assert run([*argv, "--data", "nowhere.jsonl"]) == 2
     assert run([*argv, "--budget", "0.01"]) == 2
 
 
+def test_one_file_of_answers_serves_two_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = tmp_path / "answers.safetensors"
+    argv = ["train", "dyrate", "--exact", "--no-decode", "--ranking", "diverse", "--layer", "1", "--num-rates", "5"]
+    argv += ["--steps", "3", "--batch", "2", "--held-out", "3", "--answers", str(answers)]
+    kept, times = {}, []
+    for budget in ("0.5", "0.8"):
+        assert run([*argv, "--budget", budget, "--out", str(tmp_path / budget)]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "one rate for all" in said and "in hindsight" in said
+        card = json.loads((tmp_path / budget / "predictor.json").read_text())["training"]["held out"]
+        assert card["hindsight_loss"] <= card["fixed_loss"] and card["loss"] > 0
+        kept[budget] = card["kept_by_step"][0]
+        times.append(answers.stat().st_mtime_ns)
+    assert kept["0.5"] < kept["0.8"] and times[0] == times[1], "run once"
+    assert not list(tmp_path.glob("*/answers.safetensors"))
+    assert run([*argv, "--layer", "2", "--out", str(tmp_path / "other")]) == 2
+    assert "another layer" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_two_processes_learn_the_same_predictor_as_each_other(tmp_path: Path) -> None:
-    """Under torchrun over gloo, gradients are averaged: both processes hold one predictor."""
+@pytest.mark.parametrize(
+    "plan", ["Plan(0.7, steps=3, batch=4)", "Plan(0.7, 1, 5, steps=3, batch=2, decode=False, exact=True)"]
+)
+def test_two_processes_learn_the_same_predictor_as_each_other(plan: str, tmp_path: Path) -> None:
+    """Under torchrun over gloo, gradients are averaged, or answers shared: both processes hold one predictor."""
     script = tmp_path / "two.py"
     script.write_text(
         "import sys, torch\nfrom pathlib import Path\n"
@@ -232,7 +255,7 @@ def test_two_processes_learn_the_same_predictor_as_each_other(tmp_path: Path) ->
         "from foveate.tune.dyrate.train import train\nfrom foveate.tune.examples import scene_examples\n"
         "import torch.distributed as dist\nfrom safetensors.torch import save_file\n"
         "loaded = load('scenes')\n"
-        "made = train(*loaded, scene_examples('train', 6).rows, Plan(0.7, steps=3, batch=4), Path(sys.argv[1]))\n"
+        f"made = train(*loaded, scene_examples('train', 6).rows, {plan}, Path(sys.argv[1]))\n"
         "save_file({'w': made.linear.weight.detach()}, f'{sys.argv[1]}/rank{dist.get_rank()}.safetensors')\n"
     )
     folder = tmp_path / "run"
