@@ -160,12 +160,12 @@ results-dyrate: $(READY) results-adapting
 	  case $$t in 0.2) fixed="$(addprefix --method ,$(FIXED))";; *) fixed="$(addprefix --method ,$(FIXED) $(FIXED1))";; esac; \
 	  case $$t in 0.33) more="$(EVERY) $(addprefix --also ,$(PAPERS))";; *) more=;; esac; \
 	  $(JUDGE) --save runs/dyrate/$(MODEL) --method $$p && \
-	  $(JUDGE) --save runs/dyrate/$(MODEL) --match flops=$$($(CAME_TO) runs/dyrate/$(MODEL) $$p) $$fixed --also $$p --also $$p,adapt=step $$more && \
+	  $(JUDGE) --save runs/dyrate/$(MODEL) --match flops=$$($(CAME_TO) runs/dyrate/$(MODEL) $$p) $$fixed --also $$p --also $$p,adapt=step $$more --against $$p && \
 	  cp runs/dyrate/$(MODEL)/report.json docs/results/dyrate-$$t$(OF).json || exit 1; \
 	done
 	p=dyrate:predictor=$(MODEL)-0.33; $(ASK) --limit $(ASKED) --method $$p && \
 	  $(ASK) --limit $(ASKED) --match flops=$$($(CAME_TO) runs/dyrate/$(MODEL)-asked $$p) --also $$p --also $$p,adapt=step \
-	    $(addprefix --method ,$(FIXED) $(FIXED1)) $(addprefix --also ,$(PAPERS))
+	    $(addprefix --method ,$(FIXED) $(FIXED1)) $(addprefix --also ,$(PAPERS)) --against $$p
 	cp runs/dyrate/$(MODEL)-asked/report.json docs/results/dyrate-asked$(OF).json
 	$(BIN)/foveate plot mask scene:1 --model $(MODEL) --method dyrate:predictor=$(MODEL)-0.33-decode --out docs/results/dyrate-prunes$(OF).png
 	$(BIN)/foveate plot rate --model $(MODEL) --method dyrate:predictor=$(MODEL)-0.33-decode --pictures $(if $(SCENES),16,8) --out docs/results/dyrate-rate$(OF).png

@@ -126,7 +126,11 @@ def test_the_command_reports_figures_differences_and_work(tmp_path: Path, capsys
     assert run([*args, "--save", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == body
     assert run([*args, "--save", str(tmp_path / "out")]) == 0
-    assert "paired difference" in " ".join(capsys.readouterr().out.split())
+    assert "paired difference to unpruned" in " ".join(capsys.readouterr().out.split())
+    assert run([*args, "--save", str(tmp_path / "out"), "--against", "vtw:layer=4"]) == 0
+    assert "paired difference to vtw:layer=4" in " ".join(capsys.readouterr().out.split())
+    assert run([*args, "--against", "vtw:layer=3"]) == 2
+    assert "methods that run as they are" in " ".join(capsys.readouterr().err.split())
     assert run([*args, "--save", str(tmp_path / "out"), "--batch", "3"]) == 2
     assert "another run: batch 16 (now 3)" in " ".join(capsys.readouterr().err.split())
 
@@ -218,6 +222,11 @@ def test_every_task_gives_samples_that_its_metrics_can_judge() -> None:
     assert found["unpruned"]["questions exact"]["value"] == 100 and found["other"]["questions exact"]["value"] == 0
     assert found["other"]["questions exact"]["difference"]["high"] == -100
     assert found["other"]["agreement"]["value"] == 0
+    found = report.figures(same, {"unpruned": rows, "other": wrong, "third": rows}, "words", against="other")
+    assert found["third"]["questions exact"]["against"]["low"] == 100
+    assert found["third"]["questions exact"]["difference"]["value"] == 0
+    assert found["unpruned"]["questions exact"]["against"]["low"] == 100
+    assert "against" not in found["other"]["questions exact"]
 
 
 def test_lines_of_a_file_part_at_line_feeds_alone(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def evaluate_methods(
     batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 16,
     match: options.Match = None,
     also: options.Also = None,
+    against: Annotated[str | None, typer.Option(help="One of these methods, to compare the others with, too.")] = None,
     save: Annotated[Path | None, typer.Option(help="Folder for answers and report; give it again to resume.")] = None,
     tokenizer: Annotated[str, typer.Option(help="Of captions: ptb (needs java), words, or auto.")] = "auto",
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
@@ -57,7 +58,7 @@ def evaluate_methods(
     """Judge methods on tasks, with intervals and paired differences to unpruned; under torchrun, by all processes."""
     target = equal.read_target(match) if match else None
     specs, as_given = list(dict.fromkeys(method or [])), list(dict.fromkeys(also or []))
-    _check(specs, as_given, target)
+    _check(specs, as_given, target, against)
     decoding = Decoding(num_beams, top_k, top_p, temperature, cache, seed)
     words = tokenizer_of(tokenizer)
     samples = _samples(tasks, data, limit, first)
@@ -68,21 +69,27 @@ def evaluate_methods(
     runs = _run(loaded, samples, specs, as_given, target, batch, among, save, decoding)
     if among.index:
         return
-    body |= _findings(samples, runs, words, seed) | {"match": match}
+    body |= _findings(samples, runs, words, seed, against) | {"match": match, "against": against}
     _keep(save, body, samples, runs)
     print_json(body) if as_json else _print(body, target)
 
 
-def _check(specs: Sequence[str], also: Sequence[str], target: equal.Target | None) -> None:
-    """Raises ValueError for what is no method, or has no knob to tune."""
+def _check(specs: Sequence[str], also: Sequence[str], target: equal.Target | None, against: str | None) -> None:
+    """Raises ValueError for what is no method, has no knob to tune, or is to be compared with but not run as it is."""
     for spec in specs:
         equal.values(equal.marked(spec), 1) if target else parse(spec)
     for spec in also:
         parse(spec)
+    whole = [*also, *([] if target else specs)]
+    if against is not None and against not in whole:
+        said = ", ".join(whole) or "none is given: name it by --also, too"
+        raise ValueError(f"--against {against}: expected one of the methods that run as they are ({said})")
 
 
-def _findings(samples: Sequence[Sample], runs: dict[str, list[Record]], words: str, seed: int) -> dict[str, Any]:
-    found, work = report.figures(samples, runs, words, seed), report.costs(runs)
+def _findings(
+    samples: Sequence[Sample], runs: dict[str, list[Record]], words: str, seed: int, against: str | None
+) -> dict[str, Any]:
+    found, work = report.figures(samples, runs, words, seed, against), report.costs(runs)
     rows = {spec: {"figures": found[spec], "work": work[spec]} for spec in runs}
     return {"tokenizer": words, "seed": seed, "methods": rows}
 
@@ -202,7 +209,8 @@ def _print(body: dict[str, Any], target: equal.Target | None) -> None:
     for spec in methods:
         table.add_column(spec.replace(":", ": ").replace(",", ", "), justify="right", overflow="fold")
     for key in dict.fromkeys(key for m in methods.values() for key in m["figures"]):
-        table.add_row(key, *(_cell(m["figures"].get(key)) for m in methods.values()))
+        gap = "against" if body["against"] else "difference"
+        table.add_row(key, *(_cell(m["figures"].get(key), gap) for m in methods.values()))
     table.add_section()
     for key in ("flops", "prefill", "decode", "bytes", "tokens"):
         cells = []
@@ -213,17 +221,17 @@ def _print(body: dict[str, Any], target: equal.Target | None) -> None:
     console.print(table)
     console.print(
         f"{body['samples']} samples; figures in % (CIDEr x 100, MME in points) with 95 % bootstrap intervals over "
-        f"pictures; below them the paired difference to unpruned, bold where the interval leaves out 0. Caption words: "
-        f"{body['tokenizer']}.",
+        f"pictures; below them the paired difference to {body['against'] or 'unpruned'}, bold where the interval "
+        f"leaves out 0. Caption words: {body['tokenizer']}.",
         highlight=False,
     )
 
 
-def _cell(found: dict[str, Any] | None) -> str:
+def _cell(found: dict[str, Any] | None, key: str) -> str:
     if found is None:
         return ""
     text = f"{found['value']:.1f} [dim]{found['low']:.0f}-{found['high']:.0f}[/dim]"
-    gap = found.get("difference")
+    gap = found.get(key)
     if gap is None:
         return text
     style = "bold" if gap["low"] > 0 or gap["high"] < 0 else "dim"

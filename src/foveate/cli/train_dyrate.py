@@ -19,7 +19,7 @@ from ..predictors.store import Card, save_pretrained
 from ..tune.chats import folder_examples
 from ..tune.dyrate.judge import Judged, calibrate, judge, ratio_of
 from ..tune.dyrate.plan import Plan
-from ..tune.dyrate.train import train
+from ..tune.dyrate.train import ANSWERS, source_of, train
 from ..tune.dyrate.worth import Beside, compare
 from ..tune.examples import Examples, file_examples, scene_examples
 from . import options
@@ -90,7 +90,7 @@ def train_dyrate(
     meet = ratio_of if plan.exact else calibrate  # what is exact has met it on all of its answers
     met = meet(*loaded, predictor, learned.rows[:held_out], plan)
     found = judge(*loaded, predictor, judged_on.rows, plan)
-    beside = compare(*loaded, judged_on.rows, plan, found.ratio)
+    beside = _beside(loaded, judged_on, plan, found.ratio, answers or out / ANSWERS)
     card = _card(model, loaded.model, plan, data, len(learned.unusable), found, met, beside)
     save_pretrained(predictor, card, out)
     _print(found, beside, plan, len(judged_on.rows), out)
@@ -107,6 +107,12 @@ def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path, answers: Pa
             progress.update(task, completed=seen["step"], total=seen.get("steps", plan.steps), description=line)
 
         return train(*loaded, learned.rows, plan, out, report, answers=answers)
+
+
+def _beside(loaded: Loaded, judged_on: Examples, plan: Plan, ratio: float, answers: Path) -> Beside:
+    """The controls; what is exact keeps their answers beside its own, for other budgets."""
+    path = answers.with_stem(f"{answers.stem}-held-out") if plan.exact else None
+    return compare(*loaded, judged_on.rows, plan, ratio, path, source_of(loaded.model, judged_on.rows))
 
 
 def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Examples]:

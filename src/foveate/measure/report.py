@@ -17,7 +17,11 @@ from .tasks import Sample
 
 
 def figures(
-    samples: Sequence[Sample], runs: Mapping[str, Sequence[Record]], tokenizer: str, seed: int = 0
+    samples: Sequence[Sample],
+    runs: Mapping[str, Sequence[Record]],
+    tokenizer: str,
+    seed: int = 0,
+    against: str | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Per method and figure: value, interval, samples, and the difference to the first run, paired by sample.
 
@@ -29,8 +33,10 @@ def figures(
         runs: records by method, in order of the samples; the first is what others are compared with.
         tokenizer: for captions; of `TOKENIZERS`.
         seed: of the bootstrap.
+        against: a run that the others are compared with, too, as "against".
     """
     base, words = next(iter(runs)), remembering(TOKENIZERS[tokenizer])
+    others = {"difference": base} | ({"against": against} if against else {})
     out: dict[str, dict[str, dict[str, Any]]] = {spec: {} for spec in runs}
     for name, metric, chosen in _cells(samples):
         groups = [samples[i].group for i in chosen]
@@ -49,8 +55,9 @@ def figures(
         value = METRICS[metric].value
         for spec in runs:
             found = {**asdict(estimate(parts[spec], groups, value, seed)), "samples": len(chosen)}
-            if spec != base:
-                found["difference"] = asdict(difference(parts[spec], parts[base], groups, value, seed))
+            for key, other in others.items():
+                if spec != other:
+                    found[key] = asdict(difference(parts[spec], parts[other], groups, value, seed))
             out[spec][f"{name} {metric}"] = found
     for spec, rows in runs.items():
         if spec != base:

@@ -60,7 +60,7 @@ def train(
     state, shape = _processes(), shapes(model)
     _check_sizes(plan, len(shape.layers), state.num_processes)
     _check_budget(model, processor, examples, plan, shape)
-    source = f"{fingerprint(model)} {_mark(examples)}"
+    source = source_of(model, examples)
     with _frozen(model):
         if plan.exact:
             path, processes = answers or folder / ANSWERS, Processes(state.process_index, state.num_processes)
@@ -101,9 +101,10 @@ def _set_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> None:
         group["lr"] = plan.lr * (0.55 + 0.45 * math.cos(math.pi * step / plan.steps))
 
 
-def _mark(examples: Sequence[Example]) -> int:
-    """Tells data apart by their words."""
-    return zlib.crc32("\n".join(f"{example.prompt}\t{example.answer}" for example in examples).encode())
+def source_of(model: Any, examples: Sequence[Example]) -> str:
+    """Tells models, and data by their words, apart."""
+    words = "\n".join(f"{example.prompt}\t{example.answer}" for example in examples)
+    return f"{fingerprint(model)} {zlib.crc32(words.encode())}"
 
 
 @contextmanager

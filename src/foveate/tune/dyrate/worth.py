@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,13 +92,21 @@ def hindsight(table: Table, ratio: float, group: Int[Tensor, "E"] | None = None)
     return best[group]
 
 
-def compare(model: Any, processor: Any, examples: Sequence[Example], plan: Plan, ratio: float) -> Beside:
+def compare(
+    model: Any,
+    processor: Any,
+    examples: Sequence[Example],
+    plan: Plan,
+    ratio: float,
+    path: Path | None = None,
+    source: str = "",
+) -> Beside:
     """The controls on some examples, with a table of their own; at the least that the rates can cost, if that is more.
 
     Args:
-        model, processor, examples, plan: as of `table.tabulate`.
+        model, processor, examples, plan, path, source: as of `table.tabulate`.
         ratio: the predictor's FLOPs over unpruned.
     """
-    table = tabulate(model, processor, examples, plan)
+    table = tabulate(model, processor, examples, plan, path, source)
     ratio = max(ratio, of_choice(table, torch.full((len(examples),), len(plan.rates) - 1)).ratio)
     return Beside(fixed(table, ratio).loss, of_choice(table, hindsight(table, ratio)).loss)
