@@ -147,10 +147,10 @@ def test_the_divergence_counts_with_kl() -> None:
     kinds = _kinds()
     same = Table(torch.full_like(kinds.loss, 0.1), kinds.divergence, kinds.flops, kinds.full, kinds.shares)
     apart = {}
-    for kl in (0.0, 1.0):
+    for kl in (0.0, 2.0):
         chosen = _chosen(same, replace(PLAN, budget=0.6, kl=kl)).float()
         apart[kl] = float(chosen[::2].mean() - chosen[1::2].mean())
-    assert apart[1.0] > 1.5 and abs(apart[0.0]) < 0.5
+    assert apart[2.0] > 1.5 and abs(apart[0.0]) < 0.5
 
 
 def _chosen(found: Table, plan: Plan) -> torch.Tensor:
