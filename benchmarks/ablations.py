@@ -1,4 +1,7 @@
-"""Writes docs/ablations.md from the reports of `make results-ablations` in docs/results/ablations/."""
+"""Writes docs/ablations.md from the reports of `make results-ablations` in docs/results/ablations/.
+
+Folders of predictors as arguments: what their trainings reported is written there first.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,11 @@ cache every step is a prefill. KV: bytes at the end. DP is `deeper=`: a further 
 pruning, FP, is without); `every=` decides only at every such step; `protect=unseen` lets go first what the answer has
 looked at.
 """
+TRAINED = """TRAINED
+"""
 READING = {
-    "greedy": """`scenes-0.5` and its options; `ablation-free` is of the same budget, with a weight of its own for
-each rate, `-rates-5` (tied, like `scenes-0.5`) chooses among five: on validation pictures it loses 0.005 nats
-where `scenes-0.5` loses 0.013 and a fixed cut 0.016. Deciding while decoding costs a little and saves a quarter
-of the KV bytes, but no FLOPs; at every fourth step it costs nothing. A further rate with depth (DP) takes
-another tenth of the FLOPs for no loss of objects. **Protecting what the answer has not looked at is wrong
-here**: it costs 40 points of objects. An object is looked at well before it has been named, and what is never
-looked at is background.
+    "greedy": """READ
 """,
-    "beams-2": "More beams lose no objects; CIDEr falls by what it falls under greedy search, or more (five beams).\n",
 }
 TITLES = {
     "greedy": "Greedy: FP and DP, steps, protection, and how the predictor was trained",
@@ -62,9 +60,48 @@ def table(body: dict[str, Any]) -> list[str]:
     return lines
 
 
+def trained(folders: list[Path]) -> dict[str, Any]:
+    """What each training reported of held-out answers, by the name of its folder."""
+    found = {}
+    for folder in folders:
+        card = json.loads((folder / "predictor.json").read_text())
+        held, plan = card["training"]["held out"], card["training"]["plan"]
+        kept = held["kept_by_step"]
+        found[folder.name] = {
+            "learned": "exact" if plan["exact"] else "masks",
+            "decides": "every step" if card["decode"] else "once",
+            "rates": len(card["rates"]),
+            "layer": card["layer"],
+            "ranking": card["ranking"],
+            "kl": plan["kl"],
+            "FLOPs": held["ratio"],
+            "cross-entropy": held["loss"],
+            "one rate for all": held["fixed_loss"],
+            "in hindsight": held["hindsight_loss"],
+            "unpruned": held["unpruned_loss"],
+            "kept first": kept[0],
+            "kept last": kept[-1],
+        }
+    return found
+
+
+def training_table() -> list[str]:
+    """Trainings down."""
+    path = RESULTS / "trained.json"
+    if not path.is_file():
+        return []
+    rows = json.loads(path.read_text())
+    columns = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return ["## How a predictor is trained\n", TRAINED, "\n".join(lines), ""]
+
+
 def render() -> str:
     """The page, of the reports that were made."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION, *training_table()]
     for name, title in TITLES.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():
@@ -77,5 +114,7 @@ def render() -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        (RESULTS / "trained.json").write_text(json.dumps(trained([Path(name) for name in sys.argv[1:]]), indent=1))
     PAGE.write_text(render())
     sys.exit(0)

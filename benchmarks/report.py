@@ -65,9 +65,7 @@ def cell(figure: dict[str, Any]) -> str:
     found = f"{figure['value']:.1f}"
     if "difference" not in figure:
         return f"{found} ({figure['low']:.0f} to {figure['high']:.0f})"
-    d = figure["difference"]
-    delta = f"{d['value']:+.1f}, {d['low']:.1f} to {d['high']:.1f}"
-    return f"{found} (**{delta}**)" if d["low"] > 0 or d["high"] < 0 else f"{found} ({delta})"
+    return f"{found} ({gap(figure['difference'])})"
 
 
 def table(body: dict[str, Any], shown: dict[str, str], work: dict[str, str]) -> list[str]:
@@ -85,6 +83,23 @@ def table(body: dict[str, Any], shown: dict[str, str], work: dict[str, str]) -> 
     return lines
 
 
+def gap(d: dict[str, float]) -> str:
+    """A difference with its interval, bold where that leaves out 0."""
+    said = f"{d['value']:+.1f}, {d['low']:.1f} to {d['high']:.1f}"
+    return f"**{said}**" if d["low"] > 0 or d["high"] < 0 else said
+
+
+def beside(body: dict[str, Any], shown: dict[str, str]) -> list[str]:
+    """What every other method has more, or less, than the one that the table is about."""
+    other = body["against"]
+    lines = [f"| less `{other}` | {' | '.join(shown)} | FLOPs |", "|---" * (len(shown) + 2) + "|"]
+    for name, found in body["methods"].items():
+        if name not in ("unpruned", other):
+            cells = [gap(found["figures"][key]["against"]) for key in shown.values()]
+            lines.append(f"| `{name}` | {' | '.join(cells)} | {found['work']['flops']:.3f} |")
+    return lines
+
+
 def sections(model: str) -> list[str]:
     """What was measured on a model; `zoo-0.5-smol.json` is of `smol`, `zoo-0.5.json` of `scenes`."""
     parts: list[str] = []
@@ -96,11 +111,13 @@ def sections(model: str) -> list[str]:
             parts += [OWN.get(stored(name, model), reading), *adapted(body)]
             continue
         asked = name.endswith("asked")
+        shown = ASKED if asked else SHOWN
         each = body["samples"] // (2 if asked else 3)
         of = _SHORT if asked else _WHOLE
         said = OWN.get(stored(name, model), reading).replace("{model}", model)
         parts += [f"{said}\n{each} {of}.\n"]
-        parts += ["\n".join(table(body, ASKED if asked else SHOWN, SPLIT if name.startswith("dyrate") else WORK)), ""]
+        parts += ["\n".join(table(body, shown, SPLIT if name.startswith("dyrate") else WORK)), ""]
+        parts += ["\n".join(beside(body, shown)), ""] if body.get("against") else []
     pictures = {
         name: title for name, (title, reports) in PLOTS.items() if any(report(stored(r, model)) for r in reports)
     }
@@ -120,8 +137,8 @@ def adapted(body: dict[str, Any]) -> list[str]:
         for label, line in found["lines"].items():
             said = f"{line['loss']:.3f}"
             if label == "predictor":
-                gap = found["predictor less one rate"]
-                said = f"{said} ({gap['value']:+.3f}, {gap['low']:.3f} to {gap['high']:.3f})"
+                d = found["predictor less one rate"]
+                said = f"{said} ({d['value']:+.3f}, {d['low']:.3f} to {d['high']:.3f})"
             each = (f"{line['keep'][kind]:.0%}: {line['losses'][kind]:.3f}" for kind in kinds)
             title = f"`{name}`" if label == "predictor" else label
             rows.append(f"| {title} | {said} | {line['flops']:.3f} | {' | '.join(each)} |")
