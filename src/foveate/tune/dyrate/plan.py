@@ -28,7 +28,7 @@ class Plan:
     Gumbel-Softmax falls from `hot` to `cold` linearly. `batch` is over all processes; each works its share off in
     `parts`, so that less is in memory at once. The budget then holds for every part by itself: its loss is a square.
     `ranking` is by default what keeps most on held-out data; the paper's is "last". `drop_all` adds the rate 1. Without
-    `decode` the predictor learns the prefill's choice alone; `protect` is the ranking's (`methods.dyrate`). `exact` runs
+    `decode` the predictor learns the choice of the prefill alone; `protect` is of `methods.dyrate`. `exact` runs
     `steps` batches of answers at every rate, and learns from that table (`exact.fit`), which wants neither `weight` nor
     temperatures; otherwise through soft masks, as the paper does. `clip` is the most that the gradient of CE and KL may
     measure.
