@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.demo.bundled import load
+from foveate.demo.bundled import Loaded, load
 from foveate.demo.language import CAPTION_PROMPTS, DESCRIPTION_PROMPTS, KINDS
 from foveate.measure.bootstrap import difference
-from foveate.predictors.store import from_pretrained
+from foveate.predictors.store import Card, from_pretrained
 from foveate.tune.dyrate.plan import Plan
 from foveate.tune.dyrate.table import Table, tabulate
+from foveate.tune.dyrate.train import source_of
 from foveate.tune.dyrate.worth import hindsight, of_choice, one_rate
 from foveate.tune.examples import Example, scene_examples
 
@@ -69,36 +70,48 @@ def by_group(values: Tensor, group: Tensor) -> dict[str, float]:
     return {label: float(values[group == g].mean()) for g, label in enumerate(GROUPS)}
 
 
+def measured(loaded: Loaded, examples: list[Example], names: list[str], card: Card, folder: Path) -> dict[str, Any]:
+    """What predictors of one layer, ranking and grid are worth."""
+    group = torch.tensor([group_of(example) for example in examples])
+    rates = len(card.rates)
+    plan = Plan(layer=card.layer, num_rates=rates, ranking=card.ranking, decode=False, exact=True, batch=6)
+    path = folder / f"{card.ranking}-{card.layer}-{rates}.safetensors"
+    table = tabulate(*loaded, examples, plan, path, source_of(loaded.model, examples), _show)
+    spent = table.flops.double().sum(0) / table.full.double().sum()
+    found: dict[str, Any] = {"ranking": card.ranking, "layer": card.layer}
+    found["unpruned"] = float(table.loss[:, 0].mean())
+    found["sweep"] = [
+        {"keep": 1 - rate, "flops": float(spent[k]), "losses": by_group(table.loss[:, k], group)}
+        for k, rate in enumerate(plan.rates)
+    ]
+    with torch.no_grad():
+        choices = {name: from_pretrained(name)[0](table.shares).argmax(1) for name in names}
+    found["predictors"] = {
+        name: lines(table, group, choice, torch.tensor(plan.rates)) for name, choice in choices.items()
+    }
+    return found
+
+
+def _show(seen: dict[str, float]) -> None:
+    print(f"\r{seen['step']}/{seen['steps']} batches", end="", file=sys.stderr)
+
+
 def main() -> int:
     """Measures, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="scenes")
     parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--predictors", nargs="+", required=True, help="of one layer and grid")
-    parser.add_argument("--answers", type=Path, required=True, help="where to keep the answers, and to go on from")
+    parser.add_argument("--predictors", nargs="+", required=True)
+    parser.add_argument("--answers", type=Path, required=True, help="folder to keep answers in, and to go on from")
     parser.add_argument("--save", type=Path, required=True)
     given = parser.parse_args()
-    loaded = load(given.model)
-    examples = scene_examples("val", given.count, FIRST, ASKED).rows
-    group = torch.tensor([group_of(example) for example in examples])
-    cards = {name: from_pretrained(name) for name in given.predictors}
-    first = next(iter(cards.values()))[1]
-    plan = Plan(layer=first.layer, num_rates=len(first.rates), ranking=first.ranking, decode=False, exact=True, batch=6)
-    show = lambda seen: print(f"\r{seen['step']}/{seen['steps']} batches", end="", file=sys.stderr)  # noqa: E731
-    table = tabulate(*loaded, examples, plan, given.answers, f"val {FIRST} {given.count}", show)
-    body: dict[str, Any] = {"model": given.model, "answers": len(examples), "unpruned": float(table.loss[:, 0].mean())}
-    spent = table.flops.double().sum(0) / table.full.double().sum()
-    body["sweep"] = [
-        {"keep": 1 - rate, "flops": float(spent[k]), "losses": by_group(table.loss[:, k], group)}
-        for k, rate in enumerate(plan.rates)
-    ]
-    body["predictors"] = {}
-    for name, (predictor, card) in cards.items():
-        if card.layer != plan.layer or list(card.rates) != list(plan.rates):
-            raise SystemExit(f"{name} is not of the layer and the rates of {given.predictors[0]}; run it by itself")
-        with torch.no_grad():
-            choice = predictor(table.shares).argmax(1)
-        body["predictors"][name] = lines(table, group, choice, torch.tensor(plan.rates))
+    loaded, examples = load(given.model), scene_examples("val", given.count, FIRST, ASKED).rows
+    grids: dict[tuple[Any, ...], list[str]] = {}
+    cards = {name: from_pretrained(name)[1] for name in given.predictors}
+    for name, card in cards.items():
+        grids.setdefault((card.ranking, card.layer, len(card.rates)), []).append(name)
+    tables = [measured(loaded, examples, names, cards[names[0]], given.answers) for names in grids.values()]
+    body = {"model": given.model, "answers": len(examples), "tables": tables}
     given.save.write_text(json.dumps(body, indent=1))
     return 0
 

@@ -129,18 +129,18 @@ def sections(model: str) -> list[str]:
 
 def adapted(body: dict[str, Any]) -> list[str]:
     """A predictor's choices beside its controls: cross-entropy, FLOPs, and what each kind of prompt keeps and loses."""
-    kinds = list(body["sweep"][0]["losses"])
+    kinds = list(body["tables"][0]["sweep"][0]["losses"])
     rows = [f"| | cross-entropy | FLOPs | {' | '.join(kinds)} |", "|---" * (len(kinds) + 3) + "|"]
-    whole = body["sweep"][0]["losses"].values()
-    rows.append(f"| unpruned | {body['unpruned']:.3f} | 1.000 | {' | '.join(f'{loss:.3f}' for loss in whole)} |")
-    for name, found in body["predictors"].items():
+    whole = body["tables"][0]["sweep"][0]["losses"].values()
+    first = body["tables"][0]["unpruned"]
+    rows.append(f"| unpruned | {first:.3f} | 1.000 | {' | '.join(f'100%: {loss:.3f}' for loss in whole)} |")
+    for name, found in (pair for grid in body["tables"] for pair in grid["predictors"].items()):
         for label, line in found["lines"].items():
-            said = f"{line['loss']:.3f}"
+            title, said = label, f"{line['loss']:.3f}"
             if label == "predictor":
                 d = found["predictor less one rate"]
-                said = f"{said} ({d['value']:+.3f}, {d['low']:.3f} to {d['high']:.3f})"
+                title, said = f"`{name}`", f"{said} ({d['value']:+.3f}, {d['low']:.3f} to {d['high']:.3f})"
             each = (f"{line['keep'][kind]:.0%}: {line['losses'][kind]:.3f}" for kind in kinds)
-            title = f"`{name}`" if label == "predictor" else label
             rows.append(f"| {title} | {said} | {line['flops']:.3f} | {' | '.join(each)} |")
     return [f"{body['answers']} answers.\n", *rows, ""]
 
