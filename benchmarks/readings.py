@@ -65,45 +65,63 @@ The search makes its sigmoid flat, and is 13 points ahead of the unsearched one 
 before layer 0 by diversity. Cuts that need attention first are out of reach: layer 0 alone is an eighth of these
 eight layers.
 """,
+    "adapting": """## What adapting is worth
+
+`make results-adapting`: answers of validation scenes that no training and no choice has seen, a description, a
+caption or a question, each run at every rate; so all lines are of the same answers. In each cell the share of visual
+tokens kept and the cross-entropy of the answers (nats, mean over an answer's words). *One rate for all* takes the
+predictor's FLOPs, as do the best rate of each *kind* of prompt and of each *prompt*, both chosen in hindsight; in
+brackets the predictor less one rate for all, with its 95 % interval. **Adapting pays** where tokens are short: at a
+third of the FLOPs `scenes-0.33` gives descriptions 15 % of their tokens, captions 39 and questions 24, where one rate
+gives 26 to all, and takes back 0.038 of the 0.082 nats that one rate loses; it is ahead even of the best rate of each
+kind, so it tells prompts of one kind apart, too. `scenes-0.5`, by another ranking, takes back 0.0035 of the 0.012
+that are lost at all. The best rate of each prompt in hindsight would lose next to nothing.
+""",
     "dyrate-0.5": """## DyRate and its controls at equal FLOPs
 
-`make results-dyrate`: a bundled predictor, named by its budget (met on its training data, so within a few points
-here); its control in the step alone (`adapt=step`), which keeps at each step what the predictor keeps on average; and
-fixed cuts before the same layer, set to the FLOPs that the predictor came to. Predictors rank by diversity and decide
-in the prefill; dev/LOG.md tells how they were found, and what failed.
+`make results-dyrate`: a bundled predictor, named by its budget (met on its training answers), deciding in the
+prefill; its control in the step alone (`adapt=step`), which keeps at each step what the predictor keeps on average;
+and fixed cuts by either ranking before layers 0 and 1, set to the FLOPs that the predictor came to. The second table
+of each pair has the paired differences to the predictor. dev/LOG.md tells how the predictors were found, and what
+failed.
 
-The predictor for 0.5 tells prompts apart: on validation pictures it keeps 33 % for a description, 42 for a caption
-and 39 for a question, and adapting wins back a fifth of the cross-entropy that a fixed cut loses (0.121 nats against
-0.126 at its FLOPs; 0.104 unpruned). Sixty pictures do not show it: predictor, control in the step alone and fixed cut
-of either ranking lose nothing, in objects, questions or CIDEr. Random and evenly spread tokens lose 15 to 23 points
-of objects.
+`scenes-0.5` ranks by the last token's attention before layer 1, which loses so little at half the FLOPs that nothing
+is left to win: predictor, its control in the step alone and the fixed cut of its ranking are level, with all objects
+and 408 to 410 of 419 of CIDEr (23 down to 4 up). By diversity before layer 0 (a predictor for 0.5 of that ranking was
+trained and measured too: dev/LOG.md) adapting was worth 29 points of CIDEr (18 to 41), and came out level with these.
+Random and evenly spread tokens lose 19 and 10 points of objects.
 """,
     "dyrate-0.33": """### At a third
 
-At 0.333 of the FLOPs the predictor keeps all objects and questions, and 350 of 377 of CIDEr (64 down to 11 up):
-captions name the largest object first, and how large one is shows in how many tokens it has. Its controls in the step
-alone and fixed come to the same figures: **that adapting pays is not shown here**; there is nothing to take from
-descriptions or questions that captions could have. What does hold CIDEr at 0.330 of the FLOPs (387, 23 down to 44
-up), and 1.5 points less of objects (4 down to 1 up), is a fixed cut before *layer 1* by the last token's attention:
-FastV's ranking, one layer earlier than in its paper. At layers 2 and 3, as in the paper's Table II, it loses 14 and
-68 points of objects at twice the FLOPs; half the depth's VTW loses 88. A predictor trained with that ranking there
-learned to keep 15 % of everything, which is that cut. `scenes-0.33-decode` decides before every step, by the paper's
-masks: from 13 % at the prefill to 5 % it costs 3 points of objects, and saves an eighth of the KV bytes and hardly
-any FLOPs: decode steps are matrix products, not attention.
+At 0.331 of the FLOPs the predictor has 373 of 419 of CIDEr. **Its controls in the step alone and fixed, of the same
+ranking and layer, have 24 and 25 points less (10 to 41): adapting pays**, by giving captions the tokens that
+descriptions hardly need. Hardly: those lose 1.7 points of objects against the controls (0.4 to 3.0). Of the other
+ranking, the fixed cut by the last token's attention before layer 1 has 14.5 points of CIDEr more (5 fewer to 34 more)
+and 0.8 of objects (1.0 fewer to 2.6 more), so the predictor is not above *every* control. The goal, CIDEr not below
+the unpruned model's at a third of the FLOPs, is missed by all of them: the predictor loses 46 (66 to 29), the best
+cut 32 (52 to 10). Why: on eight layers, one layer of all tokens is an eighth of the FLOPs, text and answer another;
+what remains is a quarter of the tokens before layer 0 or a seventh before layer 1, and captions name the largest
+object first, whose size shows in how many tokens it has. At layers 2 and 3, as in the paper's Table II, FastV loses
+53 and 286 points of CIDEr at twice the FLOPs, VTW 271. `scenes-0.33-decode` decides before every step, by the paper's
+masks: from 13 % at the prefill to 5 % it costs 2.4 points of objects against deciding once (0.3 to 4.6), and saves a
+seventh of the KV bytes and hardly any FLOPs: decode steps are matrix products, not attention.
 """,
     "dyrate-0.2": """### At a fifth
 
-Before layer 0, a tenth of the tokens: the predictor keeps the same of everything, so it is its controls. Six points
-of objects and a quarter of CIDEr are lost; random and evenly spread tokens lose sixty.
+A tenth of the tokens is left to divide. The predictor is level with its controls; five points of objects and a
+quarter of CIDEr are lost, random and evenly spread tokens lose 60 points of objects.
 """,
     "dyrate-0.25": """### At a quarter
+
+A tenth of the tokens: all objects are still found (of those named, 24 points fewer are right), where fixed cuts
+before layer 1 lose 10 and 12 points of objects, random and evenly spread tokens 65 and 40. Of its own ranking and
+layer, controls are level.
 """,
     "dyrate-asked": """### Short answers, by kind of question
 
-The paper's Table I: exact answers at a third of the FLOPs.
-Drawn pictures lose 2 to 3 points under the
-predictor and its controls of either ranking (6 down to 2 up), 35 to 42 under evenly spread and random tokens; FastV
-at layers 2 and 3 loses 4 and 11 at twice the FLOPs, VTW 28. One large shape fills a picture of easy-vqa, so any
+The paper's Table I: exact answers at a third of the FLOPs. Drawn pictures lose 2.5 points under the predictor (5.3 to
+0), 3 to 4 under fixed cuts of either ranking, 13 to 28 under evenly spread and random tokens; only counting suffers.
+FastV at layers 2 and 3 loses 5 and 12 at twice the FLOPs, VTW 28. One large shape fills a picture of easy-vqa, so any
 tokens will do there; only VTW loses.
 """,
 }
@@ -160,19 +178,31 @@ ranking two fifths. DART lies between. What cuts deep loses everything.
 The same methods lead, and lose 5 to 18 points of 80; evenly spread tokens lose 43, random ones 55 and more, and the
 last token's attention more than random.
 """,
+    "adapting-smol": """## What adapting is worth
+
+As on `scenes` below: shares of tokens kept, and cross-entropy.
+""",
     "dyrate-0.5-smol": """## DyRate and its controls at equal FLOPs
 
-`make results-dyrate MODEL=smol`, as on `scenes` below; the predictors had a seventh of the draws. At half the FLOPs
-the one for 0.5 keeps 40 % of everything: it is its control in the step alone, to the token. All objects stay found;
-of those named, 12 points fewer are right, where a cut by the last token's attention before layer 1 loses 5.
+`make results-dyrate MODEL=smol`, as on `scenes` below; the predictors learned from 178 answers, which is few. At half
+the FLOPs (0.547 on these pictures: more of descriptions than of the rest, and eight of nine words here are theirs)
+predictor, controls and even random tokens keep the objects; of those named, 8 points fewer are right. Nothing is told
+apart.
 """,
     "dyrate-0.33-smol": """### At a third, with the one that decides at every step and the paper's rows
 
-The predictor for 0.33 keeps all but 5 of 82 points of objects, where random and evenly spread tokens lose 45 to 50; a
-fixed cut of its own ranking and one by the last token's attention keep as many, the latter with 10 points more
-precision. So on twelve pictures nothing is told apart but that the ranking matters, and that the *paper's* ranking,
-judged before layer 1, is a good one here. `smol-0.33-decode` may decide before every step, and has learned to decide
-once: it keeps 10 % of one picture's tokens, 30 of another's, and drops none later. That is no better and no worse, as
-far as twelve pictures show. FastV at layer 2 and 3 with half the tokens takes 0.6 of the FLOPs; VTW fails.
+The predictor for 0.33 gives descriptions 28 % of their tokens, captions and questions 17 and 18. All objects stay
+found, and **of those named 12 points more are right than under one fixed cut of the same ranking and FLOPs (1 to
+21)**, and 15 more than under that before layer 1 (3 to 25); 10 more than under its control in the step alone (1.5
+fewer to 20 more). So adapting shows here, too, though on answers held out (18, by their cross-entropy) it does not. A
+cut by the last token's attention before layer 1 finds 7.5 points fewer objects (17 fewer to as many), 6 fewer right
+(14 fewer to 1 more), and has 63 points more of CIDEr (4 to 145). Random and evenly spread tokens lose 52 and 38
+points of objects. `smol-0.33-decode` may decide before every step, and has learned to decide once: it keeps 10 % of
+one picture's tokens, 30 of another's, and drops none later. FastV at layers 2 and 3 with half the tokens, at 0.6 of
+the FLOPs, loses nothing; VTW loses everything.
+""",
+    "dyrate-asked-smol": """### Short answers, by kind of question
+
+The paper's Table I: exact answers at a third of the FLOPs, 24 questions on drawn pictures and 24 of easy-vqa, so few.
 """,
 }
