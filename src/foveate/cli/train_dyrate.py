@@ -64,7 +64,7 @@ def train_dyrate(
     decode: Decode = Plan.decode,
     protect: Protect = Plan.protect,
     response: Annotated[bool, typer.Option(help="Whether the response's share is a feature.")] = Plan.response,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Plan.steps,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps; with --exact, batches of answers.")] = Plan.steps,
     batch: Annotated[int, typer.Option(min=1, help="Examples per step, over all processes.")] = Plan.batch,
     parts: Annotated[int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")] = Plan.parts,
     lr: Annotated[float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")] = Plan.lr,
