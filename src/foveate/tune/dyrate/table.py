@@ -89,10 +89,14 @@ def tabulate(
             if path is not None and (step % _SAVE_EVERY == 0 or step + 1 == len(batches)):
                 _save(path, rows, facts)
         if report is not None and (batch[0] not in done or step + 1 == len(batches)):
-            loss = rows["loss"].mean(0)
-            ends = {"all": loss[0], "half": loss[len(loss) // 2], "least": loss[-1]}
-            report({"step": step + 1, "steps": len(batches), **{key: float(value) for key, value in ends.items()}})
+            report({"step": step + 1, "steps": len(batches), **_so_far(rows["loss"])})
     return _in_order(processes.gather(rows))
+
+
+def _so_far(loss: Float[Tensor, "E K"]) -> dict[str, float]:
+    """Mean losses with all tokens, at a middle rate, and with the fewest."""
+    means = loss.mean(0).tolist()
+    return {"all": means[0], "half": means[len(means) // 2], "least": means[-1]}
 
 
 @torch.no_grad()
