@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,8 @@ from .metrics import METRICS, TOKENIZERS, remembering
 from .metrics.metric import Judged, share
 from .records import Record
 from .tasks import Sample
+
+Words = Callable[[Sequence[str]], list[str]]
 
 
 def figures(
@@ -40,18 +42,7 @@ def figures(
     out: dict[str, dict[str, dict[str, Any]]] = {spec: {} for spec in runs}
     for name, metric, chosen in _cells(samples):
         groups = [samples[i].group for i in chosen]
-        parts = {
-            spec: METRICS[metric].parts(
-                Judged(
-                    [rows[i].answer for i in chosen],
-                    [samples[i].references for i in chosen],
-                    groups,
-                    [samples[i].kind for i in chosen],
-                    words,
-                )
-            )
-            for spec, rows in runs.items()
-        }
+        parts = {spec: _parts(samples, rows, chosen, metric, words) for spec, rows in runs.items()}
         value = METRICS[metric].value
         for spec in runs:
             found = {**asdict(estimate(parts[spec], groups, value, seed)), "samples": len(chosen)}
@@ -63,6 +54,20 @@ def figures(
         if spec != base:
             out[spec]["agreement"] = {**asdict(_agreement(samples, rows, runs[base], seed)), "samples": len(samples)}
     return out
+
+
+def _parts(
+    samples: Sequence[Sample], rows: Sequence[Record], chosen: Sequence[int], metric: str, words: Words
+) -> np.ndarray:
+    """What each of the chosen samples adds to a figure's sums."""
+    judged = Judged(
+        [rows[i].answer for i in chosen],
+        [samples[i].references for i in chosen],
+        [samples[i].group for i in chosen],
+        [samples[i].kind for i in chosen],
+        words,
+    )
+    return METRICS[metric].parts(judged)
 
 
 def _cells(samples: Sequence[Sample]) -> Iterator[tuple[str, str, list[int]]]:
