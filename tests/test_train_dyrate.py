@@ -219,6 +219,7 @@ def test_the_command_trains_reports_and_its_predictor_works(tmp_path: Path, caps
     assert run([*answer, "--method", f"dyrate:predictor={out}"]) == 0
     assert run([*argv, "--ranking", "nothing"]) == 2
     assert run([*argv, "--exact"]) == 2
+    assert run([*argv, "--answers", str(tmp_path / "a.safetensors")]) == 2
     assert run([*argv, "--data", "nowhere.jsonl"]) == 2
     assert run([*argv, "--budget", "0.01"]) == 2
 

@@ -21,7 +21,7 @@ from ..tune.dyrate.judge import Judged, calibrate, judge, ratio_of
 from ..tune.dyrate.plan import Plan
 from ..tune.dyrate.train import ANSWERS, source_of, train
 from ..tune.dyrate.worth import Beside, compare
-from ..tune.examples import Examples, file_examples, scene_examples
+from ..tune.examples import Example, Examples, file_examples, scene_examples
 from . import options
 from .output import console, errors
 
@@ -83,12 +83,12 @@ def train_dyrate(
         budget, layer, num_rates, ranking, response, steps, batch, lr, weight, kl=kl, cold=cold, seed=seed,
         drop_all=drop_all, parts=parts, decode=decode, protect=protect, exact=exact,
     )  # fmt: skip
+    if answers is not None and not exact:
+        raise ValueError(f"--answers {answers} goes with --exact; add it, or leave --answers out")
     learned, judged_on = _data(data, steps * batch, held_out)
     loaded = load(model, device=device, dtype=dtype)
     predictor = _train(loaded, learned, plan, out, answers)
-    console.print("meeting the budget with the likeliest rates")
-    meet = ratio_of if plan.exact else calibrate  # what is exact has met it on all of its answers
-    met = meet(*loaded, predictor, learned.rows[:held_out], plan)
+    met = _met(loaded, predictor, learned.rows[:held_out], plan)
     found = judge(*loaded, predictor, judged_on.rows, plan)
     beside = _beside(loaded, judged_on, plan, found.ratio, answers or out / ANSWERS)
     card = _card(model, loaded.model, plan, data, len(learned.unusable), found, met, beside)
@@ -107,6 +107,12 @@ def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path, answers: Pa
             progress.update(task, completed=seen["step"], total=seen.get("steps", plan.steps), description=line)
 
         return train(*loaded, learned.rows, plan, out, report, answers=answers)
+
+
+def _met(loaded: Loaded, predictor: RatePredictor, examples: list[Example], plan: Plan) -> float:
+    """The FLOPs over unpruned that the likeliest rates come to; what is exact has met the budget on all its answers."""
+    console.print("meeting the budget with the likeliest rates")
+    return (ratio_of if plan.exact else calibrate)(*loaded, predictor, examples, plan)
 
 
 def _beside(loaded: Loaded, judged_on: Examples, plan: Plan, ratio: float, answers: Path) -> Beside:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,7 +39,7 @@ def fit(table: Table, plan: Plan) -> RatePredictor:
     optimizer = torch.optim.AdamW(learner.parameters(), lr=plan.lr, weight_decay=0.0)
     for step in range(_STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = plan.lr * (0.55 + 0.45 * math.cos(math.pi * step / _STEPS))
+            group["lr"] = plan.lr_at(step / _STEPS)
         chances = learner(seen).softmax(-1)
         expected, ratio = ((chances * what).sum(1).mean() for what in (cost, spent))
         shrink = _SHRINK / len(seen) * learner.linear.weight.square().sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ...core.predictor import RatePredictor, rate_grid
 from ...core.scores import Score
@@ -73,6 +75,10 @@ class Plan:
         """What ranks."""
         return ranked(self.ranking, self.protect, self.layer)
 
+    def lr_at(self, done: float) -> float:
+        """The learning rate when a share `done` of the steps is done: a cosine from `lr` to a tenth of it."""
+        return self.lr * (0.55 + 0.45 * math.cos(math.pi * done))
+
     @property
     def rates(self) -> tuple[float, ...]:
         """Rates to choose from."""
@@ -82,14 +88,20 @@ class Plan:
 def save(
     folder: Path, plan: Plan, source: str, predictor: RatePredictor, optimizer: torch.optim.Optimizer, step: int
 ) -> None:
-    """Writes the checkpoint; the old one stays whole until the new one is. `source` marks model and data."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the checkpoint. `source` marks model and data."""
     tensors = {f"predictor/{k}": v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()}
     for p, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{p}/{k}": torch.as_tensor(v).cpu().contiguous() for k, v in state.items()}
     facts = {"step": str(step), "plan": json.dumps(asdict(plan)), "source": source}
-    save_file(tensors, folder / "state.new", facts)
-    os.replace(folder / "state.new", folder / "state.safetensors")
+    write(folder / "state.safetensors", tensors, facts)
+
+
+def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """A safetensors file in place of the old one, which stays whole until the new one is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    save_file(tensors, new, facts)
+    os.replace(new, path)
 
 
 def resume(folder: Path, plan: Plan, source: str, predictor: RatePredictor, optimizer: torch.optim.Optimizer) -> int:

@@ -121,10 +121,8 @@ def at_every_rate(
     def answers() -> Iterator[tuple[Tensor, Tensor]]:
         for keep in counts.unbind(-1):
             alive = views.present & ((place < keep[:, None]) | (view.visual == view.newest))
-            yield (
-                _run_kept(model, views.body, views, alive, layer),
-                alive.sum(1)[:, None].expand_as(batch.answered) * 1.0,
-            )
+            kept = alive.sum(1)[:, None].expand_as(batch.answered).float()
+            yield _run_kept(model, views.body, views, alive, layer), kept
 
     return shares_by_type(view), answers()
 

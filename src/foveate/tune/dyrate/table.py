@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...core.predictor import RatePredictor
@@ -22,7 +21,7 @@ from ..examples import Example
 from ..search.processes import Processes
 from .flops import flops
 from .gradients import divergences
-from .plan import Plan
+from .plan import Plan, write
 from .rollout import answer_losses, at_every_rate, batch_of
 
 Report = Callable[[dict[str, float]], None]
@@ -74,9 +73,7 @@ def tabulate(
     Raises:
         ValueError: `path` holds answers of another layer, ranking, rates, model or data.
     """
-    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].answer), i))  # little padding
-    batches = [order[start : start + plan.batch] for start in range(0, len(order), plan.batch)]
-    batches, path = batches[processes.rank :: processes.world], _own(path, processes)
+    batches, path = _batches(examples, plan.batch)[processes.rank :: processes.world], _own(path, processes)
     facts = {"of": json.dumps([plan.layer, plan.ranking, plan.rates, plan.batch, plan.protect]), "source": source}
     rows = _resume(path, facts)
     done = {int(i) for i in rows["at"]} if rows else set()
@@ -87,10 +84,16 @@ def tabulate(
             found["at"] = torch.tensor(batch)
             rows = {key: torch.cat([rows[key], value]) if rows else value for key, value in found.items()}
             if path is not None and (step % _SAVE_EVERY == 0 or step + 1 == len(batches)):
-                _save(path, rows, facts)
+                write(path, rows, facts)
         if report is not None and (batch[0] not in done or step + 1 == len(batches)):
             report({"step": step + 1, "steps": len(batches), **_so_far(rows["loss"])})
     return _in_order(processes.gather(rows))
+
+
+def _batches(examples: Sequence[Example], size: int) -> list[list[int]]:
+    """Numbers of the examples, those of like length together, for little padding."""
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].answer), i))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _so_far(loss: Float[Tensor, "E K"]) -> dict[str, float]:
@@ -129,14 +132,6 @@ def _resume(path: Path | None, facts: dict[str, str]) -> dict[str, Tensor]:
     if stored.get("source") != facts["source"]:
         raise ValueError(f"{path} holds answers of another model or other data; give another file or folder")
     return load_file(path)
-
-
-def _save(path: Path, rows: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """The old file stays whole until the new one is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    save_file(rows, new, facts)
-    os.replace(new, path)
 
 
 def _own(path: Path | None, processes: Processes) -> Path | None:

@@ -86,19 +86,14 @@ def _descend(
     predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(resume(folder, plan, source, predictor, optimizer), plan.steps):
-        _set_rate(optimizer, plan, step)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.lr_at(step / plan.steps)
         seen = _step(model, processor, predictor, optimizer, examples, plan, step, shape, state)
         if report is not None:
             report({"step": step + 1, **seen})
         if state.is_main_process and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
             save(folder, plan, source, predictor, optimizer, step + 1)
     return predictor
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> None:
-    """A cosine from the plan's rate to a tenth of it."""
-    for group in optimizer.param_groups:
-        group["lr"] = plan.lr * (0.55 + 0.45 * math.cos(math.pi * step / plan.steps))
 
 
 def source_of(model: Any, examples: Sequence[Example]) -> str:
