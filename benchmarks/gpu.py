@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import transformers
 import typer
 from torch import nn
 
-import foveate
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor, rate_grid
 from foveate.measure.architecture import Architecture, architecture
@@ -31,6 +29,7 @@ from foveate.measure.pictures import Size
 from foveate.measure.plan import Request, request
 from foveate.methods import dyrate, parse, schedule
 from foveate.schedules.store import ScheduleFile
+from foveate.versions import versions
 
 SHAPES, BATCHES = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b"), (1, 8, 32, 128)
 SAVE = Path(__file__).parent.parent / "docs" / "results" / "gpu.json"
@@ -85,11 +84,7 @@ def identity(setting: Setting) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(setting.device) if cuda else "CPU",
         "memory": torch.cuda.get_device_properties(setting.device).total_memory if cuda else None,
         "setting": {**asdict(setting), "size": list(setting.size)},
-        "versions": {
-            "foveate": foveate.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }
 
 

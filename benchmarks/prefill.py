@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
 from transformers import DynamicCache
 
 import foveate
+from foveate.engine.assumptions import cache_name
 from foveate.measure.bench import SLACK, build, faster, in_turn, inputs
 from foveate.measure.cost import cost_of_counts, kept_by, shapes
 from foveate.measure.models import SHAPES, config_of
 from foveate.measure.plan import Request, request
 from foveate.methods import parse
+from foveate.versions import versions
 
 TEXT = 64
 console = Console()
@@ -98,7 +99,7 @@ def on(model: Any, cache: Any, batch: int, steps: int) -> None:
     """Decodes some steps on a cache, and leaves it as it was."""
     word = torch.full((batch, 1), 11)
     for _ in range(steps):
-        model(input_ids=word, past_key_values=cache, use_cache=True)
+        model(input_ids=word, **{cache_name(model): cache}, use_cache=True)
     cache.crop(-steps)
 
 
@@ -108,7 +109,7 @@ def pruned_decodes(model: Any, asked: Request, specs: list[str], steps: int, rep
     given = inputs(model.config, asked, model)
 
     def started() -> Any:
-        return model(**given, logits_to_keep=1, use_cache=True).past_key_values
+        return getattr(model(**given, logits_to_keep=1, use_cache=True), cache_name(model))
 
     def under(spec: str) -> Callable[[], Any]:
         methods = parse(spec)
@@ -165,7 +166,7 @@ def main(
     body: dict[str, Any] = {
         "shape": shape, "batch": batch, "repeats": repeats, "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(), "machine": platform.machine(),
-        "torch": torch.__version__, "transformers": transformers.__version__, "foveate": foveate.__version__,
+        **versions(),
     }  # fmt: skip
     body["prefill"] = prefills(model, asked, ["keep-all", *specs], repeats)
     show(f"prefill, {shape}, batch {batch}, {TEXT} text + {asked.visual} visual tokens", body["prefill"])

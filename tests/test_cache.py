@@ -16,7 +16,7 @@ from foveate.engine.cache import KeptLayer
 from foveate.engine.slots import Slots
 from test_engine import DECODING
 from test_oracles import LAYOUTS, oracles
-from tiny import batch, model
+from tiny import batch, cache_in, held, model
 
 
 @pytest.mark.parametrize("options", DECODING)
@@ -26,7 +26,7 @@ def test_without_any_method_it_decodes_like_dynamic_cache(options: str, backend:
     torch.manual_seed(1)
     want = made.generate(**data.inputs, max_new_tokens=80, **DECODING[options])
     torch.manual_seed(1)
-    extra: dict[str, Any] = {} if options == "no cache" else {"past_key_values": foveate.KeptCache(made.config)}
+    extra: dict[str, Any] = {} if options == "no cache" else held(foveate.KeptCache(made.config))
     got = made.generate(**data.inputs, max_new_tokens=80, **DECODING[options], **extra)
     assert torch.equal(got, want)
 
@@ -60,7 +60,7 @@ def test_a_cache_for_sliding_windows_hides_what_lies_before_them() -> None:
     made.generation_config.eos_token_id = None
     ids = torch.arange(3, 14)[None]
     want, got = (
-        made.generate(ids, past_key_values=cache, max_new_tokens=8, do_sample=False, output_logits=True,
+        made.generate(ids, **held(cache), max_new_tokens=8, do_sample=False, output_logits=True,
                       return_dict_in_generate=True)
         for cache in (DynamicCache(config=made.config), foveate.KeptCache(made.config))
     )  # fmt: skip
@@ -123,7 +123,7 @@ def test_tokens_taken_back_are_forgotten(method: str) -> None:
         out = generate_step(
             made, data.inputs["input_ids"], data.inputs["attention_mask"], data.inputs["pixel_values"], None
         )
-        cache, mask = out.past_key_values, data.inputs["attention_mask"]
+        cache, mask = cache_in(out), data.inputs["attention_mask"]
         for word in (5, 6, 7):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             generate_step(made, torch.full((3, 1), word), mask, None, cache)
@@ -141,4 +141,4 @@ def test_tokens_taken_back_are_forgotten(method: str) -> None:
 def generate_step(made: Any, ids: Any, mask: Any, pixels: Any, cache: Any) -> Any:
     places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     extra = {} if pixels is None else {"pixel_values": pixels}
-    return made(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **extra)
+    return made(input_ids=ids, attention_mask=mask, position_ids=places, **held(cache), use_cache=True, **extra)

@@ -15,7 +15,7 @@ import foveate
 from cases import METHODS
 from oracle import Oracle
 from test_oracles import TOLERANCE, oracles
-from tiny import FAMILIES, IMAGE, Batch, Layout, batch, model
+from tiny import FAMILIES, IMAGE, Batch, Layout, batch, held, model
 
 CLOSE = {"atol": TOLERANCE[torch.float32], "rtol": 1e-3}
 
@@ -34,7 +34,7 @@ class Talk:
         self.mask = torch.cat([self.mask, inputs["attention_mask"]], 1)
         places = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -count:]
         given = {**inputs, "attention_mask": self.mask, "position_ids": places}
-        logits = self.made(**given, past_key_values=self.cache, use_cache=True).logits
+        logits = self.made(**given, **held(self.cache), use_cache=True).logits
         for judge, (embeds, owners), where, got in zip(self.judges, fed, at, logits, strict=True):
             want, text = judge.feed(embeds, owners), torch.tensor(owners) < 0
             text[-1] = True

@@ -14,7 +14,7 @@ from choosers import tiny_predictor
 from foveate.measure.control import control_step
 from foveate.measure.cost import cost_of_counts, cost_of_trace, kept_by, shapes
 from foveate.methods import dyrate
-from tiny import LAYERS, Layout, batch, model
+from tiny import LAYERS, Layout, batch, cache_in, model
 
 CPU_SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -58,7 +58,7 @@ def test_a_trace_costs_what_torch_counts(name: str | None, family: str, backend:
     planned = cost_of_counts(shapes(made), kept, text=8, new_tokens=new, asked=ASKED[name])
     assert 2 * planned.flops == ran
     assert 2 * planned.kv_bytes == cost.kv_bytes
-    cache = made(**data.inputs, use_cache=True).past_key_values
+    cache = cache_in(made(**data.inputs, use_cache=True))
     if name is None:
         held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) * 4
         added = 2 * 2 * 2 * 8 * LAYERS * 4 * (new - 1)

@@ -20,7 +20,7 @@ from foveate.core.schedules import Cut
 from foveate.core.scores import RANKINGS, AnyOf, LayersMax
 from foveate.methods import dyrate, fastv, parse
 from foveate.predictors.store import Card, from_pretrained, save_pretrained
-from tiny import LAYERS, Layout, batch, model
+from tiny import LAYERS, Layout, batch, cache_in, model
 
 CARD = Card("tiny", LAYERS, 4, 1, (0.0, 0.25, 0.5, 0.75), True, "received", 0.5, {"seed": 1})
 LAYOUT = Layout(((3, 0, 5), (2, 0, 2), (6, 0, 1)))
@@ -218,7 +218,7 @@ def test_a_mix_holds_the_upper_half_of_each_part() -> None:
     def watch(name: str) -> None:
         score = {"last": parts[0], "received": parts[1], "mix": AnyOf(parts)}[name]
         with torch.no_grad(), foveate.apply(made, Method(score, Cut(2, 8 if name == "mix" else 4))):
-            cache = made(**inputs, use_cache=True).past_key_values
+            cache = cache_in(made(**inputs, use_cache=True))
         columns = cache.layers[3].slots.columns(1, torch.device("cpu"))[0].tolist()
         seen[name] = {c for c in columns if 3 <= c < 19}
 

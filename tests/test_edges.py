@@ -14,7 +14,7 @@ from foveate.core.method import Method
 from foveate.core.scores import Even
 from foveate.engine.cache import KeptLayer
 from foveate.methods import fastv, random, vtw
-from tiny import TEXT, Layout, batch, llava, llava_next, model
+from tiny import TEXT, Layout, batch, cache_in, held, llava, llava_next, model
 
 ONE = Layout(((3, 0, 5),))
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
@@ -87,6 +87,7 @@ def test_a_compiled_forward_is_refused() -> None:
         pass
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft itself asks so
 def test_a_peft_model_works_as_the_model_inside() -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
@@ -114,13 +115,13 @@ def test_an_interrupt_leaves_neither_lock_nor_open_cache() -> None:
 
     with torch.no_grad(), foveate.apply(made, Method(Even(), schedule)):
         with pytest.raises(KeyboardInterrupt):
-            made(**inputs, past_key_values=cache)
+            made(**inputs, **held(cache))
         assert not cache.layers[0].engaged or interrupting
         interrupting[0] = False
         made(**inputs)
         interrupting[0] = True
         with pytest.raises(KeyboardInterrupt):
-            made(**inputs, past_key_values=DynamicCache(config=made.config))
+            made(**inputs, **held(DynamicCache(config=made.config)))
     assert not getattr(cache.layers[0], "engaged", False)
 
 
@@ -135,8 +136,8 @@ def test_an_edited_mask_hides_old_text_also_after_a_drop() -> None:
     for name, methods in {"plain": (), "dropped": (random(layer=0, keep=1),)}.items():
         for mask_name, mask in {"shown": shown, "hidden": hidden}.items():
             with torch.no_grad(), foveate.apply(made, *methods):
-                cache = made(**inputs, use_cache=True).past_key_values
-                found[name, mask_name] = made(**word, attention_mask=mask, past_key_values=cache).logits
+                cache = cache_in(made(**inputs, use_cache=True))
+                found[name, mask_name] = made(**word, attention_mask=mask, **held(cache)).logits
     for name in ("plain", "dropped"):
         assert (found[name, "shown"] - found[name, "hidden"]).abs().max() > 1e-2, name
 
@@ -156,9 +157,9 @@ def test_the_cache_moves_between_inference_mode_and_without() -> None:
     wanted = None
     for cache in (DynamicCache(config=made.config), foveate.KeptCache(made.config)):
         with torch.inference_mode():
-            made(**inputs, past_key_values=cache)
+            made(**inputs, **held(cache))
         with torch.no_grad():
-            got = made(input_ids=word, past_key_values=cache).logits
+            got = made(input_ids=word, **held(cache)).logits
         wanted = got if wanted is None else wanted
     torch.testing.assert_close(got, wanted, **CLOSE)
 
@@ -172,8 +173,8 @@ def test_gradients_go_through_a_cache_whose_keys_need_none(trained: str) -> None
     inputs, word, found = batch("llava", ONE).inputs, torch.tensor([[7]]), []
     for cache in (DynamicCache(config=made.config), foveate.KeptCache(made.config)):
         made.zero_grad()
-        first = made(**inputs, past_key_values=cache).logits.square().mean()
-        (first + made(input_ids=word, past_key_values=cache).logits.square().mean()).backward()
+        first = made(**inputs, **held(cache)).logits.square().mean()
+        (first + made(input_ids=word, **held(cache)).logits.square().mean()).backward()
         found.append([p.grad.clone() for p in made.parameters() if p.grad is not None])
     assert found[0]
     for mine, theirs in zip(*found, strict=True):
@@ -185,7 +186,7 @@ def test_a_cache_of_another_depth_is_refused() -> None:
     cache = foveate.KeptCache(made.config)
     cache.layers = cache.layers[:2]
     with foveate.apply(made), pytest.raises(ValueError, match="2 layers"):
-        made(**inputs, past_key_values=cache)
+        made(**inputs, **held(cache))
 
 
 def test_without_a_cache_generate_calls_its_words_responses() -> None:
@@ -211,7 +212,7 @@ def test_without_a_cache_generate_calls_its_words_responses() -> None:
 def test_masks_are_shared_by_layers_that_hold_the_same_tokens() -> None:
     made, data = model("llava"), batch("llava", Layout(((3, 0, 5), (2, 0, 2)), left=True))
     with torch.no_grad(), foveate.apply(made, random(layer=1, keep=0.5)):
-        cache = made(**data.inputs, use_cache=True).past_key_values
+        cache = cache_in(made(**data.inputs, use_cache=True))
     layers: list[KeptLayer] = cache.layers
     assert layers[1].slots is layers[2].slots is layers[3].slots
     assert layers[0].slots is not layers[1].slots

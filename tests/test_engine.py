@@ -20,7 +20,7 @@ from foveate.engine.adapters import adapters
 from foveate.methods import downsample, factories, fastv, vtw
 from oracle import Oracle
 from test_oracles import LAYOUTS, TOLERANCE, oracles
-from tiny import FAMILIES, IMAGE, LAYERS, Layout, batch, model
+from tiny import CACHE, FAMILIES, IMAGE, LAYERS, Layout, batch, cache_in, held, model
 
 CLOSE = {"atol": TOLERANCE[torch.float32], "rtol": 1e-3}
 
@@ -86,14 +86,14 @@ def test_a_second_turn_with_a_second_image(method: str, backend: str) -> None:
     first_ids, mask = first.inputs["input_ids"], first.inputs["attention_mask"]
     with torch.no_grad(), foveate.apply(made, case.method):
         cache = DynamicCache(config=made.config)
-        made(**first.inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache, use_cache=True)
+        made(**first.inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **held(cache), use_cache=True)
         word = torch.full((2, 1), 9)
         mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
-        made(input_ids=word, attention_mask=mask, position_ids=mask.cumsum(1)[:, -1:] - 1, past_key_values=cache)
+        made(input_ids=word, attention_mask=mask, position_ids=mask.cumsum(1)[:, -1:] - 1, **held(cache))
         mask = torch.cat([mask, second.inputs["attention_mask"]], 1)
         got = made(
             input_ids=second.inputs["input_ids"], pixel_values=second.inputs["pixel_values"], attention_mask=mask,
-            position_ids=mask.cumsum(1)[:, -second.inputs["input_ids"].shape[1] :] - 1, past_key_values=cache,
+            position_ids=mask.cumsum(1)[:, -second.inputs["input_ids"].shape[1] :] - 1, **held(cache),
         ).logits  # fmt: skip
         assert cache.get_seq_length() == mask.shape[1] == first_ids.shape[1] + 1 + second.inputs["input_ids"].shape[1]
         for i, judge in enumerate(oracles("llava", first, (case,), made)):
@@ -110,10 +110,10 @@ def test_a_second_turn_in_a_second_apply() -> None:
     judge.choosers = [CASES["fastv"].chooser]
     with torch.no_grad():
         with foveate.apply(made, method):
-            cache = made(**data.inputs, use_cache=True).past_key_values
+            cache = cache_in(made(**data.inputs, use_cache=True))
         words = torch.tensor([[5, 6, 7]])
         with foveate.apply(made, method) as trace:
-            got = made(input_ids=words, past_key_values=cache).logits[0]
+            got = made(input_ids=words, **held(cache)).logits[0]
         judge.feed(data.embeds[0], data.image_of[0])
         torch.testing.assert_close(got, judge.feed(made.get_input_embeddings()(words[0]), [-1] * 3), **CLOSE)
     assert [row.kept for row in trace.kept] == [16, 8, 8, 8]
@@ -122,9 +122,9 @@ def test_a_second_turn_in_a_second_apply() -> None:
 def test_pooling_in_a_second_turn_merges_new_tokens_alone() -> None:
     made, data = model("llava"), batch("llava", LAYOUTS["one"])
     with torch.no_grad(), foveate.apply(made, downsample(keep=0.25, pool=True)) as trace:
-        cache = made(**data.inputs, use_cache=True).past_key_values
+        cache = cache_in(made(**data.inputs, use_cache=True))
         rest = {k: v for k, v in data.inputs.items() if k != "attention_mask"}
-        out = made(**rest, past_key_values=cache)
+        out = made(**rest, **held(cache))
     assert trace.prefill(1)[0] == [8]
     assert out.logits.isfinite().all()
 
@@ -168,7 +168,7 @@ def test_a_cached_pass_has_gradients_too() -> None:
     made, data = model("llava"), batch("llava", LAYOUTS["one"])
     with foveate.apply(made, fastv(layer=1, keep=0.5)):
         out = made(**data.inputs, use_cache=True)
-        more = made(input_ids=torch.tensor([[4]]), past_key_values=out.past_key_values).logits
+        more = made(input_ids=torch.tensor([[4]]), **held(cache_in(out))).logits
     weight = made.model.language_model.layers[0].self_attn.k_proj.weight
     assert torch.autograd.grad(more.sum(), weight)[0].abs().max() > 0
 
@@ -275,7 +275,7 @@ def test_contract_what_transformers_gives_a_decoder_layer() -> None:
     handle.remove()
     positional, named = calls[0]
     assert positional == 1
-    assert {"attention_mask", "position_embeddings", "position_ids", "past_key_values"} <= named
+    assert {"attention_mask", "position_embeddings", "position_ids", CACHE} <= named
     attention = made.model.language_model.layers[0].self_attn
     assert {"q_proj", "k_proj", "head_dim", "scaling"} <= set(dir(attention))
     assert hasattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb")

@@ -18,7 +18,7 @@ from foveate.core.schedules import Cut
 from foveate.core.scores import LastQuery
 from foveate.methods import fastv, random, vtw
 from prompts import prompt, together
-from tiny import IMAGE, NEWEST, VIDEO, Layout, batch, model
+from tiny import IMAGE, NEWEST, VIDEO, Layout, batch, held, model
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 
@@ -86,10 +86,10 @@ def test_emulated_flash_attention_equals_sdpa_in_every_turn(
             for turn in turns:
                 mask = torch.cat([mask, turn["attention_mask"]], 1)
                 given = {"input_ids": turn["input_ids"], "pixel_values": turn["pixel_values"]}
-                out.append(made(**given, attention_mask=mask, past_key_values=cache).logits[:, -2:])
+                out.append(made(**given, attention_mask=mask, **held(cache)).logits[:, -2:])
             mask = torch.cat([mask, mask[:, -1:]], 1)
             word = torch.full((samples, 1), 7)
-            out.append(made(input_ids=word, attention_mask=mask, past_key_values=cache).logits)
+            out.append(made(input_ids=word, attention_mask=mask, **held(cache)).logits)
         return out
 
     wanted = talk()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import foveate
 from cases import CASES, METHODS, Case, crossed
 from oracle import Oracle
-from tiny import FAMILIES, LAYERS, PATCH, SIDE, Batch, Layout, batch, model
+from tiny import FAMILIES, LAYERS, PATCH, SIDE, Batch, Layout, batch, cache_in, held, model
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
 LAYOUTS = {
@@ -56,13 +56,13 @@ def check_bare(family: str, backend: str, cases: tuple[Case, ...], layout: Layou
                 input_ids=words,
                 attention_mask=mask,
                 position_ids=places,
-                past_key_values=out.past_key_values,
+                **held(cache_in(out)),
                 use_cache=True,
             )
             for judge, got in zip(judges, out.logits, strict=True):
                 want = judge.feed(made.get_input_embeddings()(words[0]), [-1])
                 torch.testing.assert_close(got, want, atol=TOLERANCE[torch.float32], rtol=1e-3)
-        check_counts(trace, judges, out.past_key_values, data)
+        check_counts(trace, judges, cache_in(out), data)
     return far
 
 
@@ -73,10 +73,10 @@ def check_counts(trace: foveate.Trace, judges: list[Oracle], cache: Any, data: B
     for index, layer in enumerate(cache.layers):
         columns = layer.slots.columns(len(judges), torch.device("cpu"))
         assert columns.shape[1] == layer.keys.shape[-2] == layer.length
-        for judge, held, at in zip(judges, columns, data.columns, strict=True):
+        for judge, row, at in zip(judges, columns, data.columns, strict=True):
             start, width = at.start or 0, data.inputs["input_ids"].shape[1]
-            own = {c - start for c in held.tolist() if start <= c < at.stop}
-            own |= {c - width + at.stop - start for c in held.tolist() if c >= width}
+            own = {c - start for c in row.tolist() if start <= c < at.stop}
+            own |= {c - width + at.stop - start for c in row.tolist() if c >= width}
             want = [c for c in range(judge.columns) if c not in judge.dropped[index]]
             text = [c for c in want if judge.image_of[c] < 0]
             assert own == set(want) and set(text) <= own

@@ -14,7 +14,7 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.scores import Even, LastQuery
 from foveate.methods import fastv, random, visionzip, vtw
-from tiny import Layout, batch, llava, model
+from tiny import Layout, batch, cache_in, held, llava, model
 
 ONE, NEXT = Layout(((3, 0, 5),)), Layout(((2, 0, 4),), seed=4)
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
@@ -22,7 +22,7 @@ CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 
 def second(made: Any, cache: Any) -> Tensor:
     inputs = batch("llava", NEXT).inputs
-    return made(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], past_key_values=cache).logits
+    return made(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], **held(cache)).logits
 
 
 @pytest.mark.parametrize("turn", [1, 2])
@@ -37,7 +37,7 @@ def test_a_cache_whose_forward_failed_halfway_is_not_used_again(turn: int) -> No
     cache = DynamicCache(config=made.config)
     with torch.no_grad(), foveate.apply(made, Method(Even(), schedule)):
         if turn == 2:
-            made(**inputs, past_key_values=cache)
+            made(**inputs, **held(cache))
         failing[0] = True
         with pytest.raises(ZeroDivisionError):
             second(made, cache)
@@ -49,7 +49,7 @@ def test_a_cache_whose_forward_failed_halfway_is_not_used_again(turn: int) -> No
     failing[0] = True
     with torch.no_grad():
         with foveate.apply(made, Method(Even(), schedule)), pytest.raises(ZeroDivisionError):
-            made(**inputs, past_key_values=(cache := DynamicCache(config=made.config)))
+            made(**inputs, **held(cache := DynamicCache(config=made.config)))
         with pytest.raises(RuntimeError, match="go on inside"):
             second(made, cache)
 
@@ -58,7 +58,7 @@ def test_taking_back_more_than_can_be_leaves_the_cache_as_it_was() -> None:
     made, inputs, found = model("llava"), batch("llava", ONE).inputs, []
     for crop in (False, True):
         with torch.no_grad(), foveate.apply(made, vtw(2)):
-            cache = made(**inputs, use_cache=True).past_key_values
+            cache = cache_in(made(**inputs, use_cache=True))
             if crop:
                 with pytest.raises(NotImplementedError, match="only the last 5"):
                     cache.crop(-8)
@@ -70,15 +70,15 @@ def test_visual_tokens_that_are_taken_back_no_longer_count() -> None:
     made, inputs = model("llava"), batch("llava", ONE).inputs
     plain, words = DynamicCache(config=made.config), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        made(**inputs, past_key_values=plain)
+        made(**inputs, **held(plain))
         plain.crop(-8)
-        want = made(input_ids=words, past_key_values=plain).logits
+        want = made(input_ids=words, **held(plain)).logits
         for method, kept in ((), 13), ((random(layer=1, keep=0.5),), 7):
             with foveate.apply(made):
-                cache = made(**inputs, use_cache=True).past_key_values
+                cache = cache_in(made(**inputs, use_cache=True))
                 cache.crop(-8)
             with foveate.apply(made, *method) as trace:
-                got = made(input_ids=words, past_key_values=cache).logits
+                got = made(input_ids=words, **held(cache)).logits
             assert trace.prefill() == [[13], [kept], [kept], [kept]] and trace.passes[0].past.tolist() == [3]
             assert torch.allclose(got, want, **CLOSE) == (kept == 13)
 
@@ -92,9 +92,9 @@ def test_attention_of_columns_that_do_not_run_is_refused() -> None:
             view.attention(asked)
 
     with torch.no_grad(), foveate.apply(made, watch=watch):
-        cache = made(**inputs, use_cache=True).past_key_values
+        cache = cache_in(made(**inputs, use_cache=True))
         with pytest.raises(ValueError, match="did not run now"):
-            made(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+            made(input_ids=torch.tensor([[5, 6]]), **held(cache))
 
 
 def test_a_watcher_sees_what_the_coming_layer_will_pay() -> None:
@@ -146,8 +146,8 @@ def test_what_a_graph_holds_is_not_written_over() -> None:
             out = made(**inputs, use_cache=True)
             with torch.no_grad():
                 for word in (5, 6) if more else ():
-                    made(input_ids=torch.tensor([[word]]), past_key_values=out.past_key_values)
-                    out.past_key_values.reorder_cache(torch.tensor([0]))
+                    made(input_ids=torch.tensor([[word]]), **held(cache_in(out)))
+                    cache_in(out).reorder_cache(torch.tensor([0]))
             found.append(torch.autograd.grad(out.logits.square().mean(), weight)[0])
     assert torch.equal(*found)
 

@@ -15,7 +15,7 @@ from foveate.core.schedules import Cut
 from foveate.core.scores import Even
 from foveate.methods import fastv, random, vtw
 from test_oracles import LAYOUTS, hooks
-from tiny import LAYERS, batch, llava, model
+from tiny import LAYERS, batch, cache_in, checkpointing, held, llava, model
 
 
 def test_an_exception_inside_leaves_the_model_whole() -> None:
@@ -91,10 +91,10 @@ def test_what_cannot_be_right_is_refused_at_apply() -> None:
     with pytest.raises(ValueError, match="cache_implementation"):
         foveate.apply(fresh, fastv())
     fresh.generation_config.cache_implementation = None
-    fresh.gradient_checkpointing_enable()
+    checkpointing(fresh, True)
     with pytest.raises(ValueError, match="gradient checkpointing"):
         foveate.apply(fresh, fastv())
-    fresh.gradient_checkpointing_disable()
+    checkpointing(fresh, False)
     fresh.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match="attn_implementation"):
         foveate.apply(fresh, fastv())
@@ -110,12 +110,12 @@ def test_what_cannot_be_right_is_refused_in_a_forward() -> None:
     made, data = model("llava"), batch("llava", LAYOUTS["one"])
     ids, mask = data.inputs["input_ids"], data.inputs["attention_mask"]
     with torch.no_grad():
-        foreign = made(**data.inputs, use_cache=True).past_key_values
+        foreign = cache_in(made(**data.inputs, use_cache=True))
         with foveate.apply(made, fastv(layer=1)):
             with pytest.raises(ValueError, match=r"not run under foveate\.apply"):
-                made(input_ids=ids[:, :1], past_key_values=foreign)
+                made(input_ids=ids[:, :1], **held(foreign))
             with pytest.raises(TypeError, match="StaticCache"):
-                made(**data.inputs, past_key_values=StaticCache(config=made.config, max_cache_len=64))
+                made(**data.inputs, **held(StaticCache(config=made.config, max_cache_len=64)))
             with pytest.raises(ValueError, match="4 dimensions"):
                 made(
                     input_ids=ids,
@@ -160,8 +160,8 @@ def test_a_cache_that_lost_tokens_is_not_used_outside() -> None:
     made, data = model("llava"), batch("llava", LAYOUTS["one"])
     with torch.no_grad():
         with foveate.apply(made, fastv(layer=1, keep=0.5)):
-            cache = made(**data.inputs, use_cache=True).past_key_values
+            cache = cache_in(made(**data.inputs, use_cache=True))
         with pytest.raises(RuntimeError, match="go on inside"):
-            made(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            made(input_ids=torch.tensor([[5]]), **held(cache))
         with foveate.apply(made):
-            made(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            made(input_ids=torch.tensor([[5]]), **held(cache))

@@ -15,7 +15,7 @@ from foveate.core.scores import RANKINGS
 from foveate.methods import score_of
 from foveate.tune.dyrate.rollout import Batch
 from foveate.tune.search.runner import Runner
-from tiny import FAMILIES, IMAGE, LAYERS, Layout, batch, model
+from tiny import FAMILIES, IMAGE, LAYERS, Layout, batch, cache_in, held, model
 
 NEW = 5
 LAYOUTS = {
@@ -46,12 +46,12 @@ def decoded(made: Any, given: Batch, *methods: Method) -> Tensor:
     first = {k: v[:, :prompt] if k in ("input_ids", "attention_mask", "position_ids") else v for k, v in seen.items()}
     with foveate.apply(made, *methods):
         out = made(**first, use_cache=True)
-        cache, logits = out.past_key_values, [out.logits[:, -1]]
+        cache, logits = cache_in(out), [out.logits[:, -1]]
         for column in range(prompt, seen["input_ids"].shape[1] - 1):
             mask = torch.ones_like(seen["attention_mask"][:, : column + 1])
             mask[:, :prompt] = seen["attention_mask"][:, :prompt]
             ids, places = (seen[k][:, column : column + 1] for k in ("input_ids", "position_ids"))
-            out = made(input_ids=ids, position_ids=places, attention_mask=mask, past_key_values=cache)
+            out = made(input_ids=ids, position_ids=places, attention_mask=mask, **held(cache))
             logits.append(out.logits[:, -1])
     return torch.stack(logits, 1)
 

@@ -23,8 +23,8 @@ from foveate.measure.selfcheck import placeholder_inputs, self_check
 from foveate.methods import vtw
 from prompts import prompt, together
 from table import PAGE, table
+from tiny import CACHE, NEWEST, cache_in, checkpointing
 from tiny import FAMILIES as ALIKE
-from tiny import NEWEST
 
 UNTESTED = {"deepseek_vl_hybrid": "deepseek_vl's decoder and placeholders behind two towers"}
 
@@ -57,7 +57,7 @@ def test_a_decoder_that_nobody_has_proven_is_refused() -> None:
     assert not found.supported and "nobody has proven" in (found.reason or "")
 
 
-LAYER = ("hidden_states", "attention_mask", "position_embeddings", "past_key_values")
+LAYER = ("hidden_states", "attention_mask", "position_embeddings", CACHE)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -89,14 +89,14 @@ def test_contract_with_the_decoder(name: str) -> None:
     assert cos.ndim == sin.ndim == 3 and cos.shape[1] == length, f"{said}: rotations are now {tuple(cos.shape)}"
     mask = seen["attention_mask"]
     assert mask.ndim == 4 and mask.shape[2:] == (length, length), f"{said}: masks are now {tuple(mask.shape)}"
-    assert type(out.past_key_values).__name__ == "DynamicCache", f"{said}: the cache is {type(out.past_key_values)}"
+    assert type(cache_in(out)).__name__ == "DynamicCache", f"{said}: the cache is {type(cache_in(out))}"
     with foveate.apply(made, vtw(1)):
         pass
     if made.supports_gradient_checkpointing:
-        made.gradient_checkpointing_enable()
+        checkpointing(made, True)
         with pytest.raises(ValueError, match="gradient checkpointing"):
             foveate.apply(made, vtw(1))
-        made.gradient_checkpointing_disable()
+        checkpointing(made, False)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "internvl", "paligemma2"])

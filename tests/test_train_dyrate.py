@@ -30,6 +30,7 @@ from foveate.tune.dyrate.plan import Plan
 from foveate.tune.dyrate.rollout import batch_of, roll_out
 from foveate.tune.dyrate.train import train
 from foveate.tune.examples import encode, file_examples
+from tiny import cache_in, held
 
 PLAN = Plan(budget=0.7, layer=2, num_rates=5, steps=3, batch=2)
 
@@ -94,11 +95,11 @@ def test_the_budgets_ratio_is_that_of_a_recorded_run(scenes: Any, examples: Any)
     for methods in ((dyrate(predictor, layer=2),), ()):
         inputs = {k: v[:, : batch.prompt] if k != "pixel_values" else v for k, v in batch.inputs.items()}
         with torch.no_grad(), foveate.apply(model, *methods) as trace:
-            cache = model(**inputs, use_cache=True).past_key_values
+            cache = cache_in(model(**inputs, use_cache=True))
             for column in range(batch.prompt, batch.inputs["input_ids"].shape[1] - 1):
                 upto = {"attention_mask": batch.inputs["attention_mask"][:, : column + 1]}
                 upto["position_ids"] = batch.inputs["position_ids"][:, column : column + 1]
-                model(input_ids=batch.inputs["input_ids"][:, column : column + 1], past_key_values=cache, **upto)
+                model(input_ids=batch.inputs["input_ids"][:, column : column + 1], **held(cache), **upto)
         cost = cost_of_trace(shapes(model), trace)
         costs.append(cost.prefill + cost.decode)
     assert found.kept.min() < total.min() < 197

@@ -17,7 +17,7 @@ from far import FAR, TwoDevices, placed
 from foveate.methods import fastv, random, vtw
 from prompts import prompt, together
 from test_oracles import LAYOUTS
-from tiny import batch, llava, model
+from tiny import batch, cache_in, checkpointing, held, llava, model
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 
@@ -113,9 +113,9 @@ def test_layers_on_two_devices(method: str) -> None:
                 for word in (7, 8):
                     mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
                     ids = torch.full((len(mask), 1), word)
-                    steps.append(made(input_ids=ids, attention_mask=mask, past_key_values=out.past_key_values).logits)
+                    steps.append(made(input_ids=ids, attention_mask=mask, **held(cache_in(out))).logits)
             found.append((steps, trace.kept))
-        assert out.past_key_values.layers[1].keys.device == FAR
+        assert cache_in(out).layers[1].keys.device == FAR
     for mine, theirs in zip(*(steps for steps, _ in found), strict=True):
         assert torch.equal(mine, theirs)
     assert found[0][1] == found[1][1] and trace.mean_kept() < 1
@@ -145,14 +145,14 @@ def test_a_compiled_vision_tower_is_as_good_as_a_plain_one() -> None:
 
 def test_gradient_checkpointing_of_the_tower_alone_is_fine() -> None:
     made = AutoModelForImageTextToText.from_config(llava())
-    made.gradient_checkpointing_enable()
+    checkpointing(made, True)
     with pytest.raises(ValueError, match="gradient checkpointing"), foveate.apply(made, vtw(1)):
         pass
-    made.model.language_model.gradient_checkpointing_disable()
+    checkpointing(made.model.language_model, False)
     made.model.language_model.layers[2].gradient_checkpointing = True  # as of every third layer
     with pytest.raises(ValueError, match="gradient checkpointing"):
         foveate.apply(made, vtw(1))
-    made.model.language_model.gradient_checkpointing_disable()
+    checkpointing(made.model.language_model, False)
     with foveate.apply(made, vtw(1)):
         assert made(**batch("llava", LAYOUTS["one"]).inputs).logits.requires_grad
 

@@ -24,7 +24,9 @@ IMAGE, PAD, VOCAB, LAYERS = 63, 0, 64, 4
 VIDEO, START, END, ROW = 62, 61, 60, 59  # of families that have such
 WORDS = 55  # ids from 3 to here are words in every family
 SIDE, PATCH = 16, 4
-NEWEST = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)  # see `make test-oldest`
+RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
+NEWEST = RELEASE >= (5, 24)  # see `make test-oldest`
+CACHE = "cache" if RELEASE >= (5, 24) else "past_key_values"  # said here apart from the engine, which finds it out
 TEXT = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
@@ -81,6 +83,22 @@ def model(family: str, backend: str = "sdpa", dtype: torch.dtype = torch.float32
     made = made.eval().to(dtype)
     made.set_attn_implementation(backend)
     return made
+
+
+def held(cache: Any) -> dict[str, Any]:
+    """The argument that hands a model its cache, by the name that this transformers gives it."""
+    return {CACHE: cache}
+
+
+def cache_in(output: Any) -> Any:
+    """The cache in a model's output."""
+    return getattr(output, CACHE)
+
+
+def checkpointing(made: Any, on: bool) -> None:
+    """Turns gradient checkpointing on or off, by the name that this transformers gives it."""
+    kind = "activation" if RELEASE >= (5, 24) else "gradient"
+    getattr(made, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
 
 
 @dataclass(frozen=True)

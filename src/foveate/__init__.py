@@ -9,8 +9,8 @@ from .engine.apply import apply
 from .engine.cache import KeptCache
 from .engine.trace import Trace
 from .schedules.store import ScheduleFile, load_schedule
+from .versions import __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "KeptCache",
     "Kind",
@@ -20,6 +20,7 @@ __all__ = [
     "TokenMap",
     "Trace",
     "View",
+    "__version__",
     "apply",
     "load",
     "load_schedule",

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import transformers
 import typer
 from rich import box
 from rich.progress import Progress
 from rich.table import Table
 
-from .. import __version__
 from ..core.method import Method
 from ..demo.bundled import check_device
 from ..measure import bench, plan
@@ -25,6 +23,7 @@ from ..measure.architecture import Architecture, architecture
 from ..measure.models import SHAPES, config_of
 from ..measure.parts import PARTS, parts
 from ..methods import parse
+from ..versions import versions
 from . import options
 from .output import console, errors, print_json, write_json
 
@@ -79,7 +78,7 @@ def _told(shape: str, model: Any, asked: plan.Request, repeats: int) -> dict[str
         "dtype": str(model.dtype)[6:],
         "attention": model.config._attn_implementation,
         "repeats": repeats,
-        "versions": {"foveate": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": versions(),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from ..measure.processes import Processes, processes
 from ..measure.records import Record
 from ..measure.tasks import TASKS, Sample, bundled, from_file, identity
 from ..methods import parse
+from ..versions import versions
 from . import options
 from .output import console, errors, print_json, write_json
 
@@ -103,7 +103,7 @@ def _identity(loaded: Loaded, samples: Sequence[Sample], model: str, batch: int)
         "data": identity(samples),
         "samples": len(samples),
         "batch": batch,
-        "versions": {p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
+        "versions": versions(),
     }
 
 

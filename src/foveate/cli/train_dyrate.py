@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from ..tune.dyrate.plan import Plan
 from ..tune.dyrate.train import ANSWERS, source_of, train
 from ..tune.dyrate.worth import Beside, compare
 from ..tune.examples import Example, Examples, file_examples, scene_examples
+from ..versions import versions
 from . import options
 from .output import console, errors
 
@@ -151,7 +151,7 @@ def _card(
         "unusable rows": unusable,
         "held out": {**asdict(found), **asdict(beside), "kept_by_step": [round(k, 4) for k in found.kept_by_step]},
         "ratio on training data after calibration": calibrated,
-        "versions": {p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
+        "versions": versions(),
         "revision": getattr(model.config, "_commit_hash", None),
     }
     return Card(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
 
+from ..versions import versions
 from .model import build_processor
 from .smol import lora
 from .smol.base import HUB
@@ -28,8 +28,7 @@ def export(model: Any, folder: Path, recipe: Recipe, start: Path | None = None) 
     {"scenes": _export_scenes, "smol": _export_smol}[recipe.model](model, folder)
     facts: dict[str, Any] = {
         "recipe": asdict(recipe),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **versions(),
     }
     if start is not None and (start / "training.json").is_file():
         facts["before"] = json.loads((start / "training.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,17 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
 
 from ..core.method import Method
 from ..core.tokens import classify
 from ..core.view import View
 from .adapters import Adapter, adapter_for, decoder_of
-from .cache import KeptLayer, adopt
+from .assumptions import Cache, DynamicCache, names_of
+from .cache import KeptLayer, adopt, not_ours
 from .call import Call, padding_mask, placeholders, regular
 from .checks import check_call, check_model, check_tower, decoder_layers, special_masks, unwrapped
 from .deepstack import DeepStack
-from .forward import Forward
+from .forward import Forward, Setting
 from .ledger import Ledger
 from .tower import Watch, looked_at
 from .trace import Pass, Trace
@@ -55,6 +54,8 @@ def apply(
     Raises:
         ValueError: a family, decoder, vision tower (where a score looks at it), attention backend or cache that is not
             supported, no visual tokens, a compiled model, gradient checkpointing, a schedule that does not fit.
+        UnsupportedTransformersError: a ValueError; the installed transformers, or the model's own code, calls something
+            otherwise than the engine takes for granted (`engine/assumptions.py`).
         RuntimeError: `apply` is already active on this model.
         TypeError: something among `methods` is not a `Method`.
 
@@ -112,7 +113,7 @@ class Engine:
         self.call = Call()
         self.busy = threading.Lock()
         self.handles: list[Any] = []
-        self.names = tuple(inspect.signature(body.forward).parameters)
+        self.names = names_of(body, self.decoder)
         form = adapter.tower(body) if looked_at(methods) else None
         self.tower = None if form is None else Watch(form, {form.index(layer) for layer in looked_at(methods)})
 
@@ -148,7 +149,7 @@ class Engine:
 
     def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes which columns of the call are visual."""
-        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        given = {**dict(zip(self.names.body, args, strict=False)), **kwargs}
         visual = self.adapter.visual_tokens(self.body.config)
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         self.call.ids, self.call.mask = ids, given.get("attention_mask")
@@ -175,33 +176,41 @@ class Engine:
                 "or give each its own model"
             )
         try:
+            kwargs = self.names.by_name(args, kwargs)
             padding = padding_mask(kwargs.get("attention_mask"), self.call.mask)
             check_call(self.decoder, kwargs.get("position_ids"), padding)
-            kwargs = {**kwargs, "past_key_values": self._cache(kwargs)}
+            cache = self._cache(kwargs)
+            kwargs = self.names.with_cache(kwargs, cache)
             deep, kwargs = DeepStack.taken_from(kwargs)
-            self.call.forward = self._forward(visual, kwargs, padding, deep)
+            self.call.forward = self._forward(visual, kwargs, cache, padding, deep)
             self.call.forward.engage(True)
         except BaseException:
             self.busy.release()
             raise
         self.call.refused = False
-        return args, kwargs
+        return (), kwargs
 
     def _cache(self, kwargs: dict[str, Any]) -> Cache | None:
-        cache = kwargs.get("past_key_values")
+        cache = self.names.given_cache(kwargs)
         wanted = kwargs.get("use_cache")
         wanted = self.decoder.config.use_cache if wanted is None else wanted
         if cache is None and not wanted:
             return None
         if cache is None:
             cache = DynamicCache(config=self.decoder.config)
-        adopt(cache, self.depth)
+        adopt(cache, self.depth, self.names.cache)
         return cache
 
-    def _forward(self, visual: Tensor, kwargs: dict[str, Any], mask: Tensor | None, deep: DeepStack | None) -> Forward:
-        cache: Cache | None = kwargs["past_key_values"]
+    def _forward(
+        self,
+        visual: Tensor,
+        kwargs: dict[str, Any],
+        cache: Cache | None,
+        mask: Tensor | None,
+        deep: DeepStack | None,
+    ) -> Forward:
         count = visual.shape[1]
-        old, first = _known(cache)
+        old, first = _known(cache, self.names.cache)
         if mask is not None and mask.shape[1] != first + count:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns; expected {first + count}: {first} seen and {count} new"
@@ -222,8 +231,18 @@ class Engine:
         backend = self.decoder.config._attn_implementation
         special = special_masks(self.adapter, self.decoder.config)
         sight = None if self.tower is None else self.tower.sight(kwargs["inputs_embeds"], visual, first, record.spend)
-        shared = (self.adapter, self.methods, self.watch, self.depth, backend, special)
-        return Forward(*shared, ledger, first, count, real, cache, record, deep, sight)
+        setting = Setting(self.adapter, self.methods, self.watch, self.depth, backend, special, self.names.cache)
+        return Forward(
+            setting,
+            ledger=ledger,
+            first=first,
+            count=count,
+            real=real,
+            cache=cache,
+            record=record,
+            deep=deep,
+            sight=sight,
+        )
 
     def _ledger(self, old: Ledger | None, visual: Tensor, real: Tensor | None) -> Ledger:
         """The conversation with the columns of this forward added."""
@@ -256,7 +275,9 @@ class Engine:
         try:
             if output is None:  # the forward raised
                 return output
-            last = forward.finish(output[0])
+            last = forward.finish(self.names.last_state(output))
+            if forward.cache is not None:
+                self.names.check_returned(output, forward.cache)
             self.trace.passes.append(forward.record)
             whole = True
             if isinstance(output, tuple):
@@ -279,19 +300,16 @@ class _LayerHook:
         return None if forward is None else forward.before_layer(self.index, module, args, kwargs)
 
 
-def _known(cache: Cache | None) -> tuple[Ledger | None, int]:
-    """The ledger that travels with a cache, and the columns it covers."""
+def _known(cache: Cache | None, name: str) -> tuple[Ledger | None, int]:
+    """The ledger that travels with a cache, and the columns it covers; `name` is what errors call the cache."""
     if cache is None or cache.get_seq_length() == 0:
         return None, 0
     first = cache.layers[0]
     if getattr(first, "broken", False):
         raise ValueError(
-            "the last forward with this past_key_values failed halfway, so its layers hold different tokens; start "
+            f"the last forward with this {name} failed halfway, so its layers hold different tokens; start "
             "from a new cache"
         )
     if not isinstance(first, KeptLayer) or first.ledger is None:
-        raise ValueError(
-            f"past_key_values already holds {cache.get_seq_length()} tokens that were not run under foveate.apply, "
-            "so their kinds are unknown. Start the conversation inside apply, or from an empty cache."
-        )
+        raise ValueError(not_ours(name, cache))
     return first.ledger, cache.get_seq_length()

@@ -3,10 +3,11 @@
 `transformers`' own `DynamicLayer` concatenates the whole cache at each step. `KeptLayer` writes into a
 preallocated buffer that grows geometrically. It is useful with no method at all::
 
-    model.generate(**inputs, past_key_values=foveate.KeptCache(model.config))
+    model.generate(**inputs, cache=foveate.KeptCache(model.config))
 
-and the engine puts it into any empty `DynamicCache` it meets. Layers with a sliding window keep the whole past too:
-transformers' mask then hides what lies before the window, by original positions.
+Transformers before 5.24 calls the argument `past_key_values`. The engine puts such layers into any empty `DynamicCache`
+it meets. Layers with a sliding window keep the whole past too: transformers' mask then hides what lies before the
+window, by original positions.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from .assumptions import CACHE_NAMES, Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, PreTrainedConfig
 from .ledger import Ledger
 from .slots import Gather, Move, Slots
 
@@ -183,7 +183,9 @@ class KeptLayer(DynamicLayer):
 
 
 class KeptCache(DynamicCache):
-    """A `DynamicCache` of `KeptLayer`: pass it as `past_key_values`, with or without a method applied.
+    """A `DynamicCache` of `KeptLayer`: pass it as `cache`, with or without a method applied.
+
+    Before transformers 5.24 the argument is called `past_key_values`.
 
     Args:
         config: the model's configuration; its text part gives the number of layers.
@@ -197,8 +199,13 @@ class KeptCache(DynamicCache):
         adopt(self)
 
 
-def adopt(cache: Cache, layers: int | None = None) -> None:
+def adopt(cache: Cache, layers: int | None = None, name: str = CACHE_NAMES[0]) -> None:
     """Turns an empty `DynamicCache` into a cache of `KeptLayer`, in place, so that whoever holds it keeps it.
+
+    Args:
+        cache: to be turned.
+        layers: of the model's decoder; None for as many as the cache has.
+        name: what the installed transformers calls the argument; errors use it.
 
     Raises:
         TypeError: the cache is of another kind (static, quantised, offloaded), or has special layers.
@@ -207,13 +214,13 @@ def adopt(cache: Cache, layers: int | None = None) -> None:
     if all(isinstance(layer, KeptLayer) for layer in cache.layers) and cache.layers:
         if layers not in (None, len(cache.layers)):
             raise ValueError(
-                f"past_key_values has {len(cache.layers)} layers, but the model's decoder has {layers}; make it for "
+                f"{name} has {len(cache.layers)} layers, but the model's decoder has {layers}; make it for "
                 "this model: foveate.KeptCache(model.config)"
             )
         return
     if type(cache) not in (DynamicCache, KeptCache) or cache.offloading:
         raise TypeError(
-            f"past_key_values is a {type(cache).__name__}{' with offloading' if cache.offloading else ''}; supported "
+            f"{name} is a {type(cache).__name__}{' with offloading' if cache.offloading else ''}; supported "
             "are DynamicCache and foveate.KeptCache. Pass one of these, or none."
         )
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -221,9 +228,14 @@ def adopt(cache: Cache, layers: int | None = None) -> None:
     if odd:
         raise TypeError(f"the cache has layers of type {', '.join(sorted(odd))}; supported is attention alone")
     if cache.get_seq_length() > 0:
-        raise ValueError(
-            f"past_key_values already holds {cache.get_seq_length()} tokens that were not run under foveate.apply, "
-            "so their kinds are unknown. Start the conversation inside apply, or from an empty cache."
-        )
+        raise ValueError(not_ours(name, cache))
     cache.layers = [KeptLayer() for _ in range(layers or len(cache.layers))]
     cache.layer_class_to_replicate = None if cache.layers else KeptLayer
+
+
+def not_ours(name: str, cache: Cache) -> str:
+    """What to say of a cache whose tokens the engine has not seen."""
+    return (
+        f"{name} already holds {cache.get_seq_length()} tokens that were not run under foveate.apply, so their kinds "
+        "are unknown. Start the conversation inside apply, or from an empty cache."
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..core.tower import Layer
 from .adapters import Adapter, decoder_of
+from .assumptions import check_assumptions, checkpointing_off, missing
 from .decoders import PROVEN
 from .masks import SUPPORTED
 
@@ -34,7 +34,8 @@ def check_model(model: Any, body: Any, adapter: Adapter) -> None:
         raise ValueError(
             "the model is compiled with torch.compile, which skips the engine's hooks; pass the plain model"
         )
-    _check_layers(decoder)
+    _check_decoder(body, decoder)
+    check_assumptions(body, decoder)
     scaled = "llama_4_scaling_beta" in (getattr(decoder.config, "rope_parameters", None) or {})
     if backend.startswith("flash") and (scaled or special_masks(adapter, decoder.config)):
         raise ValueError(
@@ -125,8 +126,8 @@ def check_teacher_forcing(adapter: Adapter, body: Any) -> None:
         )
 
 
-def _check_layers(decoder: Any) -> None:
-    """Raises ValueError unless all layers are attention of a form whose rows the engine can recompute."""
+def _check_decoder(body: Any, decoder: Any) -> None:
+    """Raises ValueError unless the decoder is one of those whose attention rows the engine is proven to recompute."""
     config = decoder.config
     odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if odd:
@@ -134,20 +135,11 @@ def _check_layers(decoder: Any) -> None:
             f"the language model ({config.model_type}) has layers of {', '.join(sorted(odd))}, through which dropping "
             "a token changes its neighbours; supported are full attention and sliding windows in every layer"
         )
-    for layer in decoder.layers:
-        attention = getattr(layer, "self_attn", None)
-        lacks = [name for name in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, name)]
-        lacks += [] if hasattr(layer, "input_layernorm") else ["input_layernorm"]
-        rotary = hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb")
-        lacks += [] if rotary else ["rotary embedding"]
-        if lacks:
-            raise ValueError(
-                f"the layers of the language model ({config.model_type}) are not of the supported form: "
-                f"{', '.join(lacks)} is missing. Supported are decoders like Llama, Mistral, Qwen2 and Qwen3."
-            )
     if config.model_type not in PROVEN:
+        lack = next(missing(body, decoder), None)
         raise ValueError(
-            f"nobody has proven the engine right for the decoder {config.model_type!r}; proven are {', '.join(PROVEN)}"
+            f"nobody has proven the engine right for the decoder {config.model_type!r}"
+            f"{'' if lack is None else f' ({lack})'}; proven are {', '.join(PROVEN)}"
         )
 
 
@@ -162,7 +154,7 @@ def check_call(decoder: Any, positions: Tensor | None, padding: Tensor | None) -
     if any(getattr(part, "gradient_checkpointing", False) for part in (decoder, *decoder.layers)):
         raise ValueError(
             "gradient checkpointing runs every layer twice, which would drop tokens twice; "
-            "call model.gradient_checkpointing_disable() first"
+            f"call {checkpointing_off(decoder)} first"
         )
     if positions is not None and positions.ndim == 3 and positions.shape[0] == 4:
         positions = positions[0]

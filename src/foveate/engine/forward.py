@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from ..core.method import Method
 from ..core.tokens import Kind
 from ..core.view import View
 from .adapters import Adapter
+from .assumptions import Cache, check_filled, check_layer_call
 from .cache import KeptLayer
 from .deepstack import DeepStack
 from .ledger import Ledger
@@ -27,16 +27,34 @@ from .tower import Sight
 from .trace import Pass
 
 
-class Forward:
-    """State of one forward; the layers' pre-hooks drive it.
+@dataclass(frozen=True)
+class Setting:
+    """What is the same in every forward of one `apply`.
 
-    Args:
+    Attributes:
         adapter: the family.
         methods: consulted in order before each layer.
         watch: called with the view before each layer and after the last, or None.
         layers: depth of the decoder.
         backend: transformers' name of the attention implementation.
         special: whether the family's masks are more than causal order and padding.
+        cache_name: what this transformers calls the KV cache.
+    """
+
+    adapter: Adapter
+    methods: Sequence[Method]
+    watch: Callable[[View], None] | None
+    layers: int
+    backend: str
+    special: bool
+    cache_name: str
+
+
+class Forward:
+    """State of one forward; the layers' pre-hooks drive it.
+
+    Args:
+        setting: what is the same in every forward.
         ledger: the conversation with this forward's columns already in it.
         first: first column of this forward.
         count: columns of this forward (T).
@@ -49,12 +67,8 @@ class Forward:
 
     def __init__(
         self,
-        adapter: Adapter,
-        methods: Sequence[Method],
-        watch: Callable[[View], None] | None,
-        layers: int,
-        backend: str,
-        special: bool,
+        setting: Setting,
+        *,
         ledger: Ledger,
         first: int,
         count: int,
@@ -64,22 +78,26 @@ class Forward:
         deep: DeepStack | None = None,
         sight: Sight | None = None,
     ) -> None:
-        self.adapter, self.methods, self.watch = adapter, methods, watch
-        self.layers, self.backend, self.special, self.deep = layers, backend, special, deep
+        self.setting, self.methods, self.layers, self.backend = (
+            setting,
+            setting.methods,
+            setting.layers,
+            setting.backend,
+        )
         self.ledger, self.first, self.count, self.real = ledger, first, count, real
-        self.cache, self.record, self.sight = cache, record, sight
+        self.cache, self.record, self.deep, self.sight = cache, record, deep, sight
         self.device = ledger.tokens.kind.device  # of all that says which token is where; layers may lie on others
         self.rows = Slots(None, False, first, count)
         kept: list[Any] = [] if cache is None else cache.layers
         empty = Slots()
-        self.past = [layer.slots or empty for layer in kept] or [empty] * layers
+        self.past = [layer.slots or empty for layer in kept] or [empty] * self.layers
         self.padded = real is not None and not bool(real[:, first:].all())
         self.unmasked = real is None or bool(real[:, :first].all())
         self.ran: list[Slots] = []
         self.positions = Positions()
         self.masks: dict[tuple[Any, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
-        reach = max([1, *(getattr(method.score, "back", 1) for method in methods)])
-        self.seen = Lookback(adapter, reach, ledger, self.past, real, cache, record)
+        reach = max([1, *(getattr(method.score, "back", 1) for method in self.methods)])
+        self.seen = Lookback(setting.adapter, reach, ledger, self.past, real, cache, record)
         self.notes = dict(ledger.notes)
 
     def engage(self, on: bool, whole: bool = True) -> None:
@@ -92,21 +110,22 @@ class Forward:
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """What layer `index` shall be called with, or None for what it was given."""
+        check_layer_call(index, kwargs)
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         given = hidden
         if self.deep is not None:
             columns = self.rows.columns(hidden.shape[0], self.device)
             hidden = self.deep.added(hidden, index - 1, torch.where(columns < 0, -1, columns - self.first))
-        own = own_mask(kwargs.get("attention_mask"), self.first) if self.special else None
+        own = own_mask(kwargs.get("attention_mask"), self.first) if self.setting.special else None
 
         def row(coming: bool) -> Ran:
             at = {**kwargs, **self.positions.of(kwargs)}
             here = (at["position_embeddings"], self.rows, own, at.get("position_ids"))
             return Ran(index, module, hidden, *here, coming=coming)
 
-        if self.watch is not None:
+        if self.setting.watch is not None:
             self.seen.coming = row(coming=True)
-            self.watch(self._view(index, hidden))
+            self.setting.watch(self._view(index, hidden))
         for method in self.methods:
             if method.acts(index, self.ledger.step):
                 self.seen.coming = row(coming=True)
@@ -254,11 +273,12 @@ class Forward:
 
     def finish(self, last: Tensor) -> Tensor:
         """Notes what each cache now holds, and gives dropped rows their place back in the output, as zeros."""
-        if self.watch is not None:
-            self.watch(self._view(self.layers, last))
+        if self.setting.watch is not None:
+            self.setting.watch(self._view(self.layers, last))
         if self.cache is not None:
             joined: dict[tuple[int, int], Slots] = {}  # layers that hold the same tokens share the slots, and so masks
-            for layer, past, ran in zip(self.cache.layers, self.past, self.ran, strict=True):
+            for index, (layer, past, ran) in enumerate(zip(self.cache.layers, self.past, self.ran, strict=True)):
+                check_filled(self.setting.cache_name, index, layer.length, past.length + ran.length)
                 pair = (id(past), id(ran))
                 if pair not in joined:
                     joined[pair] = self._joined(past, ran, last.shape[0])

@@ -7,9 +7,9 @@ from collections import deque
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from .adapters import Adapter
+from .assumptions import Cache
 from .ledger import Ledger
 from .past import Ran
 from .slots import Slots

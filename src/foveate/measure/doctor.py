@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
@@ -13,6 +14,7 @@ from ..engine.adapters import Adapter, adapter_for, decoder_of
 from ..engine.apply import apply
 from ..engine.checks import special_masks
 from ..engine.masks import SUPPORTED
+from ..versions import TORCH, TRANSFORMERS, versions
 from .selfcheck import Check
 
 SIDES = (224, 336, 448, 672)  # pictures that are asked for their number of tokens where it depends on the picture
@@ -68,7 +70,7 @@ def examine(name: str, model: Any, processor: Any = None) -> Finding:
         adapter = adapter_for(model)
         apply(model)
     except ValueError as error:
-        return Finding(name, family, False, str(error), {"class": type(model).__name__})
+        return Finding(name, family, False, str(error), {**_installed(), "class": type(model).__name__})
     return Finding(name, family, True, None, _facts(adapter, model, processor))
 
 
@@ -79,6 +81,7 @@ def _facts(adapter: Adapter, model: Any, processor: Any) -> dict[str, Any]:
     kinds = getattr(text, "layer_types", None) or ()
     rope = getattr(text, "rope_parameters", None) or {}
     return {
+        **_installed(),
         "class": type(model).__name__,
         "decoder": text.model_type,
         "layers": len(decoder.layers),
@@ -91,6 +94,15 @@ def _facts(adapter: Adapter, model: Any, processor: Any) -> dict[str, Any]:
         "placeholder ids": list(adapter.visual_tokens(config)),
         "visual tokens per image": tokens_per_image(adapter, config, processor),
         "structure tokens": adapter.structure + ("" if adapter.stays else " (may be dropped)"),
+    }
+
+
+def _installed() -> dict[str, Any]:
+    """The libraries that the engine stands on, and whether these releases were tested."""
+    found = versions()
+    return {
+        library: f"{found[library]} ({'tested' if found[library] in SpecifierSet(known) else 'not tested'}: {known})"
+        for library, known in (("transformers", TRANSFORMERS), ("torch", TORCH))
     }
 
 

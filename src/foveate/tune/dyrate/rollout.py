@@ -22,6 +22,7 @@ from ...core.scores import Score
 from ...core.selection import places
 from ...core.view import View
 from ...engine.adapters import adapter_for, decoder_of
+from ...engine.assumptions import without_cache
 from ...engine.checks import check_teacher_forcing
 from ..examples import Example, encode
 from .attention import soft_keys
@@ -190,7 +191,7 @@ def _run_above(model: Any, body: Any, views: Steps, weights: Float[Tensor, "B S 
     own = torch.eye(length, dtype=torch.bool, device=weights.device)
     weight = torch.where(own, 1.0, weight)
     seen = (torch.ones(length, length, dtype=torch.bool, device=weights.device).tril() & views.real[:, None]) | own
-    kwargs = {k: v for k, v in below.kwargs.items() if k not in ("hidden_states", "past_key_values", "attention_mask")}
+    kwargs = {k: v for k, v in without_cache(below.kwargs).items() if k not in ("hidden_states", "attention_mask")}
     hidden = _layers(body, layer, below.hidden, kwargs, seen, weight)
     return _logits(model, body, hidden[:, prompt - 1 : length - 1])
 

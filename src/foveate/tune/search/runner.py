@@ -19,6 +19,7 @@ from ...core.scores import Score
 from ...core.tokens import Kind, classify
 from ...core.view import View
 from ...engine.adapters import adapter_for, decoder_of
+from ...engine.assumptions import without_cache
 from ...engine.checks import check_model, check_teacher_forcing, unwrapped
 from ...engine.masks import for_backend, may_see, needless
 from ...engine.rows import attention_rows, take_rows
@@ -81,9 +82,8 @@ class Runner:
         return State(0, hidden, columns, self._prompt(batch, kwargs, look(visual)))
 
     def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: Look | None) -> Prompt:
-        config, own = self.body.config, ("position_embeddings", "position_ids")
-        extra = {k: v for k, v in kwargs.items() if k not in (*own, "hidden_states", "past_key_values")}
-        extra.pop("attention_mask", None)
+        config, own = self.body.config, ("hidden_states", "position_embeddings", "position_ids", "attention_mask")
+        extra = {k: v for k, v in without_cache(kwargs).items() if k not in own}
         ids = batch.inputs["input_ids"][:, : batch.prompt]
         visual, real = ids == self.adapter.image_token(config), batch.inputs["attention_mask"][:, : batch.prompt].bool()
         per_image, grid = self.adapter.per_image(config), self.adapter.grid(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import statistics
 import time
@@ -26,6 +25,7 @@ from ...measure.cost import shapes
 from ...methods import score_of
 from ...methods.schedule import schedule as method_of
 from ...schedules.store import ScheduleFile
+from ...versions import versions
 from ..dyrate.rollout import batch_of
 from ..examples import Example
 from ..fitprune import Recipe
@@ -168,7 +168,7 @@ def _file(
         seed=plan.seed,
         data=data.facts(),
         costs=costs,
-        versions={p: importlib.metadata.version(p) for p in ("foveate", "torch", "transformers")},
+        versions=versions(),
     )
 
 
