@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -39,14 +39,20 @@ $(LMMS)/.ready: pyproject.toml constraints.txt
 fuzz: $(READY)
 	$(BIN)/python -m pytest tests/test_oracles.py tests/test_cache.py tests/test_core.py -m "slow or not slow" --hypothesis-profile=fuzz -k "any_layout or eviction or quotas or fractions"
 
-OLDEST := 5.17.0
-OLD_TESTS := support families weights users_path oracles edges flash recovery conversations cache engine refusals tower
-test-oldest:  # the families, engine and oracles on the oldest transformers that pyproject.toml allows
+# The whole suite on the oldest torch and transformers that pyproject.toml allows, and on what pip picks today.
+OLDEST := transformers==5.17.0 torch==2.11.0
+test-oldest:
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
-	{ grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt; echo transformers==$(OLDEST); } > .venv-oldest/constraints.txt
+	{ grep -vE '^(torch|transformers|huggingface_hub|tokenizers)==' constraints.txt; printf '%s\n' $(OLDEST); } > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt torch
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e ".[dev]"
-	.venv-oldest/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,$(OLD_TESTS)))
+	.venv-oldest/bin/python -m pytest $(WORKERS)
+
+test-newest:  # no constraints; without a CPU build of the newest torch this brings its CUDA libraries (4 GB)
+	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[dev]"
+	.venv-newest/bin/python -m pip list --disable-pip-version-check | grep -E '^(torch|transformers) '
+	.venv-newest/bin/python -m pytest $(WORKERS)
 
 families: $(READY)  # docs/families.md, from the tests
 	$(BIN)/python tests/table.py

@@ -36,16 +36,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args
 
-import transformers
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
 
-from ..versions import TRANSFORMERS, public
+from ..versions import TRANSFORMERS, versions
 
 
 def unsupported(what: str) -> UnsupportedTransformersError:
     """The error for a name that is missing: what it is, what is installed, what works, and how to get it."""
-    version = public(transformers.__version__)
+    version = versions()["transformers"]
     if version in SpecifierSet(TRANSFORMERS):
         return UnsupportedTransformersError(
             f"{what}. transformers {version} is a version that foveate works with, so this model's own code differs "
@@ -224,12 +223,20 @@ def _lacks_attention(layer: Any) -> Iterator[str]:
     for name in ATTENTION:
         if not hasattr(attention, name):
             yield f"{type(attention).__name__} has no {name}"
-    module = sys.modules[type(attention).__module__]
-    rotate = getattr(module, "apply_rotary_pos_emb", None)
+    rotate, module = rotary_of(attention), type(attention).__module__
     if rotate is None:
-        yield f"{module.__name__} has no apply_rotary_pos_emb"
+        yield f"{module} has no apply_rotary_pos_emb"
     elif tuple(inspect.signature(rotate).parameters)[: len(ROTARY)] != ROTARY:
-        yield f"{module.__name__}.apply_rotary_pos_emb takes other arguments than {', '.join(ROTARY)}"
+        yield f"{module}.apply_rotary_pos_emb takes other arguments than {', '.join(ROTARY)}"
+
+
+def rotary_of(attention: Any) -> Any:
+    """The function that rotates an attention's queries and keys, or None.
+
+    It stands beside the attention's class; where somebody derived a class of his own, beside its base.
+    """
+    modules = (sys.modules.get(kind.__module__) for kind in type(attention).__mro__)
+    return next((m.apply_rotary_pos_emb for m in modules if hasattr(m, "apply_rotary_pos_emb")), None)
 
 
 def _lacks_output(decoder: Any) -> Iterator[str]:
@@ -296,5 +303,5 @@ def checkpointing_off(model: Any) -> str:
 __all__ = [
     "CACHE_NAMES", "AttentionInterface", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer", "Names",
     "PreTrainedConfig", "UnsupportedTransformersError", "cache_name", "check_assumptions", "check_filled",
-    "check_layer_call", "checkpointing_off", "missing", "names_of", "unsupported", "without_cache",
+    "check_layer_call", "checkpointing_off", "missing", "names_of", "rotary_of", "unsupported", "without_cache",
 ]  # fmt: skip

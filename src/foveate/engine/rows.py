@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from .assumptions import rotary_of
 
 
 def project_queries(
@@ -45,9 +46,8 @@ def _project(layer: Any, which: str, hidden: Tensor, positions: tuple[Tensor, Te
     states = states.view(*hidden.shape[:-1], -1, attention.head_dim)
     norm = getattr(attention, f"{which}_norm", None)
     states = (states if norm is None else norm(states)).transpose(1, 2)
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     cos, sin = (p.to(states.device) for p in positions)
-    return rotate(states, states, cos, sin)[0]
+    return rotary_of(attention)(states, states, cos, sin)[0]
 
 
 def attention_rows(
