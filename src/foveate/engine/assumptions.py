@@ -236,7 +236,8 @@ def rotary_of(attention: Any) -> Any:
     It stands beside the attention's class; where somebody derived a class of his own, beside its base.
     """
     modules = (sys.modules.get(kind.__module__) for kind in type(attention).__mro__)
-    return next((m.apply_rotary_pos_emb for m in modules if hasattr(m, "apply_rotary_pos_emb")), None)
+    rotations = (getattr(module, "apply_rotary_pos_emb", None) for module in modules)
+    return next((rotation for rotation in rotations if rotation is not None), None)
 
 
 def _lacks_output(decoder: Any) -> Iterator[str]:
