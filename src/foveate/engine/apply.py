@@ -20,10 +20,11 @@ from ..core.view import View
 from .adapters import Adapter, adapter_for, decoder_of
 from .cache import KeptLayer, adopt
 from .call import Call, padding_mask, placeholders, regular
-from .checks import check_call, check_model, check_tower, decoder_layers, special_masks, unwrapped
+from .checks import check_call, check_model, check_tower, decoder_layers, special_masks
 from .deepstack import DeepStack
 from .forward import Forward
 from .ledger import Ledger
+from .modules import unwrapped
 from .tower import Watch, looked_at
 from .trace import Pass, Trace
 

@@ -14,12 +14,6 @@ from .decoders import PROVEN
 from .masks import SUPPORTED
 
 
-def unwrapped(model: Any) -> Any:
-    """The model inside a PEFT wrapper, or the model itself."""
-    inner = getattr(model, "get_base_model", None)
-    return model if inner is None else inner()
-
-
 def check_model(model: Any, body: Any, adapter: Adapter) -> None:
     """Raises ValueError where the engine could not be right."""
     decoder = decoder_of(body)

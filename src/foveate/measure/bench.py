@@ -23,6 +23,7 @@ from .limits import hard_cap, read_by
 from .pictures import Size
 from .plan import Request
 from .timing import Timed, generate_timed
+from .vision import vision_flops
 
 T = TypeVar("T")
 SLACK = 1.03  # a ratio this far above its cap is a measurement error
@@ -187,7 +188,8 @@ def race(
         return run
 
     times = in_turn({name: runner(name, chosen) for name, chosen in lineup.items()}, repeats, tick)
-    return {name: _found(sizes, asked, runs, times[PLAIN], peaks.get(name)) for name, runs in times.items()}
+    tower = vision_flops(model, given) / asked.batch
+    return {name: _found(sizes, asked, runs, times[PLAIN], tower, peaks.get(name)) for name, runs in times.items()}
 
 
 def _reset_peak(device: torch.device) -> float | None:
@@ -198,7 +200,12 @@ def _reset_peak(device: torch.device) -> float | None:
 
 
 def _found(
-    sizes: Architecture, asked: Request, runs: Sequence[Timed], plain: Sequence[Timed], peak: float | None
+    sizes: Architecture,
+    asked: Request,
+    runs: Sequence[Timed],
+    plain: Sequence[Timed],
+    tower: float,
+    peak: float | None,
 ) -> Found:
     def total(timed: Timed) -> float:
         return timed.first + (timed.further * (asked.new_tokens - 1) if asked.new_tokens > 1 else 0.0)
@@ -213,7 +220,7 @@ def _found(
     out = Found(statistics.median(first), statistics.median(further), speed, ratio, memory=peak)
     if runs[0].trace is not None:
         out.kept, out.last = _counts(runs[0].trace, 0), _counts(runs[0].trace, -1)
-        out.cap = {k: v for k, v in caps(sizes, asked, out.kept, out.last).items() if k in ratio}
+        out.cap = {k: v for k, v in caps(sizes, asked, tower, out.kept, out.last).items() if k in ratio}
         out.exceeded = [part for part, most in out.cap.items() if ratio[part] > SLACK * most]
     return out
 
@@ -224,22 +231,27 @@ def _counts(trace: Trace, call: int) -> list[float]:
     return (fresh + cached).double().mean(1).tolist()
 
 
-def caps(sizes: Architecture, asked: Request, kept: Sequence[float], last: Sequence[float]) -> dict[str, float]:
+def caps(
+    sizes: Architecture, asked: Request, tower: float, kept: Sequence[float], last: Sequence[float]
+) -> dict[str, float]:
     """What the time to the first token, and that of a step, can gain on any device; ranking is taken to be free.
 
     Args:
         sizes: of the model.
         asked: what runs.
+        tower: FLOPs of a sample's pictures, from `vision.vision_flops`.
         kept: visual tokens per layer in the prefill.
         last: those in the last step, when the fewest are left.
     """
     whole = [asked.visual] * len(kept)
-    tower = sum(sizes.tower.flops(p) for p in asked.pictures)
 
     def flops(counts: Sequence[float], step: bool) -> float:
         text = asked.text + (asked.new_tokens - 2 if step else 0)
-        cost = cost_of_counts(sizes.shapes, counts, text=text, new_tokens=2)
-        return cost.decode + cost.head / 2 if step else cost.prefill + cost.head / 2 + tower
+        one, two = (
+            cost_of_counts(sizes.shapes, counts, text=text, new_tokens=new, visual=asked.visual, tower=tower)
+            for new in (1, 2)
+        )
+        return two.flops - one.flops if step else one.flops
 
     out = {}
     for name, counts, step in (("first", kept, False), ("further", last, True)):

@@ -8,20 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..modules import multimodal_body
 from ..rows import project_keys, project_queries
 from ..towerform import TowerForm, known_tower
-
-
-def multimodal_body(model: Any) -> Any:
-    """The module that merges image features into the text and calls the language model."""
-    inner = getattr(model, "model", None)
-    return inner if hasattr(inner, "language_model") or hasattr(inner, "text_model") else model
-
-
-def decoder_of(body: Any) -> Any:
-    """The language model inside a multimodal body: Idefics and its kin call it `text_model`."""
-    inner = getattr(body, "language_model", None)
-    return body.text_model if inner is None else inner
 
 
 @dataclass(frozen=True)
@@ -47,7 +36,7 @@ class Adapter:
     """
 
     model_types: tuple[str, ...]
-    image_token: Callable[[Any], int]
+    image_token: Callable[[Any], int] = lambda config: config.image_token_id
     per_image: Callable[[Any], int | None] = lambda config: None
     grid: Callable[[Any], tuple[int, int] | None] = lambda config: None
     body: Callable[[Any], Any] = multimodal_body

@@ -19,8 +19,9 @@ from ...core.scores import Score
 from ...core.tokens import Kind, classify
 from ...core.view import View
 from ...engine.adapters import adapter_for, decoder_of
-from ...engine.checks import check_model, check_teacher_forcing, unwrapped
+from ...engine.checks import check_model, check_teacher_forcing
 from ...engine.masks import for_backend, may_see, needless
+from ...engine.modules import unwrapped
 from ...engine.rows import attention_rows, take_rows
 from ..dyrate.rollout import Batch
 from ..sight import Look, watched
