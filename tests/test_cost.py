@@ -71,7 +71,9 @@ def test_without_a_cache_every_step_prunes_anew_at_the_cost_that_torch_counts(na
     made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
     with foveate.apply(made, LISTED[name].method) as trace:
         ran = counted(lambda: made.generate(**data.inputs, max_new_tokens=3, do_sample=False, use_cache=False))
-    assert cost_of_trace(shapes(made), trace, tower=vision_flops(made, data.inputs)).flops == ran  # transformers runs the tower once, even so
+    assert (
+        cost_of_trace(shapes(made), trace, tower=vision_flops(made, data.inputs)).flops == ran
+    )  # transformers runs the tower once, even so
     assert all(trace.prefill(call) == trace.prefill(0) for call in range(3)) or name == "sparsevlm"
 
 

@@ -11,11 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import foveate
-from families import FAMILIES, build, model
-from foveate.engine.anatomy import anatomy_of, hollow
-from foveate.measure.cost import Cost, cost_of_counts, cost_of_trace, kept_by, shapes
+from families import FAMILIES, model
+from foveate.measure.cost import Cost, cost_of_trace, shapes
 from foveate.measure.vision import vision_flops
-from foveate.methods import dyrate, fastv, random
+from foveate.methods import fastv, random
 from prompts import prompt, together
 from tiny import IMAGE, VIDEO
 

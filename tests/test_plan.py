@@ -14,9 +14,9 @@ from foveate.cli.app import run
 from foveate.measure import conventions
 from foveate.measure.architecture import architecture
 from foveate.measure.cost import cost_of_trace
-from foveate.measure.vision import vision_flops
 from foveate.measure.models import config_of
 from foveate.measure.plan import Request, cost_of, papers, request
+from foveate.measure.vision import vision_flops
 from foveate.methods import parse
 from tiny import FAMILIES, Layout, batch, model
 

@@ -62,14 +62,14 @@ class LayerShape:
         return self.attending(rows, rows * (before + rows))
 
     def attending(self, rows: Amount, pairs: Amount) -> Amount:
-        """Of `rows` new tokens that together attend to `pairs` (query, key): less than all pairs where there are windows.
+        """Of `rows` new tokens that together attend to `pairs` (query, key), of which windows leave some out.
 
         Every row goes through the matrices, and every pair costs a product of a query with a key, and one of a weight
         with a value: 2 FLOPs a multiply-accumulate.
         """
         return 2 * rows * self.matrices + 4 * pairs * self.query
 
-    def steps(self, count: Amount, before: Amount | float) -> Amount:
+    def steps(self, count: float, before: float) -> float:
         """Of `count` tokens one after the other, the first of which attends to `before` earlier ones and to itself.
 
         FLOPs grow evenly from step to step, so all together cost `count` times the middle one.
@@ -246,7 +246,7 @@ def layer_shape(layer: Any, family: str = "this model") -> LayerShape:
     Raises:
         ValueError: it has no `self_attn.q_proj` and `k_proj`, or experts of which no number says how many a token uses.
     """
-    attention = getattr(layer, "self_attn", None)
+    attention: Any = getattr(layer, "self_attn", None)
     if not hasattr(attention, "q_proj") or not hasattr(attention, "k_proj"):
         raise ValueError(
             f"the decoder layers of {family} ({type(layer).__name__}) have no self_attn.q_proj and k_proj, as Llama's, "

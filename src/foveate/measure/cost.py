@@ -169,7 +169,7 @@ def cost_of_counts(
         kept: visual tokens per layer, as `kept_by` gives them for a method.
         text: prompt tokens that are not visual.
         new_tokens: tokens generated; the first comes out of the prefill.
-        visual: visual tokens given; None if layer 0 sees them all. Only where the head runs on every row does it matter.
+        visual: visual tokens given, for the head where it runs on every row; None if layer 0 sees them all.
         tower: FLOPs of tower and projector.
         asked: layers of which one query row is recomputed to rank tokens.
 

@@ -12,13 +12,13 @@ none of their figures.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 from ..engine.anatomy import anatomy_of
 
@@ -26,10 +26,14 @@ _TEXT = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_to
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, float]] = WeakKeyDictionary()
 
 
-class _Untold(nullcontext[None]):
+class _Untold(ModuleTracker):
     """In place of the counter's bookkeeping of which module is running: only the sum is wanted."""
 
-    parents = frozenset({"Global"})
+    def __enter__(self) -> _Untold:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
 
 
 class _Reached(Exception):  # noqa: N818  (no error: the decoder's turn has come)
@@ -89,4 +93,4 @@ _ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which to
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
