@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import foveate
-from families import FAMILIES, model
-from foveate.measure.cost import Cost, cost_of_trace, shapes
+from families import FAMILIES, build, model
+from foveate.cli.app import run
+from foveate.engine.anatomy import anatomy_of, hollow, layer_shape
+from foveate.measure.architecture import architecture
+from foveate.measure.cost import Cost, cost_of_counts, cost_of_trace, kept_by, shapes
+from foveate.measure.pictures import KNOWN, picture
 from foveate.measure.vision import vision_flops
-from foveate.methods import fastv, random
-from prompts import prompt, together
+from foveate.methods import fastv, random, vtw
+from prompts import features, prompt, together
 from tiny import IMAGE, VIDEO
 
 CPU_SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -83,3 +89,150 @@ def test_a_bare_forward_costs_what_torch_counts_on_every_family(name: str) -> No
         made(**batch)
     cost = cost_of_trace(shapes(made), trace, tower=vision_flops(made, batch), all_logits=True)
     assert cost.flops == counter.get_total_flops() and cost.decode == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_plan_costs_what_torch_counts_on_every_family(name: str) -> None:
+    """Counts of a schedule alone, with the tower's FLOPs, foretell a run; random ranks by nothing, so for free."""
+    counted, cost = ran(name, METHODS["random"], FAMILIES[name].backends[0])
+    batch, made = inputs(name), model(name, FAMILIES[name].backends[0])
+    visual = sum(int((batch["input_ids"] == token).sum()) for token in anatomy_of(made).visual_tokens)
+    text, kept = batch["input_ids"].numel() - visual, kept_by(METHODS["random"], 4, visual)
+    planned = cost_of_counts(shapes(made), kept, text=text, new_tokens=STEPS, visual=visual, tower=cost.tower)
+    assert planned.flops == counted and planned.kv_bytes == cost.kv_bytes
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_configuration_says_what_the_weights_say_on_every_family(name: str) -> None:
+    made = model(name, FAMILIES[name].backends[0])
+    whole, found = anatomy_of(made), architecture(FAMILIES[name].config(), dtype="float32")
+    assert found.shapes == shapes(made) and found.words == whole.word_size
+    every = sum(p.numel() for p in {id(p): p for p in made.parameters()}.values())
+    norms = every - found.weights - found.words - found.tower.held
+    assert 0 < norms < 0.03 * every  # what is left over are vectors
+
+
+def pixels_of(kind: str, pixels: dict[str, Tensor]) -> tuple[int, int]:
+    """Width and height of a picture of `pictures`."""
+    if "image_grid_thw" in pixels:
+        _, high, wide = pixels["image_grid_thw"][0].tolist()
+        return wide * 4, high * 4
+    if "image_sizes" in pixels:
+        high, wide = pixels["image_sizes"][0].tolist()
+        return wide, high
+    high, wide = next(iter(pixels.values())).shape[-2:]
+    return wide, high
+
+
+LIVE_ONLY = {
+    "llava_onevision", "mistral3", "ministral3", "llava_pixtral", "video_llava", "idefics2", "ovis2", "aria", "got_ocr2",
+    "lighton_ocr", "perception_lm", "fast_vlm", "video_llama_3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "video" not in name or name == "llava_next_video"])
+def test_the_closed_form_of_the_tower_is_what_torch_counts_or_is_refused(name: str) -> None:
+    config = FAMILIES[name].config()
+    for kind in FAMILIES[name].kinds.replace("v", ""):
+        given = FAMILIES[name].picture(kind, 1)
+        size = pixels_of(kind, given)
+        if name in LIVE_ONLY:
+            with pytest.raises(ValueError, match=r"^how many tokens .* give --visual-tokens, and the tower is left"):
+                picture(config, size)
+            continue
+        made, seen = model(name, FAMILIES[name].backends[0]), picture(config, size)
+        live = vision_flops(made, together([prompt(name, (3, kind, 4), seed=1)]))
+        assert architecture(config).tower.flops(seen) == live
+        assert seen.tokens == features(name, kind, given)
+
+
+def test_families_are_measured_live_or_known_in_closed_form() -> None:
+    known = {
+        config.model_type for name, family in FAMILIES.items() if name not in LIVE_ONLY for config in [family.config()]
+    }
+    assert known | {"llava", "vipllava"} == set(KNOWN)  # these two: tests/test_architecture.py
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_are_counted_by_how_many_a_token_is_sent_to(name: str) -> None:
+    """By torch's own counter alone: eager experts are plain products of matrices, which need no formula of ours."""
+    made = build(name, "eager")
+    made.set_experts_implementation("eager")
+    words = torch.arange(3, 15)[None]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        made(input_ids=words)
+    shape = shapes(made)
+    assert counter.get_total_flops() == cost_of_counts(shape, [0] * 4, text=12).prefill + 2 * shape.head * 12
+    sparse = [layer for layer in shape.layers if layer.left]
+    assert len(sparse) == (3 if name == "glm4v_moe" else 4)  # GLM's first layer is dense
+    for layer in sparse:
+        assert layer.idle == 0.5 and layer.stored > layer.matrices == layer.read(1)
+        assert layer.read(1) < layer.read(2) < layer.read(50) <= layer.stored
+    assert architecture(FAMILIES[name].config()).inner > 0
+
+
+def test_experts_of_which_nobody_says_how_many_are_used_are_refused() -> None:
+    layer = hollow(FAMILIES["aria"].config()).model.language_model.layers[0]
+    del layer.mlp.router.top_k
+    with pytest.raises(ValueError, match="no `top_k` says how many of them a token is sent to") as refused:
+        layer_shape(layer, "aria")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "mistral3", "idefics3", "llava_next", "video_llava"])
+def test_a_ragged_batch_of_several_pictures_is_counted_as_it_runs(name: str) -> None:
+    made = model(name)
+    rows = [(3, "a", 2, "b", 2), (2,), (2, "v", 1, "a", 4)]
+    batch = together([prompt(name, row, seed) for seed, row in enumerate(rows)])
+    with foveate.apply(made, vtw(0)) as trace, counting(made) as counter:
+        made(**batch)
+    tower = vision_flops(made, batch)
+    assert tower > vision_flops(made, together([prompt(name, rows[0], 0)])) > 0
+    shape = shapes(made)
+    ours = cost_of_trace(shape, trace, tower=tower, all_logits=True)
+    # padding is not counted as work; of the rest the tower is left over
+    longest, words = batch["input_ids"].shape[1], trace.passes[0].text.tolist()
+    waste = 2 * shape.head * (3 * longest - sum(words) - int(trace.passes[0].new.sum()))
+    most = max(words)  # the rows that run in every sample once images have left
+    waste += sum(3 * layer.flops(most) - sum(layer.flops(own) for own in words) for layer in shape.layers)
+    assert ours.flops + waste == counter.get_total_flops()
+
+
+def test_grids_of_as_many_patches_may_cost_differently() -> None:
+    made, (square, row) = model("qwen2_5_vl"), ([1, 4, 4], [1, 2, 8])
+    found = []
+    for grid in (square, row, square):
+        batch = together([prompt("qwen2_5_vl", (3, "a", 4), 1)])
+        found.append(vision_flops(made, {**batch, "image_grid_thw": torch.tensor([grid])}))
+    assert found[0] == found[2] != found[1]
+
+
+def test_the_tower_runs_once_for_pictures_of_one_shape_and_leaves_no_trace() -> None:
+    made = build("internvl", "sdpa")
+    runs: list[Any] = []
+    made.model.vision_tower.register_forward_hook(lambda *_: runs.append(1))
+    before = [len(m._forward_pre_hooks) for m in made.modules()]
+    batches = [together([prompt("internvl", (3, "a", words), seed)]) for seed, words in ((1, 2), (2, 5), (3, 9))]
+    assert len({vision_flops(made, batch) for batch in batches}) == 1 == len(runs)
+    assert [len(m._forward_pre_hooks) for m in made.modules()] == before
+    assert vision_flops(made, {"input_ids": torch.ones(1, 3).long()}) == 0
+    assert vision_flops(made, together([prompt("internvl", (3, "a", 1, "a", 1), 1)])) == 2 * vision_flops(
+        made, batches[0]
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_command_cost_knows_every_family(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FAMILIES[name].config().save_pretrained(tmp_path)
+    given = ["cost", str(tmp_path), "--method", "fastv:layer=2,keep=0.5", "--json"]
+    assert run([*given, "--visual-tokens", "16", "--image-size", "16x16"]) == 0
+    assert '"ratio"' in capsys.readouterr().out
+    if name in LIVE_ONLY:
+        assert run([*given, "--image-size", "16x16"]) == 2
+        assert "give --visual-tokens, and the tower is left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_without_a_language_model_inside_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no visual tokens to keep"):
+        anatomy_of(nn.Linear(2, 2))
+    assert anatomy_of(model("internvl")).depth == 4

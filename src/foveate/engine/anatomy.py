@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from .adapters import Adapter, adapter_for
-from .modules import decoder_of, multimodal_body, projector_of, tower_of, unwrapped
+from .modules import decoder_of, multimodal_body, projectors_of, tower_of, unwrapped
 
 Amount = TypeVar("Amount", float, Tensor)
 
@@ -169,9 +169,9 @@ class Anatomy:
         return tower_of(self.body)
 
     @property
-    def projector(self) -> Any:
-        """What makes the decoder's tokens of the tower's output, or None where it goes by no known name."""
-        return projector_of(self.body)
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """What makes the decoder's tokens of the tower's output; none where it goes by no known name."""
+        return projectors_of(self.body)
 
     @property
     def vision(self) -> tuple[nn.Module, ...]:

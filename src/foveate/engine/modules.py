@@ -36,6 +36,12 @@ def tower_of(body: Any) -> Any:
     return first_of(body, TOWERS)
 
 
+def projectors_of(body: Any) -> tuple[Any, ...]:
+    """All that runs once per visual token: the projector, Qwen3-VL's for DeepStack, GLM's convolution before it."""
+    more = [getattr(tower_of(body), name, None) for name in ("deepstack_merger_list", "downsample")]
+    return tuple(part for part in (projector_of(body), *more) if part is not None)
+
+
 def projector_of(body: Any, names: tuple[str, ...] = PROJECTORS) -> Any:
     """What makes the decoder's tokens of the tower's output: beside the tower, or inside it (Qwen); None if unnamed."""
     parts = (first_of(part, names) for part in (body, tower_of(body)))

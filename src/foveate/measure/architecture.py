@@ -24,6 +24,8 @@ class Tower:
         patches: parameters of the patch embedding.
         projector: parameters of the matrices between tower and decoder, which run once per visual token.
         extra: tokens besides patches, as [CLS].
+        pool: one query that attends to all patches of a tile and whose output nobody reads (SigLIP's pooling head, which
+            transformers runs unless a configuration says `vision_use_head=False`), or None.
         held: all its parameters and the projector's.
     """
 
@@ -32,6 +34,7 @@ class Tower:
     patches: int
     projector: int
     extra: int
+    pool: LayerShape | None
     held: int
 
     def flops(self, picture: Picture) -> float:
@@ -45,6 +48,8 @@ class Tower:
             total += 2.0 * tile * self.patches
             for layer, full in zip(self.layers, self.full, strict=True):
                 total += layer.attending(rows, rows * rows if full or picture.windows is None else picture.windows)
+            if self.pool is not None:
+                total += self.pool.attending(1, rows) + 4 * rows * self.pool.hidden * self.pool.key
         return total
 
 
@@ -115,10 +120,17 @@ def _tower(anatomy: Anatomy) -> Tower:
         layers,
         tuple(full is None or i in full for i in range(len(blocks))),
         0 if convolution is None else convolution.weight.numel(),
-        0 if anatomy.projector is None else sum(p.numel() for p in anatomy.projector.parameters() if p.ndim == 2),
+        sum(p.numel() for part in anatomy.projectors for p in part.parameters() if p.ndim in (2, 4)),
         sum(_classes(m) for m in rest),
+        next((_pool(m) for m in rest if hasattr(m, "probe")), None),
         anatomy.vision_size,
     )
+
+
+def _pool(head: Any) -> LayerShape:
+    """SigLIP's pooling head: its one query is a parameter; keys and values of the patches are projected beside."""
+    width = head.probe.shape[-1]
+    return LayerShape(2 * width * width + _linear(head.mlp), width, width, width)
 
 
 def _linear(module: nn.Module) -> int:

@@ -10,6 +10,17 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 Size = tuple[int, int]  # width, height
 
+# Families whose tokens and towers' FLOPs are known from a configuration: tests/test_every_cost.py runs each of them.
+# Others are measured on the live model alone (see `vision`): LLaVA-OneVision's tiles are scaled, Pixtral's pictures see
+# one another, GOT-OCR's and FastVLM's towers are convolutions, Aria, Idefics2 and Ovis2 resample.
+KNOWN = (
+    "llava", "vipllava", "llava_next", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v",
+    "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm", "gemma3", "paligemma", "janus",
+    "deepseek_vl", "aya_vision", "cohere2_vision",
+)  # fmt: skip
+_ANYRES = ("llava_next", "llava_next_video")
+_ANY_TOWER = ("llava", "vipllava", *_ANYRES)  # may be built around other towers, as Pixtral 12B is
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -43,19 +54,22 @@ def picture(config: Any, size: Size | None = None, tiles: int = 1) -> Picture:
     vision = config.vision_config
     if tiles < 1:
         raise ValueError(f"tiles={tiles}; expected 1 or more")
-    if getattr(config, "image_grid_pinpoints", None) and config.model_type == "llava_next":
+    if config.model_type not in KNOWN or (
+        config.model_type in _ANY_TOWER and vision.model_type not in ("clip_vision_model", "siglip_vision_model")
+    ):
+        raise ValueError(
+            f"how many tokens {config.model_type} ({vision.model_type}) makes of a picture, and at what cost, is not "
+            "known from its configuration; give --visual-tokens, and the tower is left out. `foveate generate` counts "
+            "it on the model itself."
+        )
+    if config.model_type in _ANYRES:
         return _anyres(config, size)
     merge = getattr(vision, "spatial_merge_size", None)
     if merge is not None:
         return _dynamic(vision, _sized(config, size), int(merge))
-    if config.model_type in _UNKNOWN or not hasattr(vision, "patch_size") or not hasattr(vision, "image_size"):
-        raise ValueError(f"how many tokens {config.model_type} makes of a picture is not known; give --visual-tokens")
     patches = (_side(vision.image_size) // _side(vision.patch_size)) ** 2
     tokens = _per_tile(config, patches)
     return Picture(tiles * tokens, (patches,) * tiles, tiles * tokens)
-
-
-_UNKNOWN = ("llava_onevision", "llava_next_video", "mistral3", "fast_vlm", "ovis2", "aria")
 
 
 def _side(value: Any) -> int:
@@ -70,6 +84,8 @@ def _per_tile(config: Any, patches: int) -> int:
         return round(patches * config.downsample_ratio**2)
     if getattr(config, "scale_factor", None):
         return int(patches // config.scale_factor**2)
+    if getattr(config, "downsample_factor", None):
+        return int(patches // config.downsample_factor**2)
     whole = getattr(config, "vision_feature_select_strategy", "default") == "full"
     return patches + int(whole)
 
