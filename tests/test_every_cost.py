@@ -125,8 +125,8 @@ def pixels_of(kind: str, pixels: dict[str, Tensor]) -> tuple[int, int]:
 
 
 LIVE_ONLY = {
-    "llava_onevision", "mistral3", "ministral3", "llava_pixtral", "video_llava", "idefics2", "ovis2", "aria", "got_ocr2",
-    "lighton_ocr", "perception_lm", "fast_vlm", "video_llama_3",
+    "llava_onevision", "mistral3", "ministral3", "llava_pixtral", "video_llava", "idefics2", "ovis2", "aria",
+    "got_ocr2", "lighton_ocr", "perception_lm", "fast_vlm", "video_llama_3",
 }  # fmt: skip
 
 

@@ -24,8 +24,8 @@ class Tower:
         patches: parameters of the patch embedding.
         projector: parameters of the matrices between tower and decoder, which run once per visual token.
         extra: tokens besides patches, as [CLS].
-        pool: one query that attends to all patches of a tile and whose output nobody reads (SigLIP's pooling head, which
-            transformers runs unless a configuration says `vision_use_head=False`), or None.
+        pool: SigLIP's pooling head, or None: one query attends to all patches of a tile. Nobody reads what comes out,
+            but transformers runs it unless a configuration says `vision_use_head=False`.
         held: all its parameters and the projector's.
     """
 

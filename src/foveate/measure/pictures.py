@@ -14,8 +14,8 @@ Size = tuple[int, int]  # width, height
 # Others are measured on the live model alone (see `vision`): LLaVA-OneVision's tiles are scaled, Pixtral's pictures see
 # one another, GOT-OCR's and FastVLM's towers are convolutions, Aria, Idefics2 and Ovis2 resample.
 KNOWN = (
-    "llava", "vipllava", "llava_next", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v",
-    "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm", "gemma3", "paligemma", "janus",
+    "llava", "vipllava", "llava_next", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
+    "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm", "gemma3", "paligemma", "janus",
     "deepseek_vl", "aya_vision", "cohere2_vision",
 )  # fmt: skip
 _ANYRES = ("llava_next", "llava_next_video")
@@ -49,7 +49,7 @@ def picture(config: Any, size: Size | None = None, tiles: int = 1) -> Picture:
             its thumbnail included.
 
     Raises:
-        ValueError: the family's rule is not known, or it needs a size.
+        ValueError: the family is not of `KNOWN`, or it needs a size.
     """
     vision = config.vision_config
     if tiles < 1:
