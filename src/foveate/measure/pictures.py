@@ -15,8 +15,8 @@ Size = tuple[int, int]  # width, height
 # one another, GOT-OCR's and FastVLM's towers are convolutions, Aria, Idefics2 and Ovis2 resample.
 KNOWN = (
     "llava", "vipllava", "llava_next", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
-    "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm", "gemma3", "paligemma", "janus",
-    "deepseek_vl", "aya_vision", "cohere2_vision",
+    "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm", "gemma3", "paligemma",
+    "janus", "deepseek_vl", "aya_vision", "cohere2_vision",
 )  # fmt: skip
 _ANYRES = ("llava_next", "llava_next_video")
 _ANY_TOWER = ("llava", "vipllava", *_ANYRES)  # may be built around other towers, as Pixtral 12B is
