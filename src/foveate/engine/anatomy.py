@@ -138,8 +138,8 @@ class Anatomy:
         layers = getattr(self.decoder, "layers", None)
         if layers is None:
             raise ValueError(
-                f"the decoder of {self.family} ({type(self.decoder).__name__}) is not a stack of `layers`; supported "
-                "are decoders like Llama, Mistral, Qwen2 and Qwen3"
+                f"the language model is a {type(self.decoder).__name__}, which has no `layers`; supported are decoders "
+                "like Llama, Mistral, Qwen2 and Qwen3"
             )
         return layers
 

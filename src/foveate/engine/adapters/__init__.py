@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from ..modules import decoder_of
 from ..refused import REFUSED
 from .adapter import Adapter
 from .table import TABLE
@@ -39,4 +38,4 @@ def adapter_for(model: Any) -> Adapter:
     )
 
 
-__all__ = ["Adapter", "adapter_for", "adapters", "decoder_of"]
+__all__ = ["Adapter", "adapter_for", "adapters"]
