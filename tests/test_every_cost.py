@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 import foveate
 from families import FAMILIES, build, model
 from foveate.cli.app import run
-from foveate.engine.anatomy import anatomy_of, hollow, layer_shape
+from foveate.engine.anatomy import anatomy_of, hollow
+from foveate.engine.sizes import layer_shape
 from foveate.measure.architecture import architecture
 from foveate.measure.cost import Cost, cost_of_counts, cost_of_trace, kept_by, shapes
 from foveate.measure.pictures import KNOWN, picture
@@ -108,7 +109,7 @@ def test_a_configuration_says_what_the_weights_say_on_every_family(name: str) ->
     whole, found = anatomy_of(made), architecture(FAMILIES[name].config(), dtype="float32")
     assert found.shapes == shapes(made) and found.words == whole.word_size
     every = sum(p.numel() for p in {id(p): p for p in made.parameters()}.values())
-    norms = every - found.weights - found.words - found.tower.held
+    norms = every - found.weights - found.words - found.vision
     assert 0 < norms < 0.03 * every  # what is left over are vectors
 
 
@@ -142,7 +143,7 @@ def test_the_closed_form_of_the_tower_is_what_torch_counts_or_is_refused(name: s
             continue
         made, seen = model(name, FAMILIES[name].backends[0]), picture(config, size)
         live = vision_flops(made, together([prompt(name, (3, kind, 4), seed=1)]))
-        assert architecture(config).tower.flops(seen) == live
+        assert architecture(config).vision_flops([seen]) == live
         assert seen.tokens == features(name, kind, given)
 
 

@@ -8,81 +8,18 @@ given LoRA, another dtype or fewer layers has other sizes. `hollow` makes the mo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from .adapters import Adapter, adapter_for
 from .modules import decoder_of, multimodal_body, projectors_of, tower_of, unwrapped
-
-Amount = TypeVar("Amount", float, Tensor)
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """One transformer layer: the parameters of its matrices and the sizes of its attention. THE formula of its FLOPs.
-
-    Attributes:
-        matrices: parameters that one token runs through. Of a mixture of experts these are the router, shared experts,
-            and as many of the others as a token is sent to.
-        query: heads x head size.
-        key: key-value heads x head size.
-        hidden: width of the layer's input.
-        left: parameters of the experts that one token is not sent to; 0 where there are none.
-        idle: their share of all experts that tokens are sent to, in [0, 1).
-    """
-
-    matrices: int
-    query: int
-    key: int
-    hidden: int
-    left: int = 0
-    idle: float = 0.0
-
-    @property
-    def stored(self) -> int:
-        """Parameters of all its matrices, all experts included: what is in memory."""
-        return self.matrices + self.left
-
-    def read(self, tokens: float) -> float:
-        """Parameters that a forward of so many tokens reads, if the router spreads them evenly over the experts.
-
-        An expert is read if one of the tokens, at least, is sent to it.
-        """
-        return self.stored - self.left * self.idle ** max(tokens - 1, 0)
-
-    def flops(self, rows: Amount, before: Amount | float = 0) -> Amount:
-        """Of `rows` new tokens that attend to `before` earlier ones and to themselves; numbers or tensors alike."""
-        return self.attending(rows, rows * (before + rows))
-
-    def attending(self, rows: Amount, pairs: Amount) -> Amount:
-        """Of `rows` new tokens that together attend to `pairs` (query, key), of which windows leave some out.
-
-        Every row goes through the matrices, and every pair costs a product of a query with a key, and one of a weight
-        with a value: 2 FLOPs a multiply-accumulate.
-        """
-        return 2 * rows * self.matrices + 4 * pairs * self.query
-
-    def steps(self, count: float, before: float) -> float:
-        """Of `count` tokens one after the other, the first of which attends to `before` earlier ones and to itself.
-
-        FLOPs grow evenly from step to step, so all together cost `count` times the middle one.
-        """
-        return count * self.flops(1.0, before + (count - 1) / 2)
-
-    def ranking(self, queries: Amount, keys: Amount, projected: Amount | float = 0) -> Amount:
-        """Of `queries` attention rows recomputed against `keys` keys, of which `projected` are projected anew."""
-        return 2 * queries * self.query * (self.hidden + keys) + 2 * projected * self.hidden * self.key
-
-    def cache(self, tokens: Amount) -> Amount:
-        """Numbers that the KV cache holds for so many tokens."""
-        return 2 * self.key * tokens
+from .sizes import LayerShape, TowerShape, layer_shape, tower_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +122,11 @@ class Anatomy:
         return tuple(layer_shape(layer, self.family) for layer in self.layers)
 
     @property
+    def tower_shape(self) -> TowerShape:
+        """Of the vision tower, where it is a stack of transformer layers."""
+        return tower_shape(self.vision, self.projectors, self.config.vision_config)
+
+    @property
     def head_size(self) -> int:
         """Parameters of the head."""
         return 0 if self.head is None else int(self.head.weight.numel())
@@ -238,44 +180,3 @@ def hollow(config: Any) -> Any:
         raise ValueError(
             f"transformers cannot build a {config.model_type} from this configuration: {type(error).__name__}: {error}"
         ) from error
-
-
-def layer_shape(layer: Any, family: str = "this model") -> LayerShape:
-    """The shape of a decoder layer.
-
-    Raises:
-        ValueError: it has no `self_attn.q_proj` and `k_proj`, or experts of which no number says how many a token uses.
-    """
-    attention: Any = getattr(layer, "self_attn", None)
-    if not hasattr(attention, "q_proj") or not hasattr(attention, "k_proj"):
-        raise ValueError(
-            f"the decoder layers of {family} ({type(layer).__name__}) have no self_attn.q_proj and k_proj, as Llama's, "
-            "Mistral's, Qwen's and Gemma's have; their cost is not known"
-        )
-    query, hidden = attention.q_proj.weight.shape
-    dense, experts = sum(_matrices(layer)), _experts(layer)
-    if not experts:
-        return LayerShape(dense, query, attention.k_proj.weight.shape[0], hidden)
-    used = next((int(m.top_k) for m in layer.modules() if isinstance(getattr(m, "top_k", None), int)), None)
-    if used is None:
-        raise ValueError(
-            f"the layers of {family} ({type(layer).__name__}) have experts, and no `top_k` says how many of them a "
-            "token is sent to; their cost is not known"
-        )
-    count, stored = experts[0].shape[0], sum(part.numel() for part in experts)
-    active = stored // count * used
-    return LayerShape(
-        dense + active, query, attention.k_proj.weight.shape[0], hidden, stored - active, 1 - used / count
-    )
-
-
-def _matrices(layer: nn.Module) -> Iterator[int]:
-    """Sizes of the matrices that every token runs through: linear maps, and routers, which hold theirs bare."""
-    for module in layer.modules():
-        if isinstance(module, nn.Linear) or hasattr(module, "top_k"):
-            yield from (p.numel() for p in module.parameters(recurse=False) if p.ndim == 2)
-
-
-def _experts(layer: nn.Module) -> list[Tensor]:
-    """The stacked matrices of experts (E, ., .), of which a token runs through `top_k`."""
-    return [p for p in layer.parameters() if p.ndim == 3]

@@ -255,6 +255,6 @@ def caps(
 
     out = {}
     for name, counts, step in (("first", kept, False), ("further", last, True)):
-        read = [read_by(sizes, asked, c, step) + (0 if step else sizes.tower.held) for c in (whole, counts)]
+        read = [read_by(sizes, asked, c, step) + (0 if step else sizes.vision) for c in (whole, counts)]
         out[name] = hard_cap((flops(whole, step), flops(counts, step)), read[0], read[1])
     return out

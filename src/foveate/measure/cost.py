@@ -2,7 +2,7 @@
 
 Convention: true FLOPs, 2 per multiply-accumulate; attention counted in full, not halved for causality, as the
 papers do. Per decoder layer, n rows against c tokens before them: ``2 n (parameters of the layer's matrices) +
-4 n (c + n) d_attention`` (`engine.anatomy.LayerShape.flops`, the only place where it is written). Of a mixture of
+4 n (c + n) d_attention`` (`engine.sizes.LayerShape.flops`, the only place where it is written). Of a mixture of
 experts the parameters are those that a token runs through. Equal to `torch.utils.flop_counter.FlopCounterMode` to the
 last FLOP on every family (tests/test_every_cost.py); norms, activations and rotary embeddings are not counted, there as
 here. What tower and projector cost is measured where a model runs (`vision`), and closed too where none does
@@ -21,7 +21,8 @@ from torch import Tensor
 from ..core.method import Method
 from ..core.tokens import classify
 from ..core.view import View
-from ..engine.anatomy import LayerShape, anatomy_of
+from ..engine.anatomy import anatomy_of
+from ..engine.sizes import LayerShape
 from ..engine.trace import Pass, Trace
 
 

@@ -91,9 +91,9 @@ def _phase(device: Device, parts: Sequence[tuple[float, float]], size: int, laun
 def _tower(model: Architecture, device: Device, asked: Request) -> Phase:
     if not asked.pictures:
         return Phase(0.0, 0.0, 0.0, 0.0)
-    flops = asked.batch * sum(model.tower.flops(p) for p in asked.pictures)
+    flops = asked.batch * model.vision_flops(asked.pictures)
     launches = _PER_TOWER_LAYER * len(model.tower.layers)
-    return _phase(device, [(flops, model.tower.held)], model.shapes.bytes, launches)
+    return _phase(device, [(flops, model.vision)], model.shapes.bytes, launches)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def least_keep(model: Architecture, device: Device, asked: Request, part: str = 
 
 def held(model: Architecture, asked: Request, kept: Sequence[float]) -> float:
     """Bytes of weights and of the KV cache at the end."""
-    weights = model.weights + model.words + model.tower.held
+    weights = model.weights + model.words + model.vision
     ends = [asked.text + k + asked.new_tokens - 1 for k in kept]
     kv = sum(layer.cache(n) for layer, n in zip(model.shapes.layers, ends, strict=True))
     return float((weights + asked.batch * kv) * model.shapes.bytes)

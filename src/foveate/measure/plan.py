@@ -83,7 +83,7 @@ def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ())
     Raises:
         ValueError: a schedule that depends on the input, or that does not fit the decoder.
     """
-    tower = sum(model.tower.flops(p) for p in asked.pictures)
+    tower = model.vision_flops(asked.pictures)
     counts = kept(model, asked, methods)
     one = cost_of_counts(
         model.shapes, counts, text=asked.text, new_tokens=asked.new_tokens, visual=asked.visual, tower=tower

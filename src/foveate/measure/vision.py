@@ -1,12 +1,15 @@
 """FLOPs of the vision tower and the projector of a live model, for the pictures that it is really given.
 
-There are two figures for this work. **Live** (this file): torch's own counter runs along with the model's real forward
-up to its decoder. It is exact for every family, with windows, tiles, any resolution, resamplers, convolutions or
-videos, and asks nobody how many pictures there are. All that counts a run of a model uses it: `generate`, `demo` and
-`bench`. **Closed form** (`architecture.Tower`): from a configuration and the size of a picture, where there is no model
-to run, for the families that `pictures.picture` knows. The commands `cost` and `advise` use it, and so do the plans of
-`bench` and `benchmarks/gpu.py`. `eval`, `search` and `train dyrate` compare work that schedules change; the tower is in
-none of their figures.
+There are two figures for this work, and this says which is used where.
+
+**Live** (this file): torch's own counter runs along with the model's real forward up to its decoder. It is exact for
+every family, with windows, tiles, any resolution, resamplers, convolutions or videos, and asks nobody how many pictures
+there are. All that counts a run of a model uses it: `generate`, `demo` and `bench`.
+
+**Closed form** (`engine.sizes.TowerShape.flops`): from a configuration and the size of a picture, where there is no
+model to run, for the families that `pictures.picture` knows. The commands `cost` and `advise` use it.
+
+`eval`, `search` and `train dyrate` compare work that schedules change; the tower is in none of their figures.
 """
 
 from __future__ import annotations

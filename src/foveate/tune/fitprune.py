@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..core.method import Method
 from ..core.view import View
-from ..engine.anatomy import LayerShape, anatomy_of
+from ..engine.anatomy import anatomy_of
 from ..engine.apply import apply
+from ..engine.sizes import LayerShape
 from ..measure.cost import shapes
 from ..methods.fitprune import SelfTimesCross
 
