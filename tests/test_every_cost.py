@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import foveate
 from families import FAMILIES, build, model
+from foveate.cli import rows
 from foveate.cli.app import run
 from foveate.engine.anatomy import anatomy_of, hollow
 from foveate.engine.sizes import layer_shape
+from foveate.measure import bench, limits
 from foveate.measure.architecture import architecture
 from foveate.measure.cost import Cost, cost_of_counts, cost_of_trace, kept_by, shapes
+from foveate.measure.devices import DEVICES
 from foveate.measure.pictures import KNOWN, picture
+from foveate.measure.plan import Request
 from foveate.measure.vision import vision_flops
 from foveate.methods import fastv, random, vtw
 from prompts import features, prompt, together
@@ -138,7 +143,7 @@ def test_the_closed_form_of_the_tower_is_what_torch_counts_or_is_refused(name: s
         given = FAMILIES[name].picture(kind, 1)
         size = pixels_of(kind, given)
         if name in LIVE_ONLY:
-            with pytest.raises(ValueError, match=r"^how many tokens .* give --visual-tokens, and the tower is left"):
+            with pytest.raises(ValueError, match=r"^how many tokens .* is not known from its configuration alone"):
                 picture(config, size)
             continue
         made, seen = model(name, FAMILIES[name].backends[0]), picture(config, size)
@@ -230,7 +235,47 @@ def test_the_command_cost_knows_every_family(name: str, tmp_path: Path, capsys: 
     assert '"ratio"' in capsys.readouterr().out
     if name in LIVE_ONLY:
         assert run([*given, "--image-size", "16x16"]) == 2
-        assert "give --visual-tokens, and the tower is left out" in " ".join(capsys.readouterr().err.split())
+        assert "take --visual-tokens instead and leave the tower out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_no_device_gains_more_than_the_cap_of_a_mixture_whose_layers_differ() -> None:
+    """The roofline of devices between slow and fast memory, against the cap that holds on any."""
+    config = FAMILIES["glm4v_moe"].config()
+    sizes, asked = architecture(config, "float32"), Request(text=8, visual=400, new_tokens=3, batch=2)
+    assert len(set(sizes.shapes.layers)) == 2
+    kept = [400.0, 4.0, 4.0, 4.0]
+    most = bench.caps(sizes, asked, 0.0, kept, kept)
+    for bandwidth in range(6, 16):
+        device = replace(DEVICES["a100"], flops=1e12, bandwidth=10.0**bandwidth)
+        found = limits.caps(sizes, device, asked, kept)
+        assert 1 < found.prefill <= most["first"] * (1 + 1e-9) and 1 < found.decode <= most["further"] * (1 + 1e-9)
+
+
+class Words:
+    """All that a row needs of a processor."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_rows_of_generate_know_every_family(name: str) -> None:
+    """What `foveate generate` does once a processor has done its part."""
+    made, batch = model(name, FAMILIES[name].backends[0]), inputs(name)
+    table = rows.rows_of(["fastv:layer=2,keep=0.25"])
+    rows.run(made, Words(), [batch], table, 2, 1, lambda: None)
+    plain, pruned = table
+    ratio = pruned.cost.ratio(plain.cost)
+    assert plain.cost.tower == pruned.cost.tower == vision_flops(made, batch) > 0
+    assert ratio["tower"] == 1 and ratio["flops"] < 1 and ratio["prefill"] < 1 and pruned.kept < plain.kept == 1
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "glm4v_moe", "llava_next_video", "gemma3", "smolvlm"])
+def test_bench_runs_where_the_closed_form_is_known(name: str, tmp_path: Path) -> None:
+    FAMILIES[name].config().save_pretrained(tmp_path)
+    given = ["bench", "--shape", str(tmp_path / "config.json"), "--method", "random:layer=0,keep=0.5", "--repeats", "1"]
+    given += ["--image-size", "32x16", "--prompt-tokens", "12", "--output-tokens", "2"]
+    assert run(given) == 0
 
 
 def test_a_model_without_a_language_model_inside_is_refused() -> None:

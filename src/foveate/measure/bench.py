@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ from ..engine.trace import Trace
 from .architecture import Architecture
 from .cost import cost_of_counts
 from .limits import hard_cap, read_by
-from .pictures import Size
+from .pictures import ANYRES, Size
 from .plan import Request
 from .timing import Timed, generate_timed
 from .vision import vision_flops
@@ -97,7 +97,7 @@ def _pixels(config: Any, asked: Request, size: Size | None) -> dict[str, Tensor]
         grid = torch.tensor([[1, high, wide]] * many)
         return {"pixel_values": torch.randn(many * first.tiles[0], values), "image_grid_thw": grid}
     side = vision.image_size[0] if isinstance(vision.image_size, Sequence) else vision.image_size
-    if config.model_type == "llava_next" and size is not None:
+    if config.model_type in ANYRES and size is not None:
         tiles = torch.randn(many, len(first.tiles), 3, side, side)
         return {"pixel_values": tiles, "image_sizes": torch.tensor([[size[1], size[0]]] * many)}
     if getattr(config, "scale_factor", None):
@@ -243,6 +243,24 @@ def caps(
         kept: visual tokens per layer in the prefill.
         last: those in the last step, when the fewest are left.
     """
+    layers = sizes.shapes.layers
+    kinds = set(layers)
+    if len(kinds) == 1:
+        return _caps(sizes, asked, tower, kept, last)
+    # Where layers differ, as in a mixture whose first are dense, some may be held back by compute and others by bytes.
+    # All together gain no more than the kind that gains the most; what both runs share could only lower it.
+    found = []
+    for kind in kinds:
+        at = [index for index, layer in enumerate(layers) if layer == kind]
+        part = replace(sizes, shapes=replace(sizes.shapes, layers=(kind,) * len(at), head=0), vision=0)
+        found.append(_caps(part, asked, 0.0, [kept[i] for i in at], [last[i] for i in at]))
+    return {name: max(one[name] for one in found) for name in found[0]}
+
+
+def _caps(
+    sizes: Architecture, asked: Request, tower: float, kept: Sequence[float], last: Sequence[float]
+) -> dict[str, float]:
+    """As `caps`, of layers that are all alike."""
     whole = [asked.visual] * len(kept)
 
     def flops(counts: Sequence[float], step: bool) -> float:

@@ -47,7 +47,7 @@ class Finding:
 
 
 def examine(name: str, model: Any, processor: Any = None) -> Finding:
-    """Family, decoder, visual tokens, and whether `apply` takes the model, which may be a skeleton."""
+    """Family, decoder, visual tokens, and whether `apply` takes the model, which may be hollow."""
     family = model.config.model_type
     try:
         apply(model)

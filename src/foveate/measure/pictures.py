@@ -18,8 +18,8 @@ KNOWN = (
     "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm", "gemma3", "paligemma",
     "janus", "deepseek_vl", "aya_vision", "cohere2_vision",
 )  # fmt: skip
-_ANYRES = ("llava_next", "llava_next_video")
-_ANY_TOWER = ("llava", "vipllava", *_ANYRES)  # may be built around other towers, as Pixtral 12B is
+ANYRES = ("llava_next", "llava_next_video")
+_ANY_TOWER = ("llava", "vipllava", *ANYRES)  # may be built around other towers, as Pixtral 12B is
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def picture(config: Any, size: Size | None = None, tiles: int = 1) -> Picture:
     ):
         raise ValueError(
             f"how many tokens {config.model_type} ({vision.model_type}) makes of a picture, and at what cost, is not "
-            "known from its configuration; give --visual-tokens, and the tower is left out. `foveate generate` counts "
-            "it on the model itself."
+            "known from its configuration alone. `foveate cost` and `advise` take --visual-tokens instead and leave "
+            "the tower out; `foveate generate` counts it on the model itself."
         )
-    if config.model_type in _ANYRES:
+    if config.model_type in ANYRES:
         return _anyres(config, size)
     merge = getattr(vision, "spatial_merge_size", None)
     if merge is not None:
