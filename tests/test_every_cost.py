@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import CONFIG_MAPPING
 
 import foveate
 from families import FAMILIES, build, model
@@ -102,7 +103,7 @@ def test_a_plan_costs_what_torch_counts_on_every_family(name: str) -> None:
     """Counts of a schedule alone, with the tower's FLOPs, foretell a run; random ranks by nothing, so for free."""
     counted, cost = ran(name, METHODS["random"], FAMILIES[name].backends[0])
     batch, made = inputs(name), model(name, FAMILIES[name].backends[0])
-    visual = sum(int((batch["input_ids"] == token).sum()) for token in anatomy_of(made).visual_tokens)
+    visual = int(anatomy_of(made).visual(batch["input_ids"]).sum())
     text, kept = batch["input_ids"].numel() - visual, kept_by(METHODS["random"], 4, visual)
     planned = cost_of_counts(shapes(made), kept, text=text, new_tokens=STEPS, visual=visual, tower=cost.tower)
     assert planned.flops == counted and planned.kv_bytes == cost.kv_bytes
@@ -236,6 +237,23 @@ def test_the_command_cost_knows_every_family(name: str, tmp_path: Path, capsys: 
     if name in LIVE_ONLY:
         assert run([*given, "--image-size", "16x16"]) == 2
         assert "take --visual-tokens instead and leave the tower out" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("gemma4", "has matrices outside of its layers (per_layer_model_projection)"),
+        ("mllama", "MllamaCrossAttentionDecoderLayer) have no self_attn.q_proj"),
+        ("blip-2", "which has no `layers`"),
+    ],
+)
+def test_decoders_whose_cost_is_not_known_are_refused_in_one_line(
+    kind: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
+    assert run(["cost", str(tmp_path), "--visual-tokens", "16"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert reason in said and said.startswith("error: ") and "\n" not in said
 
 
 def test_no_device_gains_more_than_the_cap_of_a_mixture_whose_layers_differ() -> None:

@@ -14,7 +14,8 @@ from io import StringIO
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from .adapters import Adapter, adapter_for
@@ -64,6 +65,10 @@ class Anatomy:
     def image_token(self) -> int:
         """Id of the images' placeholder; raises ValueError as `adapter`."""
         return self.adapter.image_token(self.config)
+
+    def visual(self, ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+        """Which input ids stand for tokens of images or of video frames; raises ValueError as `adapter`."""
+        return torch.isin(ids, torch.tensor(self.visual_tokens, device=ids.device))
 
     @property
     def layers(self) -> Any:
@@ -118,13 +123,25 @@ class Anatomy:
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
-        """Of the decoder's layers; raises ValueError as `layer_shape` and `layers`."""
-        return tuple(layer_shape(layer, self.family) for layer in self.layers)
+        """Of the decoder's layers.
+
+        Raises:
+            ValueError: as `layer_shape` and `layers`, or the decoder has matrices outside of them.
+        """
+        found = tuple(layer_shape(layer, self.family) for layer in self.layers)
+        inside = {*self.layers.modules(), self.head}
+        outside = [n for n, m in self.decoder.named_modules() if isinstance(m, nn.Linear) and m not in inside]
+        if outside:
+            raise ValueError(
+                f"the decoder of {self.family} ({type(self.decoder).__name__}) has matrices outside of its layers "
+                f"({', '.join(outside)}), which nobody counts; its cost is not known"
+            )
+        return found
 
     @property
     def tower_shape(self) -> TowerShape:
         """Of the vision tower, where it is a stack of transformer layers."""
-        return tower_shape(self.vision, self.projectors, self.config.vision_config)
+        return tower_shape(self.vision, self.projectors, getattr(self.config, "vision_config", None))
 
     @property
     def head_size(self) -> int:

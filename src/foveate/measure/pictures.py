@@ -52,13 +52,14 @@ def picture(config: Any, size: Size | None = None, tiles: int = 1) -> Picture:
         ValueError: the family is not of `KNOWN`, or it needs a size.
     """
     vision = config.vision_config
+    tower = getattr(vision, "model_type", "no tower")
     if tiles < 1:
         raise ValueError(f"tiles={tiles}; expected 1 or more")
     if config.model_type not in KNOWN or (
-        config.model_type in _ANY_TOWER and vision.model_type not in ("clip_vision_model", "siglip_vision_model")
+        config.model_type in _ANY_TOWER and tower not in ("clip_vision_model", "siglip_vision_model")
     ):
         raise ValueError(
-            f"how many tokens {config.model_type} ({vision.model_type}) makes of a picture, and at what cost, is not "
+            f"how many tokens {config.model_type} ({tower}) makes of a picture, and at what cost, is not "
             "known from its configuration alone. `foveate cost` and `advise` take --visual-tokens instead and leave "
             "the tower out; `foveate generate` counts it on the model itself."
         )

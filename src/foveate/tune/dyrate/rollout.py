@@ -227,7 +227,7 @@ def _logits(anatomy: Anatomy, hidden: Tensor) -> Tensor:
 def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, Tensor]:
     """Text tokens of each prompt, and visual ones."""
     ids, real = inputs["input_ids"][:, :prompt], inputs["attention_mask"][:, :prompt].bool()
-    visual = ids == anatomy_of(model).image_token
+    visual = anatomy_of(model).visual(ids)
     return (real & ~visual).sum(1), visual.sum(1)
 
 

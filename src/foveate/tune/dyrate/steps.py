@@ -38,7 +38,7 @@ class Below:
 @torch.no_grad()
 def run_below(anatomy: Anatomy, score: Score, layer: int, inputs: dict[str, Tensor]) -> Below:
     """Runs the layers below `layer`, and the tower, over prompts and answers."""
-    visual = inputs["input_ids"] == anatomy.image_token
+    visual = anatomy.visual(inputs["input_ids"])
     caught: dict[int, tuple[Tensor, dict[str, Any]]] = {}
 
     def catch(index: int) -> Any:
@@ -77,7 +77,7 @@ class Steps:
         self.anatomy, self.adapter, self.layers = anatomy, anatomy.adapter, anatomy.layers
         config = anatomy.config
         real, ids = inputs["attention_mask"].bool(), inputs["input_ids"]
-        visual = ids == anatomy.image_token
+        visual = anatomy.visual(ids)
         per_image, grid = self.adapter.per_image(config), self.adapter.grid(config)
         tokens = classify(visual[:, :prompt], real[:, :prompt], per_image=per_image, grid=grid)
         self.tokens, self.real = tokens, real

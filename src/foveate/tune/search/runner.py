@@ -76,7 +76,7 @@ class Runner:
         self.tally.towers += len(hidden)
         real = batch.inputs["attention_mask"].bool()
         columns = torch.where(real, torch.arange(real.shape[1], device=real.device), -1)
-        visual = batch.inputs["input_ids"] == self.anatomy.image_token
+        visual = self.anatomy.visual(batch.inputs["input_ids"])
         return State(0, hidden, columns, self._prompt(batch, kwargs, look(visual)))
 
     def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: Look | None) -> Prompt:
