@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 import foveate
 from families import FAMILIES, build, model
@@ -132,7 +132,7 @@ def pixels_of(kind: str, pixels: dict[str, Tensor]) -> tuple[int, int]:
 
 
 LIVE_ONLY = {
-    "llava_onevision", "mistral3", "ministral3", "llava_pixtral", "video_llava", "idefics2", "ovis2", "aria",
+    "mistral3", "ministral3", "llava_pixtral", "video_llava", "idefics2", "ovis2", "aria",
     "got_ocr2", "lighton_ocr", "perception_lm", "fast_vlm", "video_llama_3",
 }  # fmt: skip
 
@@ -151,6 +151,16 @@ def test_the_closed_form_of_the_tower_is_what_torch_counts_or_is_refused(name: s
         live = vision_flops(made, together([prompt(name, (3, kind, 4), seed=1)]))
         assert architecture(config).vision_flops([seen]) == live
         assert seen.tokens == features(name, kind, given)
+
+
+def test_tiles_that_are_scaled_down_make_as_many_tokens_as_the_closed_form_says() -> None:
+    config = FAMILIES["llava_onevision"].config()
+    config.vision_aspect_ratio, config.image_grid_pinpoints = "anyres_max_2", [[64, 64]]
+    made = AutoModelForImageTextToText.from_config(config)
+    pixels = torch.randn(1, 17, 3, 16, 16)
+    with torch.no_grad():
+        found = made.model.get_image_features(pixel_values=pixels, image_sizes=torch.tensor([[48, 64]])).pooler_output
+    assert sum(len(part) for part in found) == picture(config, (64, 48)).tokens < 16 * 17 // 2
 
 
 def test_families_are_measured_live_or_known_in_closed_form() -> None:
@@ -288,7 +298,7 @@ def test_the_rows_of_generate_know_every_family(name: str) -> None:
     assert ratio["tower"] == 1 and ratio["flops"] < 1 and ratio["prefill"] < 1 and pruned.kept < plain.kept == 1
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "glm4v_moe", "llava_next_video", "gemma3", "smolvlm"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "glm4v_moe", "llava_next_video", "llava_onevision", "gemma3", "smolvlm"])
 def test_bench_runs_where_the_closed_form_is_known(name: str, tmp_path: Path) -> None:
     FAMILIES[name].config().save_pretrained(tmp_path)
     given = ["bench", "--shape", str(tmp_path / "config.json"), "--method", "random:layer=0,keep=0.5", "--repeats", "1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +12,14 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 Size = tuple[int, int]  # width, height
 
 # Families whose tokens and towers' FLOPs are known from a configuration: tests/test_every_cost.py runs each of them.
-# Others are measured on the live model alone (see `vision`): LLaVA-OneVision's tiles are scaled, Pixtral's pictures see
-# one another, GOT-OCR's and FastVLM's towers are convolutions, Aria, Idefics2 and Ovis2 resample.
+# Others are measured on the live model alone (see `vision`): Pixtral's pictures see one another, GOT-OCR's and
+# FastVLM's towers are convolutions, Aria, Idefics2 and Ovis2 resample.
 KNOWN = (
-    "llava", "vipllava", "llava_next", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
-    "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm", "gemma3", "paligemma",
-    "janus", "deepseek_vl", "aya_vision", "cohere2_vision",
+    "llava", "vipllava", "llava_next", "llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
+    "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm",
+    "gemma3", "paligemma", "janus", "deepseek_vl", "aya_vision", "cohere2_vision",
 )  # fmt: skip
-ANYRES = ("llava_next", "llava_next_video")
+ANYRES = ("llava_next", "llava_next_video", "llava_onevision")
 _ANY_TOWER = ("llava", "vipllava", *ANYRES)  # may be built around other towers, as Pixtral 12B is
 
 
@@ -120,7 +121,10 @@ def _windows(wide: int, high: int, side: int) -> int:
 
 
 def _anyres(config: Any, size: Size | None) -> Picture:
-    """LLaVA-NeXT: an overview, and tiles whose padding is cut off, with a newline token after each row."""
+    """LLaVA-NeXT: an overview, and tiles whose padding is cut off, with a newline token after each row.
+
+    LLaVA-OneVision's are scaled down as well, where they are more than `vision_aspect_ratio` says, like anyres_max_9.
+    """
     vision, (width, height) = config.vision_config, _sized(config, size)
     side, patches = vision.image_size // vision.patch_size, (vision.image_size // vision.patch_size) ** 2
     points = config.image_grid_pinpoints
@@ -130,4 +134,8 @@ def _anyres(config: Any, size: Size | None) -> Picture:
         rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
     else:
         columns -= 2 * ((columns - int(round(width * rows / height, 7))) // 2)
+    most = int(getattr(config, "vision_aspect_ratio", "0").rpartition("_")[2])
+    ratio = math.sqrt(rows * columns / (most * patches)) if most else 1.0
+    if ratio > 1.1:
+        rows, columns = int(rows // ratio), int(columns // ratio)
     return Picture(patches + rows * columns + rows, (patches,) * tiles, patches * tiles)
