@@ -249,6 +249,15 @@ def test_the_command_cost_knows_every_family(name: str, tmp_path: Path, capsys: 
         assert "take --visual-tokens instead and leave the tower out" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_tower_on_flash_attention_is_counted_on_sdpa_and_put_back() -> None:
+    """Whose kernels the counter cannot see (and which are not even here)."""
+    made, batch = build("qwen2_5_vl", "sdpa"), inputs("qwen2_5_vl")
+    tower = made.model.visual.config
+    tower._attn_implementation = "flash_attention_2"
+    assert vision_flops(made, batch) == vision_flops(model("qwen2_5_vl"), batch)
+    assert tower._attn_implementation == "flash_attention_2"
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

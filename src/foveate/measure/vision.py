@@ -14,7 +14,8 @@ model to run, for the families that `pictures.picture` knows. The commands `cost
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch.utils.module_tracker import ModuleTracker
 
-from ..engine.anatomy import anatomy_of
+from ..engine.anatomy import Anatomy, anatomy_of
 
 _TEXT = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "labels")
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, float]] = WeakKeyDictionary()
@@ -59,7 +60,7 @@ def vision_flops(model: Any, inputs: Mapping[str, Any]) -> float:
     known = _KNOWN.setdefault(anatomy.body, {})
     key = (anatomy.vision_size, *((name, _form(value)) for name, value in sorted(seen.items())))
     if key not in known:
-        known[key] = _counted(anatomy.model, anatomy.decoder, inputs)
+        known[key] = _counted(anatomy, inputs)
     return known[key]
 
 
@@ -75,21 +76,38 @@ def _form(value: Tensor) -> Hashable:
     return tuple(value.shape), pictures.cpu().numpy().tobytes()
 
 
-def _counted(model: Any, decoder: nn.Module, inputs: Mapping[str, Any]) -> float:
+def _counted(anatomy: Anatomy, inputs: Mapping[str, Any]) -> float:
     def stop(*_: Any) -> None:
         raise _Reached
 
-    handle = decoder.register_forward_pre_hook(stop)
+    handle = anatomy.decoder.register_forward_pre_hook(stop)
     counter = FlopCounterMode(display=False, custom_mapping={_ON_CPU: _attention})
     counter.mod_tracker = _Untold()  # its own asks every module for gradients, which some have not (Idefics2)
     try:
-        with torch.no_grad(), counter:
-            model(**inputs)
+        with torch.no_grad(), _countable(anatomy.vision), counter:
+            anatomy.model(**inputs)
     except _Reached:
         pass
     finally:
         handle.remove()
     return float(counter.get_total_flops())
+
+
+@contextmanager
+def _countable(vision: Iterable[nn.Module]) -> Iterator[None]:
+    """Towers on sdpa meanwhile, if they are on flash attention: torch's counter does not know its kernels."""
+    configs: dict[int, Any] = {
+        id(m.config): m.config for part in vision for m in part.modules() if hasattr(m, "config")
+    }
+    before = {key: getattr(config, "_attn_implementation", None) for key, config in configs.items()}
+    flash = [key for key, name in before.items() if str(name).startswith("flash")]
+    for key in flash:
+        configs[key]._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        for key in flash:
+            configs[key]._attn_implementation = before[key]
 
 
 _ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's counter leaves out
