@@ -22,11 +22,13 @@ from rich.table import Table
 from transformers import DynamicCache
 
 import foveate
+from foveate.engine.anatomy import anatomy_of
 from foveate.engine.assumptions import cache_name
 from foveate.measure.bench import SLACK, build, faster, in_turn, inputs
 from foveate.measure.cost import cost_of_counts, kept_by, shapes
 from foveate.measure.models import SHAPES, config_of
 from foveate.measure.plan import Request, request
+from foveate.measure.vision import vision_flops
 from foveate.methods import parse
 from foveate.versions import versions
 
@@ -52,8 +54,9 @@ def paired(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[s
 @torch.inference_mode()
 def prefills(model: Any, asked: Request, specs: list[str], repeats: int) -> dict[str, Any]:
     """Prefill of every method against the plain model, with the cap that FLOPs set."""
-    given, shape, layers = inputs(model.config, asked, model), shapes(model), len(model.model.language_model.layers)
-    plain = cost_of_counts(shape, [asked.visual] * layers, text=TEXT)
+    given, shape, layers = inputs(model.config, asked, model), shapes(model), anatomy_of(model).depth
+    tower = vision_flops(model, given) / asked.batch
+    plain = cost_of_counts(shape, [asked.visual] * layers, text=TEXT, tower=tower)
 
     def under(spec: str) -> Callable[[], Any]:
         methods = parse(spec) if spec != "keep-all" else parse("fastv:layer=2,keep=1.0")
@@ -71,7 +74,8 @@ def prefills(model: Any, asked: Request, specs: list[str], repeats: int) -> dict
     found = paired(runs, repeats)
     for spec, row in found.items():
         methods = [] if spec in ("plain", "plain again", "keep-all") else parse(spec)
-        row["cap"] = plain.flops / cost_of_counts(shape, kept_by(methods, layers, asked.visual), text=TEXT).flops
+        kept = kept_by(methods, layers, asked.visual)
+        row["cap"] = plain.flops / cost_of_counts(shape, kept, text=TEXT, tower=tower).flops
         row["of_cap"] = row["ratio"] / row["cap"]
     return found
 

@@ -108,7 +108,7 @@ def test_tower_and_decoder_cost_what_torch_counts(kind: str) -> None:
     torch.manual_seed(0)
     made = AutoModelForImageTextToText.from_config(make()).eval()
     given = pixels()
-    assert counted(lambda: made.get_image_features(**given)) == found.tower.flops(seen)
+    assert counted(lambda: made.get_image_features(**given)) == found.vision_flops([seen])
     with torch.no_grad():
         features = made.get_image_features(**given)
     out = getattr(features, "pooler_output", features)
@@ -132,7 +132,7 @@ def test_known_shapes_have_the_sizes_they_are_named_by() -> None:
         assert architecture(config_of(name)).weights == pytest.approx(weights, rel=0.02)
     found = architecture(config_of("llava-1.5-7b"))
     assert found.weights + found.words == pytest.approx(6.74e9, rel=0.01)  # Llama-2-7B
-    assert found.tower.held == pytest.approx(0.325e9, rel=0.02)  # CLIP ViT-L/14-336 and two matrices
+    assert found.vision == pytest.approx(0.325e9, rel=0.02)  # CLIP ViT-L/14-336 and two matrices
     assert picture(config_of("llava-1.5-7b")).tokens == 576
     assert picture(config_of("llava-next-7b"), (672, 672)).tokens == 2928  # as LLaVA-NeXT's paper and processor have it
     assert picture(config_of("qwen2.5-vl-7b"), (448, 448)).tokens == 256

@@ -48,7 +48,7 @@ def test_no_import_runs_upwards_and_core_imports_torch_alone() -> None:
                     assert not any(n.startswith("transformers") for n in names), path
 
 
-def test_the_source_neither_asserts_nor_reads_the_environment() -> None:
+def test_nothing_asserts_and_no_option_is_an_environment_variable() -> None:
     for path in SOURCE.rglob("*.py"):
         text = path.read_text()
         assert "environ" not in text, path

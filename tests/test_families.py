@@ -12,7 +12,7 @@ import foveate
 from cases import CASES, STACKS, Case
 from families import FAMILIES, judge, model
 from foveate.core.method import Method
-from foveate.engine.adapters import adapter_for, decoder_of
+from foveate.engine.anatomy import anatomy_of
 from masked import Masked
 from prompts import Prompt, Segment, prompt, together
 from tiny import IMAGE, VIDEO
@@ -29,7 +29,7 @@ METHODS = {**{name: (case,) for name, case in CASES.items()}, **STACKS}
 
 
 def layers(made: Any) -> Any:
-    return decoder_of(adapter_for(made).body(made)).layers
+    return anatomy_of(made).layers
 
 
 def judged(name: str, cases: tuple[Case, ...], one: Prompt) -> Masked:

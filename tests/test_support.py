@@ -15,10 +15,11 @@ from transformers import CONFIG_MAPPING
 import foveate
 from families import FAMILIES, model
 from foveate.cli.app import run
-from foveate.engine.adapters import adapter_for, adapters, decoder_of
+from foveate.engine.adapters import adapter_for, adapters
+from foveate.engine.anatomy import anatomy_of, hollow
 from foveate.engine.decoders import PROVEN
 from foveate.engine.refused import REFUSED
-from foveate.measure.doctor import examine, skeleton
+from foveate.measure.doctor import examine
 from foveate.measure.selfcheck import placeholder_inputs, self_check
 from foveate.methods import vtw
 from prompts import prompt, together
@@ -53,7 +54,7 @@ def test_a_decoder_that_nobody_has_proven_is_refused() -> None:
     config = FAMILIES["internvl"].config()
     config.text_config = tf.OlmoConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                                        num_attention_heads=4, pad_token_id=0)  # fmt: skip
-    found = examine("olmo", skeleton(config))
+    found = examine("olmo", hollow(config))
     assert not found.supported and "nobody has proven" in (found.reason or "")
 
 
@@ -64,8 +65,7 @@ LAYER = ("hidden_states", "attention_mask", "position_embeddings", CACHE)
 def test_contract_with_the_decoder(name: str) -> None:
     """Names what a new transformers has changed in a decoder, before any number goes wrong."""
     made = model(name, FAMILIES[name].backends[0])
-    body = adapter_for(made).body(made)
-    decoder, said = decoder_of(body), f"transformers {tf.__version__}, {type(made).__name__}"
+    decoder, said = anatomy_of(made).decoder, f"transformers {tf.__version__}, {type(made).__name__}"
     layer = decoder.layers[0]
     taken = inspect.signature(layer.forward).parameters
     for argument in LAYER:
@@ -112,7 +112,7 @@ def test_the_self_check_passes_and_can_fail(name: str) -> None:
         return output + 0.1 * (kept.shape[1] < length)
 
     length = together([prompt(name, (3, "a", 5), 1)])["input_ids"].shape[1]
-    layer = decoder_of(adapter_for(made).body(made)).layers[-1]
+    layer = anatomy_of(made).layers[-1]
     handle = layer.register_forward_hook(shift, with_kwargs=True)  # something that dropping changes and masking not
     try:
         assert not all(check.passed for check in self_check(made, together([prompt(name, (3, "a", 5), 1)])))

@@ -19,7 +19,7 @@ from foveate.cli.app import run
 from foveate.core.predictor import RatePredictor
 from foveate.demo.draw import draw
 from foveate.demo.world import sample
-from foveate.engine.adapters import adapter_for
+from foveate.engine.anatomy import anatomy_of
 from foveate.measure.cost import cost_of_trace, shapes
 from foveate.methods import dyrate
 from foveate.tune.chats import folder_examples
@@ -133,7 +133,7 @@ def test_rows_of_a_file_are_used_or_named(tmp_path: Path, scenes: Any) -> None:
     assert [e.answer for e in found.rows] == ["a star", "two stars and more words than before"]
     assert [reason.split(":")[1] for reason in found.unusable] == ["2", "4", "5", "6"]
     inputs, prompt = encode(scenes.processor, found.rows)
-    visual = (inputs["input_ids"] == adapter_for(scenes.model).image_token(scenes.model.config)).sum(1)
+    visual = (inputs["input_ids"] == anatomy_of(scenes.model).image_token).sum(1)
     assert visual.tolist() == [196, 392] and inputs["pixel_values"].shape[0] == 3
     assert inputs["attention_mask"][:, prompt - 1].tolist() == [1, 1], "prompts end together"
     path.write_text("{}")

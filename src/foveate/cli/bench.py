@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ..core.method import Method
 from ..demo.bundled import check_device
+from ..engine.anatomy import anatomy_of
 from ..measure import bench, plan
 from ..measure.architecture import Architecture, architecture
 from ..measure.models import SHAPES, config_of
@@ -71,7 +72,7 @@ def _told(shape: str, model: Any, asked: plan.Request, repeats: int) -> dict[str
     cuda = model.device.type == "cuda"
     return {
         "shape": shape,
-        "layers": len(model.get_decoder().layers),
+        "layers": anatomy_of(model).depth,
         "request": {k: v for k, v in vars(asked).items() if k != "pictures"} | {"pictures": len(asked.pictures)},
         "device": torch.cuda.get_device_name(model.device) if cuda else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),

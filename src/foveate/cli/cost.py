@@ -66,7 +66,7 @@ def _by_layer(model: Architecture, asked: plan.Request, kept: list[int]) -> list
             "kept": k,
             "prefill": asked.batch * layer.flops(seen),
             "decode": asked.batch * layer.steps(asked.new_tokens - 1, seen),
-            "kv_bytes": asked.batch * 2 * layer.key * (seen + asked.new_tokens - 1) * model.shapes.bytes,
+            "kv_bytes": asked.batch * layer.cache(seen + asked.new_tokens - 1) * model.shapes.bytes,
         }
         out.append(one)
     return out

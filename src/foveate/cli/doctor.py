@@ -14,7 +14,8 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ..demo.bundled import BUNDLED, load
-from ..measure.doctor import Finding, examine, skeleton
+from ..engine.anatomy import hollow
+from ..measure.doctor import Finding, examine
 from ..measure.selfcheck import placeholder_inputs, self_check
 from . import options
 from .generate import encode
@@ -35,7 +36,7 @@ def doctor(
     if path.suffix == ".json" and not path.is_file():
         raise ValueError(f"there is no file {model!r}")
     if bare or not check:
-        found = examine(model, skeleton(_config(path if bare else Path(model), model)))
+        found = examine(model, hollow(_config(path if bare else Path(model), model)))
         found.note = "no weights, so no self-check" if bare else "--no-check"
     else:
         found = _with_weights(model, device, dtype, attention)

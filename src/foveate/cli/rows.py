@@ -15,6 +15,7 @@ from ..core.method import Method
 from ..engine.trace import Trace
 from ..measure.cost import Cost, cost_of_trace, shapes
 from ..measure.timing import Timed, generate_timed
+from ..measure.vision import vision_flops
 from ..methods import parse
 from .output import flops
 
@@ -62,14 +63,13 @@ def run(
     """
     shape = shapes(model)
     for prompt in prompts:
-        pixels = prompt.get("pixel_values")
-        pictures = 0 if pixels is None else int(pixels.shape[:-3].numel())
+        tower = vision_flops(model, prompt)
         times: dict[str, list[Timed]] = {row.spec: [] for row in rows}
         for row in rows:
             warm = generate_timed(model, prompt, row.methods or [], new)
             if warm.trace is not None:
                 row.traces.append(warm.trace)
-                row.cost += cost_of_trace(shape, warm.trace, pictures=pictures)
+                row.cost += cost_of_trace(shape, warm.trace, tower=tower)
             tick()
         for _ in range(repeats):
             for row in rows:

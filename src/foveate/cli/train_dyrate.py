@@ -13,7 +13,7 @@ from ..core.predictor import RatePredictor
 from ..core.scores import RANKINGS
 from ..demo.bundled import Loaded, load
 from ..demo.language import KINDS
-from ..engine.adapters import adapter_for, decoder_of
+from ..engine.anatomy import anatomy_of
 from ..predictors.store import Card, save_pretrained
 from ..tune.chats import folder_examples
 from ..tune.dyrate.judge import Judged, calibrate, judge, ratio_of
@@ -144,7 +144,7 @@ def _card(
     calibrated: float,
     beside: Beside,
 ) -> Card:
-    text = decoder_of(adapter_for(model).body(model)).config
+    text = anatomy_of(model).decoder.config
     facts = {
         "plan": asdict(plan),
         "data": "scenes" if data is None else data.name,

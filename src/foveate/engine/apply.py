@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from ..core.method import Method
 from ..core.tokens import classify
 from ..core.view import View
-from .adapters import Adapter, adapter_for, decoder_of
+from .adapters import Adapter
+from .anatomy import anatomy_of
 from .assumptions import Cache, DynamicCache, names_of
 from .cache import KeptLayer, adopt, not_ours
 from .call import Call, padding_mask, placeholders, regular
-from .checks import check_call, check_model, check_tower, decoder_layers, special_masks, unwrapped
+from .checks import check_call, check_model, check_tower, special_masks
 from .deepstack import DeepStack
 from .forward import Forward, Setting
 from .ledger import Ledger
+from .modules import decoder_of
 from .tower import Watch, looked_at
+from .towerform import known_tower
 from .trace import Pass, Trace
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -63,13 +66,11 @@ def apply(
     or if a prompt comes as embeddings in which no visual token can be told; and RuntimeError if another thread is in
     the middle of a forward of the same model.
     """
-    model = unwrapped(model)
-    adapter = adapter_for(model)
-    body = adapter.body(model)
-    depth = len(decoder_layers(body))
-    _check_methods(methods, depth, getattr(model.config, "model_type", ""))
-    check_model(model, body, adapter)
-    check_tower(adapter, body, looked_at(methods))
+    anatomy = anatomy_of(model)
+    adapter, body = anatomy.adapter, anatomy.body
+    _check_methods(methods, anatomy.depth, anatomy.family)
+    check_model(anatomy.model, body, adapter)
+    check_tower(body, looked_at(methods))
     return _applied(adapter, body, methods, watch)
 
 
@@ -114,7 +115,7 @@ class Engine:
         self.busy = threading.Lock()
         self.handles: list[Any] = []
         self.names = names_of(body, self.decoder)
-        form = adapter.tower(body) if looked_at(methods) else None
+        form = known_tower(body) if looked_at(methods) else None
         self.tower = None if form is None else Watch(form, {form.index(layer) for layer in looked_at(methods)})
 
     def attach(self) -> None:

@@ -8,16 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from ..core.tower import Layer
-from .adapters import Adapter, decoder_of
+from .adapters import Adapter
 from .assumptions import check_assumptions, checkpointing_off, missing
 from .decoders import PROVEN
 from .masks import SUPPORTED
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside a PEFT wrapper, or the model itself."""
-    inner = getattr(model, "get_base_model", None)
-    return model if inner is None else inner()
+from .modules import decoder_of
+from .towerform import known_tower
 
 
 def check_model(model: Any, body: Any, adapter: Adapter) -> None:
@@ -56,11 +52,11 @@ def check_model(model: Any, body: Any, adapter: Adapter) -> None:
         )
 
 
-def check_tower(adapter: Adapter, body: Any, layers: Sequence[Layer]) -> None:
+def check_tower(body: Any, layers: Sequence[Layer]) -> None:
     """Raises ValueError where methods could not look at these layers of the vision tower."""
     if not layers:
         return
-    form = adapter.tower(body)
+    form = known_tower(body)
     for layer in layers:
         form.index(layer)
     language = set(decoder_of(body).modules())
@@ -69,22 +65,6 @@ def check_tower(adapter: Adapter, body: Any, layers: Sequence[Layer]) -> None:
             "a method looks at the vision tower, which is compiled with torch.compile, and so skips the engine's "
             "hooks; pass the plain tower, or use a method that needs none, such as divprune"
         )
-
-
-def decoder_layers(body: Any) -> Any:
-    """The decoder's layers.
-
-    Raises:
-        ValueError: the language model is not a stack of `layers`.
-    """
-    decoder = decoder_of(body)
-    layers = getattr(decoder, "layers", None)
-    if layers is None:
-        raise ValueError(
-            f"the language model is a {type(decoder).__name__}, which has no `layers`; supported are "
-            "decoders like Llama, Mistral, Qwen2 and Qwen3"
-        )
-    return layers
 
 
 def _compiled(part: Any) -> bool:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..core.method import Method
 from ..core.tower import Layer, What
+from .modules import first_of
 from .rows import beside
-from .towerform import ATTENTIONS, NORMS, TowerForm, first_of
+from .towerform import ATTENTIONS, NORMS, TowerForm
 
 CHUNK = 64  # query rows at a time where there is no [CLS], so that no whole attention matrix ever exists
 

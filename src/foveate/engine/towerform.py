@@ -12,9 +12,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..core.tower import Layer
+from .modules import first_of, projector_of, tower_of
 
-TOWERS = ("vision_tower", "vision_model", "visual")
-PROJECTORS = ("multi_modal_projector", "connector", "merger")
+READ = ("multi_modal_projector", "connector", "merger")  # projectors behind which the tests read attention
 NORMS = ("layer_norm1", "layernorm_before", "norm1")
 ATTENTIONS = ("self_attn", "attention", "attn")
 
@@ -91,8 +91,7 @@ def known_tower(body: Any) -> TowerForm:
     Raises:
         ValueError: a tower of another form.
     """
-    tower = next((getattr(body, name) for name in TOWERS if hasattr(body, name)), None)
-    projector = next((getattr(part, n) for part in (body, tower) for n in PROJECTORS if hasattr(part, n)), None)
+    tower, projector = tower_of(body), projector_of(body, READ)
     stacks = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)] if tower is not None else []
     layers = next((stack for stack in stacks if all(_readable(layer) for layer in stack)), None)
     if tower is None or layers is None or projector is None:
@@ -114,11 +113,6 @@ def _readable(layer: nn.Module) -> bool:
     packed = hasattr(attention, "qkv") and rotary
     projects = packed or all(hasattr(attention, f"{part}_proj") for part in "qkv")
     return projects and first_of(layer, NORMS) is not None and hasattr(attention, "num_heads")
-
-
-def first_of(module: Any, names: tuple[str, ...]) -> Any:
-    """The first of `names` that the module has, or None."""
-    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 def _last(config: Any, depth: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,9 +20,10 @@ from ..engine.trace import Trace
 from .architecture import Architecture
 from .cost import cost_of_counts
 from .limits import hard_cap, read_by
-from .pictures import Size
+from .pictures import ANYRES, Size
 from .plan import Request
 from .timing import Timed, generate_timed
+from .vision import vision_flops
 
 T = TypeVar("T")
 SLACK = 1.03  # a ratio this far above its cap is a measurement error
@@ -96,7 +97,7 @@ def _pixels(config: Any, asked: Request, size: Size | None) -> dict[str, Tensor]
         grid = torch.tensor([[1, high, wide]] * many)
         return {"pixel_values": torch.randn(many * first.tiles[0], values), "image_grid_thw": grid}
     side = vision.image_size[0] if isinstance(vision.image_size, Sequence) else vision.image_size
-    if config.model_type == "llava_next" and size is not None:
+    if config.model_type in ANYRES and size is not None:
         tiles = torch.randn(many, len(first.tiles), 3, side, side)
         return {"pixel_values": tiles, "image_sizes": torch.tensor([[size[1], size[0]]] * many)}
     if getattr(config, "scale_factor", None):
@@ -187,7 +188,8 @@ def race(
         return run
 
     times = in_turn({name: runner(name, chosen) for name, chosen in lineup.items()}, repeats, tick)
-    return {name: _found(sizes, asked, runs, times[PLAIN], peaks.get(name)) for name, runs in times.items()}
+    tower = vision_flops(model, given) / asked.batch
+    return {name: _found(sizes, asked, runs, times[PLAIN], tower, peaks.get(name)) for name, runs in times.items()}
 
 
 def _reset_peak(device: torch.device) -> float | None:
@@ -198,7 +200,12 @@ def _reset_peak(device: torch.device) -> float | None:
 
 
 def _found(
-    sizes: Architecture, asked: Request, runs: Sequence[Timed], plain: Sequence[Timed], peak: float | None
+    sizes: Architecture,
+    asked: Request,
+    runs: Sequence[Timed],
+    plain: Sequence[Timed],
+    tower: float,
+    peak: float | None,
 ) -> Found:
     def total(timed: Timed) -> float:
         return timed.first + (timed.further * (asked.new_tokens - 1) if asked.new_tokens > 1 else 0.0)
@@ -213,7 +220,7 @@ def _found(
     out = Found(statistics.median(first), statistics.median(further), speed, ratio, memory=peak)
     if runs[0].trace is not None:
         out.kept, out.last = _counts(runs[0].trace, 0), _counts(runs[0].trace, -1)
-        out.cap = {k: v for k, v in caps(sizes, asked, out.kept, out.last).items() if k in ratio}
+        out.cap = {k: v for k, v in caps(sizes, asked, tower, out.kept, out.last).items() if k in ratio}
         out.exceeded = [part for part, most in out.cap.items() if ratio[part] > SLACK * most]
     return out
 
@@ -224,25 +231,48 @@ def _counts(trace: Trace, call: int) -> list[float]:
     return (fresh + cached).double().mean(1).tolist()
 
 
-def caps(sizes: Architecture, asked: Request, kept: Sequence[float], last: Sequence[float]) -> dict[str, float]:
+def caps(
+    sizes: Architecture, asked: Request, tower: float, kept: Sequence[float], last: Sequence[float]
+) -> dict[str, float]:
     """What the time to the first token, and that of a step, can gain on any device; ranking is taken to be free.
 
     Args:
         sizes: of the model.
         asked: what runs.
+        tower: FLOPs of a sample's pictures, from `vision.vision_flops`.
         kept: visual tokens per layer in the prefill.
         last: those in the last step, when the fewest are left.
     """
+    layers = sizes.shapes.layers
+    kinds = set(layers)
+    if len(kinds) == 1:
+        return _caps(sizes, asked, tower, kept, last)
+    # Where layers differ, as in a mixture whose first are dense, some may be held back by compute and others by bytes.
+    # All together gain no more than the kind that gains the most; what both runs share could only lower it.
+    found = []
+    for kind in kinds:
+        at = [index for index, layer in enumerate(layers) if layer == kind]
+        part = replace(sizes, shapes=replace(sizes.shapes, layers=(kind,) * len(at), head=0), vision=0)
+        found.append(_caps(part, asked, 0.0, [kept[i] for i in at], [last[i] for i in at]))
+    return {name: max(one[name] for one in found) for name in found[0]}
+
+
+def _caps(
+    sizes: Architecture, asked: Request, tower: float, kept: Sequence[float], last: Sequence[float]
+) -> dict[str, float]:
+    """As `caps`, of layers that are all alike."""
     whole = [asked.visual] * len(kept)
-    tower = sum(sizes.tower.flops(p) for p in asked.pictures)
 
     def flops(counts: Sequence[float], step: bool) -> float:
         text = asked.text + (asked.new_tokens - 2 if step else 0)
-        cost = cost_of_counts(sizes.shapes, counts, text=text, new_tokens=2)
-        return cost.decode + cost.head / 2 if step else cost.prefill + cost.head / 2 + tower
+        one, two = (
+            cost_of_counts(sizes.shapes, counts, text=text, new_tokens=new, visual=asked.visual, tower=tower)
+            for new in (1, 2)
+        )
+        return two.flops - one.flops if step else one.flops
 
     out = {}
     for name, counts, step in (("first", kept, False), ("further", last, True)):
-        read = [read_by(sizes, asked, c, step) + (0 if step else sizes.tower.held) for c in (whole, counts)]
+        read = [read_by(sizes, asked, c, step) + (0 if step else sizes.vision) for c in (whole, counts)]
         out[name] = hard_cap((flops(whole, step), flops(counts, step)), read[0], read[1])
     return out

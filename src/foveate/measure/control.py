@@ -43,11 +43,9 @@ def control_step(
     counts = [visual if index < layer else kept for index in range(len(shape.layers))]
     before = text + (visual if layer else kept)
     predictor = heads * 4 * rates
-    flops = (
-        2 * asked.hidden * asked.query + 2 * asked.query * (before + 1) + 2 * heads * 4 * (before + 1) + 2 * predictor
-    )
+    flops = asked.ranking(1, before + 1) + 2 * heads * 4 * (before + 1) + 2 * predictor
     read = asked.hidden * asked.query + asked.key * before + predictor
     step = sum(one.flops(1, text + held) for one, held in zip(shape.layers, counts, strict=True)) + 2 * shape.head
-    weights = sum(one.matrices for one in shape.layers) + shape.head
-    cache = sum(2 * one.key * (text + held) for one, held in zip(shape.layers, counts, strict=True))
+    weights = sum(one.read(1) for one in shape.layers) + shape.head
+    cache = sum(one.cache(text + held) for one, held in zip(shape.layers, counts, strict=True))
     return Control(flops / step, read / (weights + cache))

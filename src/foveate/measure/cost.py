@@ -2,8 +2,11 @@
 
 Convention: true FLOPs, 2 per multiply-accumulate; attention counted in full, not halved for causality, as the
 papers do. Per decoder layer, n rows against c tokens before them: ``2 n (parameters of the layer's matrices) +
-4 n (c + n) d_attention``. Equal to `torch.utils.flop_counter.FlopCounterMode` to the last FLOP (see the tests);
-norms, activations and rotary embeddings are not counted, there as here.
+4 n (c + n) d_attention`` (`engine.sizes.LayerShape.flops`, the only place where it is written). Of a mixture of
+experts the parameters are those that a token runs through. Equal to `torch.utils.flop_counter.FlopCounterMode` to the
+last FLOP on every family (tests/test_every_cost.py); norms, activations and rotary embeddings are not counted, there as
+here. What tower and projector cost is measured where a model runs (`vision`), and closed too where none does
+(`architecture`).
 """
 
 from __future__ import annotations
@@ -13,48 +16,35 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.method import Method
 from ..core.tokens import classify
 from ..core.view import View
-from ..engine.adapters import adapter_for, decoder_of
+from ..engine.anatomy import anatomy_of
+from ..engine.sizes import LayerShape
 from ..engine.trace import Pass, Trace
 
 
 @dataclass(frozen=True)
-class LayerShape:
-    """One transformer layer: parameters of its matrices, and sizes of its attention."""
-
-    matrices: int
-    query: int  # heads x head size
-    key: int  # key-value heads x head size
-    hidden: int
-
-    def flops(self, rows: float, before: float = 0) -> float:
-        """Of `rows` new tokens that attend to `before` earlier ones and to themselves."""
-        return 2 * rows * self.matrices + 4 * rows * (before + rows) * self.query
-
-    def steps(self, count: int, before: float) -> float:
-        """Of `count` tokens one after the other, the first of which attends to `before` earlier ones and to itself."""
-        return 2 * count * self.matrices + 4 * self.query * (count * (before + 1) + count * (count - 1) / 2)
-
-
-@dataclass(frozen=True)
 class Shapes:
-    """A vision-language model as its cost needs it.
+    """A decoder as its cost needs it; what the tower costs depends on the pictures (see `vision`).
 
     Attributes:
         layers: the decoder's.
         head: parameters of the language-model head.
-        tower: FLOPs of one picture (one tile) through tower and projector.
         bytes: of one number in the KV cache.
+        whole_head: whether `generate` runs the head on every row of a prompt, not on the last alone.
     """
 
     layers: tuple[LayerShape, ...]
     head: int
-    tower: float
     bytes: int
+    whole_head: bool = False
+
+    def head_rows(self, text: float, visual: float) -> float:
+        """Rows of a prompt that `generate` runs the head on; those of dropped tokens are zeros, and run too."""
+        return text + visual if self.whole_head else 1
 
 
 @dataclass(frozen=True)
@@ -97,42 +87,13 @@ def shapes(model: Any) -> Shapes:
     """Reads the shapes off a model's weights (a model on the meta device will do).
 
     Raises:
-        ValueError: unknown family.
+        ValueError: the decoder is not a stack of layers whose cost is known.
     """
-    body = adapter_for(model).body(model)
-    head = model.get_output_embeddings()
-    first = next(decoder_of(body).parameters())
-    return Shapes(
-        layers=tuple(layer_shape(layer) for layer in decoder_of(body).layers),
-        head=0 if head is None else head.weight.numel(),
-        tower=_tower_flops(body),
-        bytes=first.element_size(),
-    )
+    anatomy = anatomy_of(model)
+    return Shapes(anatomy.shapes, anatomy.head_size, anatomy.number_size, anatomy.whole_head)
 
 
-def layer_shape(layer: Any) -> LayerShape:
-    """The shape of a decoder layer with `self_attn.{q,k,v,o}_proj` and linear maps elsewhere."""
-    matrices = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
-    attention = layer.self_attn
-    query, hidden = attention.q_proj.weight.shape
-    return LayerShape(matrices, query, attention.k_proj.weight.shape[0], hidden)
-
-
-def _tower_flops(body: Any) -> float:
-    """A CLIP-like tower over one picture, and the projector over its tokens."""
-    tower, config = body.vision_tower, body.config.vision_config
-    patches = (config.image_size // config.patch_size) ** 2
-    convolution = next(m for m in tower.modules() if isinstance(m, nn.Conv2d))
-    positions = next(m for m in tower.modules() if isinstance(m, nn.Embedding)).weight.shape[0]
-    flops = 2.0 * patches * convolution.weight.numel()
-    for layer in (m for m in tower.modules() if hasattr(m, "self_attn")):
-        matrices = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
-        flops += LayerShape(matrices, config.hidden_size, config.hidden_size, config.hidden_size).flops(positions)
-    projector = sum(m.weight.numel() for m in body.multi_modal_projector.modules() if isinstance(m, nn.Linear))
-    return flops + 2.0 * patches * projector
-
-
-def cost_of_trace(shape: Shapes, trace: Trace, *, pictures: int = 0, all_logits: bool = False) -> Cost:
+def cost_of_trace(shape: Shapes, trace: Trace, *, tower: float = 0.0, all_logits: bool = False) -> Cost:
     """What a recorded run really computed, all samples together.
 
     Padding, and the fills of ragged batches, are not counted: they are the batch's waste and not the samples' work.
@@ -140,10 +101,10 @@ def cost_of_trace(shape: Shapes, trace: Trace, *, pictures: int = 0, all_logits:
     Args:
         shape: of the model.
         trace: from `apply`.
-        pictures: how many pictures (tiles) went through the tower.
+        tower: FLOPs of tower and projector, from `vision.vision_flops`.
         all_logits: whether the head ran on every row (a bare forward) or on the last alone (`generate`).
     """
-    total = Cost(tower=pictures * shape.tower)
+    total = Cost(tower=tower)
     kv = 0.0
     for done in trace.passes:
         parts = _parts(shape, done, trace.layers, all_logits)
@@ -178,14 +139,12 @@ def _parts(shape: Shapes, done: Pass, depth: int, all_logits: bool) -> dict[str,
     flops, kv = torch.zeros_like(text), torch.zeros_like(text)
     for layer, f, c in zip(shape.layers, fresh, cached, strict=True):
         rows, before = text + f, past + c
-        flops += 2 * rows * layer.matrices + 4 * rows * (before + rows) * layer.query
-        kv += 2 * layer.key * (before + rows) * shape.bytes * done.cached
+        flops += layer.flops(rows, before)
+        kv += layer.cache(before + rows) * shape.bytes * done.cached
     score = torch.full_like(text, done.control + done.spent / len(text))
     for index, queries, keys, projected in done.asked:
-        layer = shape.layers[index]
-        score += queries * (2 * layer.hidden * layer.query + 2 * layer.query * keys)
-        score += projected * 2 * layer.hidden * layer.key
-    out = text + done.new.cpu() if all_logits else torch.ones_like(text)
+        score += shape.layers[index].ranking(queries, keys, projected)
+    out = text + done.new.cpu() if all_logits or shape.whole_head else torch.ones_like(text)
     return {
         "prefill" if done.step == 0 else "decode": flops,
         "head": 2 * shape.head * out,
@@ -200,7 +159,8 @@ def cost_of_counts(
     *,
     text: int,
     new_tokens: int = 1,
-    pictures: int = 1,
+    visual: float | None = None,
+    tower: float = 0.0,
     asked: Sequence[int] = (),
 ) -> Cost:
     """The cost of one sample whose layer l attends to `kept[l]` visual tokens.
@@ -210,7 +170,8 @@ def cost_of_counts(
         kept: visual tokens per layer, as `kept_by` gives them for a method.
         text: prompt tokens that are not visual.
         new_tokens: tokens generated; the first comes out of the prefill.
-        pictures: pictures (tiles) through the tower.
+        visual: visual tokens given, for the head where it runs on every row; None if layer 0 sees them all.
+        tower: FLOPs of tower and projector.
         asked: layers of which one query row is recomputed to rank tokens.
 
     Raises:
@@ -220,12 +181,10 @@ def cost_of_counts(
         raise ValueError(f"got {len(kept)} counts for a decoder of {len(shape.layers)} layers; expected one per layer")
     prefill = sum(layer.flops(text + k) for layer, k in zip(shape.layers, kept, strict=True))
     decode = sum(layer.steps(new_tokens - 1, text + k) for layer, k in zip(shape.layers, kept, strict=True))
-    score = sum(
-        2 * shape.layers[i].hidden * shape.layers[i].query + 2 * shape.layers[i].query * (text + kept[i]) for i in asked
-    )
-    held = [(text + k + new_tokens - 1) for k in kept]
-    kv = sum(2 * layer.key * h * shape.bytes for layer, h in zip(shape.layers, held, strict=True))
-    return Cost(pictures * shape.tower, prefill, decode, 2 * shape.head * new_tokens, score, kv)
+    score = sum(shape.layers[i].ranking(1, text + kept[i]) for i in asked)
+    kv = sum(layer.cache(text + k + new_tokens - 1) for layer, k in zip(shape.layers, kept, strict=True))
+    rows = shape.head_rows(text, kept[0] if visual is None else visual) + new_tokens - 1
+    return Cost(tower, prefill, decode, 2 * shape.head * rows, score, kv * shape.bytes)
 
 
 def kept_by(methods: Sequence[Method], layers: int, total: int) -> list[int]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from packaging.specifiers import SpecifierSet
 from PIL import Image
-from transformers import AutoModelForImageTextToText
 
-from ..engine.adapters import Adapter, adapter_for, decoder_of
+from ..engine.adapters import Adapter
+from ..engine.anatomy import Anatomy, anatomy_of
 from ..engine.apply import apply
 from ..engine.checks import special_masks
 from ..engine.masks import SUPPORTED
@@ -48,51 +48,33 @@ class Finding:
         return self.supported and all(check.passed for check in self.checks)
 
 
-def skeleton(config: Any) -> Any:
-    """The model of a configuration without weights.
-
-    Raises:
-        ValueError: transformers cannot build it.
-    """
-    try:
-        with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config)
-    except Exception as error:  # any library that a family needs may be missing
-        raise ValueError(
-            f"transformers cannot build a {config.model_type} from this configuration: {type(error).__name__}: {error}"
-        ) from error
-
-
 def examine(name: str, model: Any, processor: Any = None) -> Finding:
-    """Family, decoder, visual tokens, and whether `apply` takes the model, which may be a skeleton."""
+    """Family, decoder, visual tokens, and whether `apply` takes the model, which may be hollow."""
     family = model.config.model_type
     try:
-        adapter = adapter_for(model)
         apply(model)
     except ValueError as error:
         return Finding(name, family, False, str(error), {**_installed(), "class": type(model).__name__})
-    return Finding(name, family, True, None, _facts(adapter, model, processor))
+    return Finding(name, family, True, None, _facts(anatomy_of(model), processor))
 
 
-def _facts(adapter: Adapter, model: Any, processor: Any) -> dict[str, Any]:
-    body = adapter.body(model)
-    decoder, config = decoder_of(body), body.config
-    text = decoder.config
+def _facts(anatomy: Anatomy, processor: Any) -> dict[str, Any]:
+    adapter, text = anatomy.adapter, anatomy.decoder.config
     kinds = getattr(text, "layer_types", None) or ()
     rope = getattr(text, "rope_parameters", None) or {}
     return {
         **_installed(),
-        "class": type(model).__name__,
+        "class": type(anatomy.model).__name__,
         "decoder": text.model_type,
-        "layers": len(decoder.layers),
+        "layers": anatomy.depth,
         "layers with a window": sum(kind == "sliding_attention" for kind in kinds),
         "heads (of keys)": f"{text.num_attention_heads} ({text.num_key_value_heads})",
         "positions": "time, height and width (M-RoPE)" if "mrope_section" in rope else "in a row",
         "masks": "the family's own" if special_masks(adapter, text) else "causal",
         "attention": text._attn_implementation,
         "attention supported": [b for b in SUPPORTED if not (b[:5] == "flash" and special_masks(adapter, text))],
-        "placeholder ids": list(adapter.visual_tokens(config)),
-        "visual tokens per image": tokens_per_image(adapter, config, processor),
+        "placeholder ids": list(anatomy.visual_tokens),
+        "visual tokens per image": tokens_per_image(adapter, anatomy.config, processor),
         "structure tokens": adapter.structure + ("" if adapter.stays else " (may be dropped)"),
     }
 

@@ -63,17 +63,18 @@ def times(model: Architecture, device: Device, asked: Request, kept: Sequence[fl
     seen = [asked.text + k for k in kept]
     middle = (steps + 1) / 2  # mean of 1..steps: what a step attends to besides the prompt, itself included
     prefill = [
-        (batch * layer.flops(n), layer.matrices + 2 * batch * layer.key * n)
+        (batch * layer.flops(n), layer.read(batch * n) + batch * layer.cache(n))
         for layer, n in zip(layers, seen, strict=True)
     ]
     decode = [
-        (batch * layer.flops(1, n + middle - 1), layer.matrices + 2 * batch * layer.key * (n + middle))
+        (batch * layer.flops(1, n + middle - 1), layer.read(batch) + batch * layer.cache(n + middle))
         for layer, n in zip(layers, seen, strict=True)
     ]
     head = (2.0 * batch * model.shapes.head, model.shapes.head)
+    rows = model.shapes.head_rows(asked.text, asked.visual)
     return Times(
         _tower(model, device, asked),
-        _phase(device, [*prefill, head], model.shapes.bytes, _PER_LAYER * len(layers)),
+        _phase(device, [*prefill, (rows * head[0], head[1])], model.shapes.bytes, _PER_LAYER * len(layers)),
         _phase(device, [*decode, head], model.shapes.bytes, _PER_LAYER * len(layers)),
         steps,
     )
@@ -90,9 +91,9 @@ def _phase(device: Device, parts: Sequence[tuple[float, float]], size: int, laun
 def _tower(model: Architecture, device: Device, asked: Request) -> Phase:
     if not asked.pictures:
         return Phase(0.0, 0.0, 0.0, 0.0)
-    flops = asked.batch * sum(model.tower.flops(p) for p in asked.pictures)
+    flops = asked.batch * model.vision_flops(asked.pictures)
     launches = _PER_TOWER_LAYER * len(model.tower.layers)
-    return _phase(device, [(flops, model.tower.held)], model.shapes.bytes, launches)
+    return _phase(device, [(flops, model.vision)], model.shapes.bytes, launches)
 
 
 @dataclass(frozen=True)
@@ -136,17 +137,20 @@ def least_keep(model: Architecture, device: Device, asked: Request, part: str = 
 
 def held(model: Architecture, asked: Request, kept: Sequence[float]) -> float:
     """Bytes of weights and of the KV cache at the end."""
-    weights = model.weights + model.words + model.tower.held
+    weights = model.weights + model.words + model.vision
     ends = [asked.text + k + asked.new_tokens - 1 for k in kept]
-    kv = sum(2 * layer.key * n for layer, n in zip(model.shapes.layers, ends, strict=True))
+    kv = sum(layer.cache(n) for layer, n in zip(model.shapes.layers, ends, strict=True))
     return float((weights + asked.batch * kv) * model.shapes.bytes)
 
 
 def read_by(model: Architecture, asked: Request, kept: Sequence[float], step: bool) -> float:
     """Numbers that a batch reads: weights, head and cache, in its last decode step (`step`) or in the prefill."""
     more = asked.new_tokens - 1 if step else 0
-    cache = sum(2 * layer.key * (asked.text + k + more) for layer, k in zip(model.shapes.layers, kept, strict=True))
-    return float(model.weights + asked.batch * cache)
+    read = float(model.shapes.head)
+    for layer, k in zip(model.shapes.layers, kept, strict=True):
+        seen = asked.text + k
+        read += layer.read(asked.batch * (1 if step else seen)) + asked.batch * layer.cache(seen + more)
+    return read
 
 
 def hard_cap(flops: tuple[float, float], whole: float, ours: float) -> float:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import redirect_stderr
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ..demo.bundled import BUNDLED
@@ -119,9 +116,3 @@ def _made(body: dict[str, Any]) -> Any:
     if kind is None:
         raise ValueError("the file names no model_type")
     return AutoConfig.for_model(kind, **{k: v for k, v in body.items() if k != "model_type"})
-
-
-def hollow(config: Any) -> Any:
-    """The model without weights: on the meta device, where nothing takes memory or time."""
-    with torch.device("meta"), redirect_stderr(StringIO()):
-        return AutoModelForImageTextToText.from_config(config)

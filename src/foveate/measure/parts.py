@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.method import Method
-from ..engine.adapters import adapter_for
+from ..engine.anatomy import anatomy_of
 from ..engine.apply import apply
 
 PARTS = ("vision", "prefill", "decode", "score", "schedule", "drop", "control")
@@ -82,9 +82,9 @@ def parts(model: Any, inputs: dict[str, Tensor], methods: Sequence[Method], new_
     """
     clock = Clock(model.device)
     timed = [_timed(method, clock) for method in methods]
-    body = adapter_for(model).body(model)
-    decoder = model.get_decoder()
-    handles = [h for child in body.children() if child is not decoder for h in _around(child, clock, lambda: "vision")]
+    anatomy = anatomy_of(model)
+    decoder = anatomy.decoder
+    handles = [hook for part in anatomy.vision for hook in _around(part, clock, lambda: "vision")]
     calls = iter(range(10**9))
     handles += _around(decoder, clock, lambda: "decode" if next(calls) else "prefill")
     try:

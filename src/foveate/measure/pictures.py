@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,17 @@ from typing import Any
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 
 Size = tuple[int, int]  # width, height
+
+# Families whose tokens and towers' FLOPs are known from a configuration: tests/test_every_cost.py runs each of them.
+# Others are measured on the live model alone (see `vision`): Pixtral's pictures see one another, GOT-OCR's and
+# FastVLM's towers are convolutions, Aria, Idefics2 and Ovis2 resample.
+KNOWN = (
+    "llava", "vipllava", "llava_next", "llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
+    "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm",
+    "gemma3", "paligemma", "janus", "deepseek_vl", "aya_vision", "cohere2_vision",
+)  # fmt: skip
+ANYRES = ("llava_next", "llava_next_video", "llava_onevision")
+_ANY_TOWER = ("llava", "vipllava", *ANYRES)  # may be built around other towers, as Pixtral 12B is
 
 
 @dataclass(frozen=True)
@@ -38,24 +50,28 @@ def picture(config: Any, size: Size | None = None, tiles: int = 1) -> Picture:
             its thumbnail included.
 
     Raises:
-        ValueError: the family's rule is not known, or it needs a size.
+        ValueError: the family is not of `KNOWN`, or it needs a size.
     """
     vision = config.vision_config
+    tower = getattr(vision, "model_type", "no tower")
     if tiles < 1:
         raise ValueError(f"tiles={tiles}; expected 1 or more")
-    if getattr(config, "image_grid_pinpoints", None) and config.model_type == "llava_next":
+    if config.model_type not in KNOWN or (
+        config.model_type in _ANY_TOWER and tower not in ("clip_vision_model", "siglip_vision_model")
+    ):
+        raise ValueError(
+            f"how many tokens {config.model_type} ({tower}) makes of a picture, and at what cost, is not "
+            "known from its configuration alone. `foveate cost` and `advise` take --visual-tokens instead and leave "
+            "the tower out; `foveate generate` counts it on the model itself."
+        )
+    if config.model_type in ANYRES:
         return _anyres(config, size)
     merge = getattr(vision, "spatial_merge_size", None)
     if merge is not None:
         return _dynamic(vision, _sized(config, size), int(merge))
-    if config.model_type in _UNKNOWN or not hasattr(vision, "patch_size") or not hasattr(vision, "image_size"):
-        raise ValueError(f"how many tokens {config.model_type} makes of a picture is not known; give --visual-tokens")
     patches = (_side(vision.image_size) // _side(vision.patch_size)) ** 2
     tokens = _per_tile(config, patches)
     return Picture(tiles * tokens, (patches,) * tiles, tiles * tokens)
-
-
-_UNKNOWN = ("llava_onevision", "llava_next_video", "mistral3", "fast_vlm", "ovis2", "aria")
 
 
 def _side(value: Any) -> int:
@@ -70,6 +86,8 @@ def _per_tile(config: Any, patches: int) -> int:
         return round(patches * config.downsample_ratio**2)
     if getattr(config, "scale_factor", None):
         return int(patches // config.scale_factor**2)
+    if getattr(config, "downsample_factor", None):
+        return int(patches // config.downsample_factor**2)
     whole = getattr(config, "vision_feature_select_strategy", "default") == "full"
     return patches + int(whole)
 
@@ -103,7 +121,10 @@ def _windows(wide: int, high: int, side: int) -> int:
 
 
 def _anyres(config: Any, size: Size | None) -> Picture:
-    """LLaVA-NeXT: an overview, and tiles whose padding is cut off, with a newline token after each row."""
+    """LLaVA-NeXT: an overview, and tiles whose padding is cut off, with a newline token after each row.
+
+    LLaVA-OneVision's are scaled down as well, where they are more than `vision_aspect_ratio` says, like anyres_max_9.
+    """
     vision, (width, height) = config.vision_config, _sized(config, size)
     side, patches = vision.image_size // vision.patch_size, (vision.image_size // vision.patch_size) ** 2
     points = config.image_grid_pinpoints
@@ -113,4 +134,8 @@ def _anyres(config: Any, size: Size | None) -> Picture:
         rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
     else:
         columns -= 2 * ((columns - int(round(width * rows / height, 7))) // 2)
+    most = int(getattr(config, "vision_aspect_ratio", "0").rpartition("_")[2])
+    ratio = math.sqrt(rows * columns / (most * patches)) if most else 1.0
+    if ratio > 1.1:
+        rows, columns = int(rows // ratio), int(columns // ratio)
     return Picture(patches + rows * columns + rows, (patches,) * tiles, patches * tiles)

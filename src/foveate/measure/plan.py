@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..core.method import Method
@@ -83,10 +83,11 @@ def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ())
     Raises:
         ValueError: a schedule that depends on the input, or that does not fit the decoder.
     """
+    tower = model.vision_flops(asked.pictures)
+    counts = kept(model, asked, methods)
     one = cost_of_counts(
-        model.shapes, kept(model, asked, methods), text=asked.text, new_tokens=asked.new_tokens, pictures=0
+        model.shapes, counts, text=asked.text, new_tokens=asked.new_tokens, visual=asked.visual, tower=tower
     )
-    one = replace(one, tower=sum(model.tower.flops(p) for p in asked.pictures))
     return Cost(**{name: asked.batch * value for name, value in vars(one).items()})
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.tokens import Kind
 from ..core.view import View
-from ..engine.adapters import adapter_for, decoder_of
+from ..engine.anatomy import anatomy_of
 from ..engine.apply import apply
 from ..methods.fastv import fastv
 from ..methods.random import random
@@ -47,9 +47,9 @@ def placeholder_inputs(
     model: Any, images: int = 2, tokens: int = 36, text: int = 12, seed: int = 0
 ) -> dict[str, Tensor]:
     """A random prompt whose images are bare placeholders (1 T): for a model without its processor."""
-    config = adapter_for(model).body(model).config
-    image = adapter_for(model).image_token(config)
-    vocabulary = config.get_text_config().vocab_size
+    anatomy = anatomy_of(model)
+    image, barred = anatomy.image_token, set(anatomy.visual_tokens)
+    vocabulary = anatomy.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> list[int]:
@@ -58,7 +58,6 @@ def placeholder_inputs(
     ids = words(text // 2)
     for _ in range(images):
         ids += [image] * tokens + words(text)
-    barred = set(adapter_for(model).visual_tokens(config))
     table = torch.tensor([[token if token == image or token not in barred else 3 for token in ids]])
     return {"input_ids": table, "attention_mask": torch.ones_like(table)}
 
@@ -74,7 +73,7 @@ def self_check(model: Any, inputs: Inputs) -> list[Check]:
     Raises:
         ValueError: as `apply` does; no visual tokens; or flash attention, whose masks no hook can edit.
     """
-    decoder = decoder_of(adapter_for(model).body(model))
+    decoder = anatomy_of(model).decoder
     depth, backend = len(decoder.layers), decoder.config._attn_implementation
     if backend.startswith("flash"):
         raise ValueError(f"the self-check edits masks, which {backend} has not; run it with sdpa or eager")

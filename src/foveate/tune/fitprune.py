@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..core.method import Method
 from ..core.view import View
-from ..engine.adapters import adapter_for, decoder_of
+from ..engine.anatomy import anatomy_of
 from ..engine.apply import apply
-from ..measure.cost import LayerShape, shapes
+from ..engine.sizes import LayerShape
+from ..measure.cost import shapes
 from ..methods.fitprune import SelfTimesCross
 
 Received = dict[int, tuple[Tensor, Tensor]]  # by layer: (B) sums of self- and of cross-attention
@@ -109,7 +110,7 @@ class Recipe:
             raise ValueError("got no batches, or one without pixel_values; give a few dozen samples with images")
         if first < 1:
             raise ValueError(f"tokens may leave from layer {first} on; expected 1 or more: statistics need a layer")
-        depth = len(decoder_of(adapter_for(model).body(model)).layers)
+        depth = anatomy_of(model).depth
         self.sums = [_sums(model, batch, depth) for batch in self.batches]
         self.samples, self.total = 0, 0
 

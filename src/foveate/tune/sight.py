@@ -10,20 +10,21 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..core.scores import Score
-from ..engine.adapters import Adapter, decoder_of
+from ..engine.anatomy import Anatomy
 from ..engine.tower import Watch
+from ..engine.towerform import known_tower
 
 Look = Callable[[Any, Any, Tensor], Tensor]
 
 
 @contextmanager
-def watched(adapter: Adapter, body: Any, score: Score) -> Iterator[Callable[[Bool[Tensor, "B T"]], Look | None]]:
+def watched(anatomy: Anatomy, score: Score) -> Iterator[Callable[[Bool[Tensor, "B T"]], Look | None]]:
     """Watches the tower within the block, if `score` looks at it; then tells `View.look` of the forward run there.
 
     What it gives takes which of the forward's columns are visual, and gives None where there is nothing to look at.
     """
     layers = getattr(score, "tower", ())
-    form = adapter.tower(body) if layers else None
+    form = known_tower(anatomy.body) if layers else None
     if form is None:
         yield lambda visual: None
         return
@@ -37,7 +38,7 @@ def watched(adapter: Adapter, body: Any, score: Score) -> Iterator[Callable[[Boo
         sight = watch.sight(embeds[-1], visual, 0, lambda flops: None)
         return None if sight is None else sight.look
 
-    handles = [*watch.attach(), decoder_of(body).register_forward_pre_hook(catch, with_kwargs=True)]
+    handles = [*watch.attach(), anatomy.decoder.register_forward_pre_hook(catch, with_kwargs=True)]
     try:
         yield look
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.adapters import adapter_for, decoder_of
+from ..engine.anatomy import anatomy_of
 from ..engine.apply import apply
 from ..methods.vtw import vtw
 
@@ -44,7 +44,7 @@ def find_vtw_layer(
         ValueError: no batches, a batch without an image, or `first` outside the decoder.
     """
     known = list(batches)
-    depth = len(decoder_of(adapter_for(model).body(model)).layers)
+    depth = anatomy_of(model).depth
     if not known:
         raise ValueError("got no batches to measure on; give about 20 samples")
     if not 0 <= first < depth:

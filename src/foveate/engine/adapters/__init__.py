@@ -1,25 +1,19 @@
-"""One file per family: where a model's decoder is, and which of its input tokens are visual."""
+"""Which of a model's input tokens are visual: an entry of `table.py` per family."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from typing import Any
 
 from ..refused import REFUSED
-from .adapter import Adapter, decoder_of
+from .adapter import Adapter
+from .table import TABLE
 
 
 @cache
 def adapters() -> dict[str, Adapter]:
-    """Every adapter of this package by transformers' `model_type`."""
-    found: dict[str, Adapter] = {}
-    for module in pkgutil.iter_modules(__path__):
-        if module.name != "adapter":
-            adapter: Adapter = importlib.import_module(f"{__name__}.{module.name}").ADAPTER
-            found.update(dict.fromkeys(adapter.model_types, adapter))
-    return found
+    """Every adapter of the table by transformers' `model_type`."""
+    return {kind: adapter for adapter in TABLE for kind in adapter.model_types}
 
 
 def adapter_for(model: Any) -> Adapter:
@@ -39,9 +33,9 @@ def adapter_for(model: Any) -> Adapter:
     if getattr(config, "vision_config", None) is None:
         raise ValueError(f"{type(model).__name__} ({kind}) has no visual tokens to keep. {supported}")
     raise ValueError(
-        f"no adapter for the family {kind!r} ({type(model).__name__}). {supported} A new family is one file in "
-        "engine/adapters/ (see CONTRIBUTING.md)."
+        f"no adapter for the family {kind!r} ({type(model).__name__}). {supported} A new family is one entry in "
+        "engine/adapters/table.py (see CONTRIBUTING.md)."
     )
 
 
-__all__ = ["Adapter", "adapter_for", "adapters", "decoder_of"]
+__all__ = ["Adapter", "adapter_for", "adapters"]

@@ -9,19 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..rows import project_keys, project_queries
-from ..towerform import TowerForm, known_tower
-
-
-def multimodal_body(model: Any) -> Any:
-    """The module that merges image features into the text and calls the language model."""
-    inner = getattr(model, "model", None)
-    return inner if hasattr(inner, "language_model") or hasattr(inner, "text_model") else model
-
-
-def decoder_of(body: Any) -> Any:
-    """The language model inside a multimodal body: Idefics and its kin call it `text_model`."""
-    inner = getattr(body, "language_model", None)
-    return body.text_model if inner is None else inner
 
 
 @dataclass(frozen=True)
@@ -33,7 +20,6 @@ class Adapter:
         image_token: the id of visual tokens in `input_ids`, from the model's configuration.
         per_image: visual tokens of every image where the configuration fixes them, else None.
         grid: (rows, columns) of every image's tokens in raster order, or None where they form no such grid.
-        body: the multimodal module; its decoder (see `decoder_of`) has `layers`.
         queries: post-RoPE query rows (B H Q D) of a decoder layer's attention, from the layer's input.
         keys: post-RoPE keys (B H T D), likewise; asked only where there is no cache.
         video_token: the id of the tokens of video frames, where it is another than the images'.
@@ -43,19 +29,16 @@ class Adapter:
         stays: whether these have ids of their own, and so are text that stays; else they are placeholders among the
             others, and may be dropped.
         image: what counts as one image where each gets its share.
-        tower: how the vision tower is built, from the multimodal module; asked only where a score looks at the tower.
     """
 
     model_types: tuple[str, ...]
-    image_token: Callable[[Any], int]
+    image_token: Callable[[Any], int] = lambda config: config.image_token_id
     per_image: Callable[[Any], int | None] = lambda config: None
     grid: Callable[[Any], tuple[int, int] | None] = lambda config: None
-    body: Callable[[Any], Any] = multimodal_body
     queries: Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor] = project_queries
     keys: Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor] = project_keys
     video_token: Callable[[Any], int | None] = lambda config: None
     own_masks: bool = False
-    tower: Callable[[Any], TowerForm] = known_tower
     structure: str = "none"
     stays: bool = True
     image: str = "each picture; those that touch are one"

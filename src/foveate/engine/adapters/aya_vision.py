@@ -32,7 +32,6 @@ def keys(layer: nn.Module, hidden: Tensor, positions: Positions) -> Tensor:
 
 ADAPTER = Adapter(
     model_types=("aya_vision", "cohere2_vision"),
-    image_token=lambda config: config.image_token_id,
     queries=queries,
     keys=keys,
     structure="tile markers, `<|START_OF_IMG|>`, `<|END_OF_IMG|>`",

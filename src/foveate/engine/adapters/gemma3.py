@@ -18,7 +18,6 @@ def grid(config: Any) -> tuple[int, int]:
 
 ADAPTER = Adapter(
     model_types=("gemma3",),
-    image_token=lambda config: config.image_token_id,
     per_image=lambda config: config.mm_tokens_per_image,
     grid=grid,
     own_masks=True,

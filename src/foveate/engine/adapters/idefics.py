@@ -15,7 +15,6 @@ def grid(config: Any) -> tuple[int, int]:
 
 ADAPTER = Adapter(
     model_types=("idefics3", "smolvlm"),
-    image_token=lambda config: config.image_token_id,
     per_image=lambda config: grid(config)[0] ** 2,
     grid=grid,
     structure="`<fake_token_around_image>`, `<row_i_col_j>`, `<global-img>`",

@@ -28,7 +28,6 @@ def patches(config: Any) -> int | None:
 
 ADAPTER = Adapter(
     model_types=("llava", "vipllava"),
-    image_token=lambda config: config.image_token_id,
     per_image=patches,
     grid=patch_grid,
     structure="none; with a Pixtral tower, as mistral3",

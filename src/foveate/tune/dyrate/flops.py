@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...measure.cost import LayerShape, Shapes
+from ...measure.cost import Shapes
 
 
 def flops_ratio(
@@ -58,11 +58,7 @@ def flops(
         (above, kept[:, 0], kept[:, 1:]),
     ):
         for one in layers:
-            spent = spent + _of_layer(one, words + first, 0.0)
+            spent = spent + one.flops(words + first)
             before = words[:, None] + later + steps - 1
-            spent = spent + (_of_layer(one, torch.ones_like(before), before) * there).sum(1)
+            spent = spent + (one.flops(torch.ones_like(before), before) * there).sum(1)
     return spent
-
-
-def _of_layer(one: LayerShape, rows: Tensor, before: Tensor | float) -> Tensor:
-    return 2 * rows * one.matrices + 4 * rows * (before + rows) * one.query

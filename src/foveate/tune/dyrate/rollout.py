@@ -21,7 +21,7 @@ from ...core.predictor import RatePredictor
 from ...core.scores import Score
 from ...core.selection import places
 from ...core.view import View
-from ...engine.adapters import adapter_for, decoder_of
+from ...engine.anatomy import Anatomy, anatomy_of
 from ...engine.assumptions import without_cache
 from ...engine.checks import check_teacher_forcing
 from ..examples import Example, encode
@@ -92,9 +92,9 @@ def roll_out(
     """
     views, chosen = _decide(model, predictor, score, layer, batch, choose, decode)
     if decode or chosen.weight.requires_grad:
-        logits = _run_above(model, views.body, views, chosen.weight, layer)
+        logits = _run_above(views, chosen.weight, layer)
     else:  # nothing is asked of what was dropped, and it never comes back
-        logits = _run_kept(model, views.body, views, chosen.weight[:, 0] > 0.5, layer)
+        logits = _run_kept(views, chosen.weight[:, 0] > 0.5, layer)
     return Rollout(logits, chosen.kept, chosen.choice, views.total)
 
 
@@ -123,7 +123,7 @@ def at_every_rate(
         for keep in counts.unbind(-1):
             alive = views.present & ((place < keep[:, None]) | (view.visual == view.newest))
             kept = alive.sum(1)[:, None].expand_as(batch.answered).float()
-            yield _run_kept(model, views.body, views, alive, layer), kept
+            yield _run_kept(views, alive, layer), kept
 
     return shares_by_type(view), answers()
 
@@ -173,12 +173,12 @@ def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
 
 
 def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
-    body = adapter_for(model).body(model)
-    check_teacher_forcing(adapter_for(model), body)
-    return Steps(model, layer, batch.inputs, batch.prompt, run_below(model, body, score, layer, batch.inputs))
+    anatomy = anatomy_of(model)
+    check_teacher_forcing(anatomy.adapter, anatomy.body)
+    return Steps(anatomy, layer, batch.inputs, batch.prompt, run_below(anatomy, score, layer, batch.inputs))
 
 
-def _run_above(model: Any, body: Any, views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Tensor:
+def _run_above(views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Tensor:
     """The prune layer and those above it, with each row seeing what was alive at its step; the answers' logits."""
     prompt, below = views.prompt, views.below
     batch, length = views.real.shape
@@ -192,11 +192,11 @@ def _run_above(model: Any, body: Any, views: Steps, weights: Float[Tensor, "B S 
     weight = torch.where(own, 1.0, weight)
     seen = (torch.ones(length, length, dtype=torch.bool, device=weights.device).tril() & views.real[:, None]) | own
     kwargs = {k: v for k, v in without_cache(below.kwargs).items() if k not in ("hidden_states", "attention_mask")}
-    hidden = _layers(body, layer, below.hidden, kwargs, seen, weight)
-    return _logits(model, body, hidden[:, prompt - 1 : length - 1])
+    hidden = _layers(views.anatomy, layer, below.hidden, kwargs, seen, weight)
+    return _logits(views.anatomy, hidden[:, prompt - 1 : length - 1])
 
 
-def _run_kept(model: Any, body: Any, views: Steps, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
+def _run_kept(views: Steps, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
     """As `_run_above` where one set holds for all rows: what was dropped is not run at all."""
     real, below, prompt = views.real, views.below, views.prompt
     dead = torch.where(views.present & ~alive, views.columns, real.shape[1])
@@ -206,29 +206,29 @@ def _run_kept(model: Any, body: Any, views: Steps, alive: Bool[Tensor, "B N"], l
     seen = there[:, None] & (columns[:, None] <= columns[..., None])
     seen = seen | torch.eye(columns.shape[1], dtype=torch.bool, device=seen.device)
     kwargs = {"position_embeddings": tuple(rows_at(t, columns) for t in below.kwargs["position_embeddings"])}
-    hidden = _layers(body, layer, rows_at(below.hidden, columns), kwargs, seen, seen.to(torch.float32))
-    return _logits(model, body, rows_at(hidden, (stays.cumsum(1) - 1)[:, prompt - 1 : -1]))
+    hidden = _layers(views.anatomy, layer, rows_at(below.hidden, columns), kwargs, seen, seen.to(torch.float32))
+    return _logits(views.anatomy, rows_at(hidden, (stays.cumsum(1) - 1)[:, prompt - 1 : -1]))
 
 
-def _layers(body: Any, first: int, hidden: Tensor, kwargs: dict[str, Any], seen: Tensor, weight: Tensor) -> Tensor:
-    decoder = decoder_of(body)
-    with soft_keys(decoder, seen, weight):
-        for block in decoder.layers[first:]:
+def _layers(
+    anatomy: Anatomy, first: int, hidden: Tensor, kwargs: dict[str, Any], seen: Tensor, weight: Tensor
+) -> Tensor:
+    with soft_keys(anatomy.decoder, seen, weight):
+        for block in anatomy.layers[first:]:
             out = block(hidden, attention_mask=None, **kwargs)
             hidden = out[0] if isinstance(out, tuple) else out
     return hidden
 
 
-def _logits(model: Any, body: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = model.get_output_embeddings()(decoder_of(body).norm(hidden))
+def _logits(anatomy: Anatomy, hidden: Tensor) -> Tensor:
+    logits: Tensor = anatomy.head(anatomy.decoder.norm(hidden))
     return logits
 
 
 def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, Tensor]:
     """Text tokens of each prompt, and visual ones."""
     ids, real = inputs["input_ids"][:, :prompt], inputs["attention_mask"][:, :prompt].bool()
-    adapter = adapter_for(model)
-    visual = ids == adapter.image_token(adapter.body(model).config)
+    visual = anatomy_of(model).visual(ids)
     return (real & ~visual).sum(1), visual.sum(1)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...core.scores import Score
 from ...core.tokens import TokenMap, classify
 from ...core.view import View
-from ...engine.adapters import adapter_for, decoder_of
+from ...engine.anatomy import Anatomy
 from ...engine.rows import attention_rows
 from ..sight import Look, watched
 
@@ -36,10 +36,9 @@ class Below:
 
 
 @torch.no_grad()
-def run_below(model: Any, body: Any, score: Score, layer: int, inputs: dict[str, Tensor]) -> Below:
+def run_below(anatomy: Anatomy, score: Score, layer: int, inputs: dict[str, Tensor]) -> Below:
     """Runs the layers below `layer`, and the tower, over prompts and answers."""
-    adapter = adapter_for(model)
-    visual = inputs["input_ids"] == adapter.image_token(body.config)
+    visual = anatomy.visual(inputs["input_ids"])
     caught: dict[int, tuple[Tensor, dict[str, Any]]] = {}
 
     def catch(index: int) -> Any:
@@ -50,12 +49,12 @@ def run_below(model: Any, body: Any, score: Score, layer: int, inputs: dict[str,
 
         return hook
 
-    layers = decoder_of(body).layers
+    layers = anatomy.layers
     last = max(0, layer - 1)
     handles = [layers[i].register_forward_pre_hook(catch(i), with_kwargs=True) for i in {last, layer}]
     try:
-        with watched(adapter, body, score) as look:
-            model(**inputs, use_cache=False)
+        with watched(anatomy, score) as look:
+            anatomy.model(**inputs, use_cache=False)
     except _Reached:
         pass
     finally:
@@ -73,14 +72,12 @@ def rows_at(values: Float[Tensor, "_ T D"], columns: Int[Tensor, "B R"]) -> Floa
 class Steps:
     """The views that the engine would show at each step, from one pass over the layers below."""
 
-    def __init__(self, model: Any, layer: int, inputs: dict[str, Tensor], prompt: int, below: Below) -> None:
+    def __init__(self, anatomy: Anatomy, layer: int, inputs: dict[str, Tensor], prompt: int, below: Below) -> None:
         self.layer, self.prompt, self.below = layer, prompt, below
-        self.adapter = adapter_for(model)
-        self.body = self.adapter.body(model)
-        self.layers = decoder_of(self.body).layers
-        config = self.body.config
+        self.anatomy, self.adapter, self.layers = anatomy, anatomy.adapter, anatomy.layers
+        config = anatomy.config
         real, ids = inputs["attention_mask"].bool(), inputs["input_ids"]
-        visual = ids == self.adapter.image_token(config)
+        visual = anatomy.visual(ids)
         per_image, grid = self.adapter.per_image(config), self.adapter.grid(config)
         tokens = classify(visual[:, :prompt], real[:, :prompt], per_image=per_image, grid=grid)
         self.tokens, self.real = tokens, real

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...core.predictor import RatePredictor
-from ...engine.adapters import adapter_for, decoder_of
+from ...engine.anatomy import anatomy_of
 from ...measure.cost import Shapes, shapes
 from ..examples import Example
 from ..search.processes import Processes
@@ -107,7 +107,7 @@ def _run(
     model: Any, processor: Any, examples: Sequence[Example], plan: Plan, shape: Shapes
 ) -> dict[str, Float[Tensor, ...]]:
     batch, text, total = batch_of(model, processor, examples)
-    heads = decoder_of(adapter_for(model).body(model)).config.num_attention_heads
+    heads = anatomy_of(model).heads
     shares, answers = at_every_rate(model, RatePredictor(heads, plan.rates), plan.score, plan.layer, batch)
     plain, columns = None, []
     for logits, kept in answers:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...core.predictor import RatePredictor
-from ...engine.adapters import adapter_for, decoder_of
+from ...engine.anatomy import anatomy_of
 from ...measure.cost import Shapes, shapes
 from ...measure.evaluate import fingerprint
 from ..examples import Example, encode
@@ -82,7 +82,7 @@ def _descend(
 ) -> RatePredictor:
     """Stochastic gradients through soft masks."""
     shape = shapes(model)
-    heads = decoder_of(adapter_for(model).body(model)).config.num_attention_heads
+    heads = anatomy_of(model).heads
     predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(resume(folder, plan, source, predictor, optimizer), plan.steps):

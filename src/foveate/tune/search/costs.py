@@ -45,7 +45,7 @@ def whole_cost(shape: Shapes, given: Sizes, keep: Sequence[float]) -> Cost:
     out = Cost()
     for (text, visual, words), times in given.counts:
         kept = [int(visual * share + 0.5 + 1e-9) for share in keep]
-        one = cost_of_counts(shape, kept, text=text, new_tokens=words, pictures=0)
+        one = cost_of_counts(shape, kept, text=text, new_tokens=words)
         out += Cost(prefill=times * one.prefill, decode=times * one.decode, kv_bytes=times * one.kv_bytes)
     return out
 

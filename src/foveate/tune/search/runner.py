@@ -18,9 +18,9 @@ from ...core.schedules import PerLayer
 from ...core.scores import Score
 from ...core.tokens import Kind, classify
 from ...core.view import View
-from ...engine.adapters import adapter_for, decoder_of
+from ...engine.anatomy import anatomy_of
 from ...engine.assumptions import without_cache
-from ...engine.checks import check_model, check_teacher_forcing, unwrapped
+from ...engine.checks import check_model, check_teacher_forcing
 from ...engine.masks import for_backend, may_see, needless
 from ...engine.rows import attention_rows, take_rows
 from ..dyrate.rollout import Batch
@@ -45,10 +45,9 @@ class Runner:
     """
 
     def __init__(self, model: Any, score: Score, within: Literal["sample", "image"] = "sample") -> None:
-        self.model = unwrapped(model)
-        self.adapter = adapter_for(self.model)
-        self.body = self.adapter.body(self.model)
-        self.decoder = decoder_of(self.body)
+        self.anatomy = anatomy_of(model)
+        self.model, self.body, self.decoder = self.anatomy.model, self.anatomy.body, self.anatomy.decoder
+        self.adapter = self.anatomy.adapter
         check_model(self.model, self.body, self.adapter)
         check_teacher_forcing(self.adapter, self.body)
         self.layers = list(self.decoder.layers)
@@ -68,7 +67,7 @@ class Runner:
 
         handle = self.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
         try:
-            with watched(self.adapter, self.body, self.score) as look:
+            with watched(self.anatomy, self.score) as look:
                 self.model(**batch.inputs, use_cache=False)
         except _Reached:
             pass
@@ -78,7 +77,7 @@ class Runner:
         self.tally.towers += len(hidden)
         real = batch.inputs["attention_mask"].bool()
         columns = torch.where(real, torch.arange(real.shape[1], device=real.device), -1)
-        visual = batch.inputs["input_ids"] == self.adapter.image_token(self.body.config)
+        visual = self.anatomy.visual(batch.inputs["input_ids"])
         return State(0, hidden, columns, self._prompt(batch, kwargs, look(visual)))
 
     def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: Look | None) -> Prompt:

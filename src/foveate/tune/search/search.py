@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...core.method import Method
 from ...core.scores import Score, earliest
-from ...engine.adapters import adapter_for, decoder_of
+from ...engine.anatomy import anatomy_of
 from ...engine.apply import apply
 from ...measure.cost import shapes
 from ...methods import score_of
@@ -211,7 +211,7 @@ def _prompts(model: Any, processor: Any, examples: Sequence[Example]) -> dict[st
 
 def model_facts(model: Any, name: str) -> dict[str, Any]:
     """What a model is known by: a schedule is refused by another family or depth."""
-    text = decoder_of(adapter_for(model).body(model)).config
+    text = anatomy_of(model).decoder.config
     return {
         "name": name,
         "family": model.config.model_type,
