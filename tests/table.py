@@ -19,7 +19,7 @@ What `foveate.apply` takes, generated from the tests by `python tests/table.py`;
 *Proven* means: on a tiny random-weight model of the real configuration class, in each named attention backend, dropping
 equals masking in the prefill and in every decode step, counts equal the schedule, batches of different images padded on
 either side equal each sample alone, and the attention rows that scores see are the model's own. `foveate doctor MODEL`
-runs such checks on your weights. Tower and decoder are those of transformers >= 5.17, < 6; tested with 5.23.0.
+runs such checks on your weights. The tests passed with transformers 5.17.0 and 5.24.0.
 
 ## Flash attention
 
