@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .pictures import Picture, shared_out
+from .contract import Needs, Part
+from .pictures import Count, Mix, Picture, Rank, shared_out
 
 
 @dataclass(frozen=True)
-class Matching:
+class Matching(Part):
     """Every second token is matched with the most similar of the others, by key; the best pairs of a round merge.
 
     A merged token has the mean key of its members and the place of the token that took them in.
@@ -24,11 +24,11 @@ class Matching:
         threshold: pairs less alike than this never merge.
     """
 
-    least: Callable[[Picture], int]
+    least: Count
     rounds: int = 0
     threshold: float = -torch.inf
 
-    tower = (None,)
+    own = Needs(tower=(None,))  # for its keys
 
     def owners(self, picture: Picture) -> Int[Tensor, n]:
         """The token that has taken in each token, itself where it is left."""
@@ -56,12 +56,10 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class Left:
+class Left(Count):
     """The count: how many tokens a matching leaves."""
 
     matching: Matching
-
-    tower = (None,)
 
     def __call__(self, picture: Picture) -> int:
         """Tokens to keep of the image."""
@@ -69,12 +67,10 @@ class Left:
 
 
 @dataclass(frozen=True)
-class LeftFirst:
+class LeftFirst(Rank):
     """The rank: the tokens that a matching leaves, those first that have taken in most."""
 
     matching: Matching
-
-    tower = (None,)
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Scores >= 0."""
@@ -82,14 +78,12 @@ class LeftFirst:
 
 
 @dataclass(frozen=True)
-class IntoOwners:
+class IntoOwners(Mix):
     """The merge: a token becomes the mean of all that it has taken in."""
 
     matching: Matching
 
-    tower = (None,)
-
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
+    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
         """Weights of the merge; what stays against the matching stays as it is."""
         owner = self.matching.owners(picture)
         itself = torch.arange(len(owner), device=owner.device)

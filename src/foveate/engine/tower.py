@@ -44,8 +44,7 @@ class Run:
 
 def looked_at(methods: Sequence[Method]) -> list[Layer]:
     """The tower's layers that methods look at."""
-    parts = [part for method in methods for part in (method.score, method.schedule, method.merge)]
-    return [layer for part in parts for layer in getattr(part, "tower", ())]
+    return [layer for method in methods for layer in method.needs.tower]
 
 
 class Watch(threading.local):

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from ..core.method import Method
 from ..methods import factories, knobs, parse
-from .cost import Cost, Shapes, cost_of_counts, kept_by
+from .cost import Cost, Shapes, UnforeseenError, cost_of_counts, kept_by
 from .records import Record
 
 WORKS = ("flops", "bytes", "tokens")
@@ -162,7 +162,7 @@ def _accepted(spec: str, grid: Sequence[str], layers: int) -> Sequence[str]:
 def planned(target: Target, shape: Shapes, records: Sequence[Record]) -> Work:
     """Work in closed form, from schedules alone, over the unpruned run's prompts and lengths of answers.
 
-    The function returned raises ValueError for methods whose counts depend on the input or on the step.
+    The function returned raises UnforeseenError for methods whose counts depend on the input or on the step.
     """
     sizes = Counter((r.text, r.visual, r.tokens) for r in records)
     depth = len(shape.layers)
@@ -176,7 +176,7 @@ def planned(target: Target, shape: Shapes, records: Sequence[Record]) -> Work:
 
     def work(methods: Sequence[Method]) -> float:
         if any(method.drops(layer, 1) for method in methods for layer in range(depth)):
-            raise ValueError("the method also acts at decode steps, which a plan does not see")
+            raise UnforeseenError("the method also acts at decode steps, which a plan does not see")
         counts = {visual: kept_by(methods, depth, visual) for visual in {v for _, v, _ in sizes}}
         return sum(n * one(counts[v], t, v, a) for (t, v, a), n in sizes.items()) / whole
 
@@ -214,7 +214,7 @@ def either(plan: Work, run: Callable[[], Work]) -> Work:
     held: list[Any] = []
 
     def work(methods: Sequence[Method]) -> float:
-        with suppress(ValueError, RuntimeError, IndexError):
+        with suppress(UnforeseenError):
             return plan(methods)
         held[:] = held or [run()]
         return float(held[0](methods))

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, Picture, Share
+from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
 from ..core.tokens import Kind
 
 
 @dataclass(frozen=True)
-class Determinantal:
+class Determinantal(Rank):
     """Greedy MAP inference of the process with kernel diag(r) S diag(r), S the cosines and r the relevance.
 
     Attributes:

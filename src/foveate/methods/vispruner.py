@@ -8,20 +8,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.contract import Needs
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, Picture, Share
+from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
 
 ROUND = 8  # duplicates removed at a time, in the authors' code
 
 
 @dataclass(frozen=True)
-class ImportantDiverse:
+class ImportantDiverse(Rank):
     """Ranks: important tokens, then those that outlive the removal of duplicates, then these, last removed first."""
 
     important: Share
 
-    tower = (None,)
+    own = Needs(tower=(None,))
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Scores."""

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..core.scores import Score
+from ..core.contract import Score
 from ..engine.adapters import Adapter, decoder_of
 from ..engine.tower import Watch
 
@@ -22,7 +22,7 @@ def watched(adapter: Adapter, body: Any, score: Score) -> Iterator[Callable[[Boo
 
     What it gives takes which of the forward's columns are visual, and gives None where there is nothing to look at.
     """
-    layers = getattr(score, "tower", ())
+    layers = score.needs.tower
     form = adapter.tower(body) if layers else None
     if form is None:
         yield lambda visual: None
