@@ -42,6 +42,10 @@ class Named:
         """The same, without these knobs."""
         return Named(self.name, tuple(pair for pair in self.knobs if pair[0] not in keys))
 
+    def filled(self, value: str) -> Named:
+        """The same, with `value` in place of the mark."""
+        return Named(self.name, tuple((key, value if old == MARK else old) for key, old in self.knobs))
+
     def marked(self) -> str | None:
         """The knob whose value is the mark: None if there is none, "" for a value without a name."""
         return next((key for key, value in self.knobs if value == MARK), None)
@@ -59,10 +63,6 @@ class Composed:
 
     def __str__(self) -> str:
         return ",".join(f"{key}={value}" for key, value in self.parts)
-
-    def part(self, key: str) -> Named | None:
-        """What is given for `key`, or None."""
-        return dict(self.parts).get(key)
 
 
 def read(text: str) -> list[Named | Composed]:
@@ -86,6 +86,16 @@ def named_in(parts: Iterable[Named | Composed]) -> Iterator[Named]:
     """All that is named, the parts of composed methods too."""
     for part in parts:
         yield from [part] if isinstance(part, Named) else [named for _, named in part.parts]
+
+
+def filled(text: str, value: str) -> str:
+    """The text with `value` where a knob is marked."""
+    return write(
+        part.filled(value)
+        if isinstance(part, Named)
+        else Composed(tuple((key, named.filled(value)) for key, named in part.parts))
+        for part in read(text)
+    )
 
 
 def _read_one(text: str) -> Named | Composed:
@@ -147,7 +157,7 @@ def parse(text: str) -> list[Method]:
     made = []
     for part in parts:
         with _naming(str(part), text, several=len(parts) > 1):
-            made.append(_made(part) if isinstance(part, Named) else _composed(part, text if len(parts) == 1 else None))
+            made.append(_made(part) if isinstance(part, Named) else _composed(part))
     return made
 
 
@@ -203,13 +213,8 @@ def _made(spec: Named) -> Method:
     return factories[spec.name](**given)
 
 
-def _composed(spec: Composed, name: str | None) -> Method:
-    """A method of named parts; see `parse`.
-
-    Args:
-        spec: the parts.
-        name: what the method is called, if not by its parts.
-    """
+def _composed(spec: Composed) -> Method:
+    """A method of named parts; see `parse`."""
     given, whole = dict(spec.parts), str(spec)
     with _naming(f"score={given['score']}", whole, several=True):
         score, merge = _score_and_merge(given["score"])
@@ -225,7 +230,7 @@ def _composed(spec: Composed, name: str | None) -> Method:
             raise ValueError(f"{str(other)!r} merges nothing; expected a method that merges, or none")
     within = str(given.get("within", "sample"))
     chosen: Literal["sample", "image"] = _value("a method of parts", "within", within, Literal["sample", "image"])
-    made = Method(score, schedule, merge, chosen, name=name or whole)
+    made = Method(score, schedule, merge, chosen, name=whole)
     made.check_parts()
     return made
 
