@@ -2,6 +2,7 @@
 
 Subclass `Score`, `Schedule` or `Merge`, write `__call__`, and override what else applies: everything has a default.
 A part that wraps others keeps them in its attributes, and forwards nothing: what they need and notice is found there.
+A `Method` takes plain functions of a view too; inside a wrapper such a function is `ScoreOf(function)`.
 
 Shapes: B samples, N visual tokens alive in the fullest sample, C columns of the input, D the decoder's width.
 """

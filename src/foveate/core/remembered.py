@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .contract import Needs, Score, as_score
+from .contract import Needs, Score
 from .view import View
 
 
@@ -29,9 +29,6 @@ class Remembered(Score):
 
     base: Score
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "base", as_score(self.base))
-
     @property
     def needs(self) -> Needs:
         """As `base`, which is asked in prefills alone; what it gave there serves any step."""
@@ -42,9 +39,11 @@ class Remembered(Score):
         return f"{self!r}"
 
     def notice(self, view: View) -> None:
-        """Remembers, in a prefill that reads visual tokens."""
+        """Remembers, in a prefill that reads visual tokens, before layers where `base` can rank."""
+        if view.step > 0 or view.layer < self.needs.earliest:
+            return
         fresh = (view.place() >= 0) & view.mask
-        if view.step == 0 and bool(fresh.any()):
+        if bool(fresh.any()):
             here = view.on_columns(fresh.float()) > 0
             found = view.on_columns(self.base(view, view.alive)).float()
             view.notes[self._key] = torch.where(here, found, view.note(self._key))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .contract import Needs, Score, as_score
+from .contract import Needs, Score
 from .diversity import Diverse
 from .remembered import Remembered, Saliency
 from .selection import places
@@ -136,19 +136,27 @@ class Accumulated(Score):
     base: Score = LastQuery()
     fade: float = 1.0
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "base", as_score(self.base))
-
     def _key(self, view: View) -> str:
         return f"{self!r} before layer {view.layer}"
 
     def notice(self, view: View) -> None:
-        """Adds this step."""
+        """Adds this step; not before layers where `base` cannot rank, whose view is shown to a part of it alone."""
+        if view.layer < self.needs.earliest:
+            return
         key, found = self._key(view), self.base(view, view.alive)
         view.notes[key] = self.fade * view.note(key) + view.on_columns(found).float()
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
-        """Scores >= 0."""
+        """Scores >= 0.
+
+        Raises:
+            ValueError: `base` cannot rank before this layer.
+        """
+        if self._key(view) not in view.notes:
+            raise ValueError(
+                f"layer {view.layer} has no layer before it by which {self.base} could rank; use layer >= "
+                f"{self.needs.earliest}"
+            )
         return view.of_visual(view.note(self._key(view)))
 
 
@@ -165,7 +173,6 @@ class AnyOf(Score):
     def __post_init__(self) -> None:
         if not self.scores:
             raise ValueError("AnyOf(()) has no parts; give it at least one score")
-        object.__setattr__(self, "scores", tuple(map(as_score, self.scores)))
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores <= 0: minus the best rank; ties between parts go to the earlier one."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...core.contract import Score, as_score
+from ...core.contract import Score
 from ...core.selection import places
 from ...core.view import View
 
@@ -30,10 +30,6 @@ class Sparing(Score):
 
     base: Score
     watched: Score
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "base", as_score(self.base))
-        object.__setattr__(self, "watched", as_score(self.watched))
 
     def _key(self, view: View) -> str:
         return f"looked at before layer {view.layer} by {self.watched!r}"
