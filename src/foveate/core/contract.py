@@ -56,7 +56,7 @@ class Needs:
         )
 
 
-class Part(ABC):  # noqa: B024 - what must be written differs from kind to kind  # noqa: B024 - what must be written differs from kind to kind
+class Part(ABC):  # noqa: B024 - what must be written differs from kind to kind
     """What scores, schedules and merges have in common, and whatever they are made of."""
 
     @property
@@ -120,7 +120,7 @@ class Schedule(Part):
 
     @abstractmethod
     def __call__(self, view: View) -> Int[Tensor, B]:
-        """Visual tokens to keep of each sample (B,); more than are alive means all.
+        """Visual tokens to keep of each sample (B); more than are alive means all.
 
         Args:
             view: the state before the layer.

@@ -21,12 +21,12 @@ class MaxMin(Rank):
         """Minus the turn in which a token is chosen; all that are not come last, together."""
         states = picture.states()
         alike = picture.cosines(states, states)
-        far = 1 - (alike + alike.T) / 2  # exactly symmetric, so that ties are ties
+        far = 1 - (alike + alike.T) / 2  # exactly symmetric, so that ties are ties; (n n)
         turn = torch.full((len(picture),), float(len(picture)), device=far.device)
         apart = far.fill_diagonal_(torch.inf).amin(1)  # the first is the one whose nearest neighbour is farthest
         for number in range(min(count, len(picture))):
             chosen = apart.masked_fill(turn < len(picture), -torch.inf).argmax()
-            apart = far[chosen] if number == 0 else apart.minimum(far[chosen])
+            apart = far[chosen] if number == 0 else apart.minimum(far[chosen])  # to the nearest of the chosen
             turn[chosen] = number
         return -turn
 

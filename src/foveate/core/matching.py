@@ -36,20 +36,24 @@ class Matching(Part):
         return found
 
     def _owners(self, picture: Picture) -> Int[Tensor, n]:
+        """As `owners`, found anew: round by round, until few enough are left or no pair is alike enough."""
         least = max(1, self.least(picture))
         some = len(picture) if not self.rounds else max(1, -(-(len(picture) - least) // self.rounds))
-        sums, size = picture.keys().clone(), torch.ones(len(picture), 1, device=picture.places.device)
+        sums = picture.keys().clone()  # of the keys of all that a token has taken in
         owner = torch.arange(len(picture), device=picture.places.device)
-        left = owner
+        left = owner  # the tokens that are still there, in order
         while len(left) > least:
             even, odd = left[::2], left[1::2]
-            alike, to = picture.cosines(sums[even], sums[odd]).max(1)  # the mean has the sum's direction
+            # Each even token's best partner among the odd ones. The mean key has the sum's direction, and the cosine
+            # does not see lengths, so sums will do.
+            alike, to = picture.cosines(sums[even], sums[odd]).max(1)
             most = min(some, len(left) - least, int((alike >= self.threshold).sum()))
             best = alike.argsort(descending=True, stable=True)[:most]
             if not len(best):
                 break
-            source, target = even[best], odd[to[best]]
-            sums, size = sums.index_add(0, target, sums[source]), size.index_add(0, target, size[source])
+            source, target = even[best], odd[to[best]]  # several sources may have one target
+            sums = sums.index_add(0, target, sums[source])
+            # One step of a path: sources go to their targets, all others stay. What a source owned goes along.
             step = torch.arange(len(picture), device=owner.device).scatter(0, source, target)
             owner, left = step[owner], left[~torch.isin(left, source)]
         return owner

@@ -77,12 +77,14 @@ def pictures(view: View) -> tuple[Picture, ...]:
 
 
 def _pictures(view: View) -> tuple[Picture, ...]:
-    here, found = view.place() >= 0, []
+    """As `pictures`, found anew."""
+    here, found = view.place() >= 0, []  # tokens whose hidden states run now
     owner = view.tokens.image.gather(1, view.visual.clamp(min=0))
     for sample in range(view.visual.shape[0]):
         for image in torch.unique(owner[sample][here[sample]]).tolist():
             columns = (view.tokens.image[sample] == image).nonzero()[:, 0]
             places = (here[sample] & (owner[sample] == image)).nonzero()[:, 0]
+            # A token's number is the place of its column among all columns that the image came with.
             number = torch.searchsorted(columns, view.visual[sample][places].contiguous())
             found.append(Picture(view, sample, image, places, number, int(columns.shape[0])))
     return tuple(found)
@@ -105,7 +107,7 @@ class Rank(Part):
 
     @abstractmethod
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
-        """Scores of the image's tokens (n,), higher = keep, of which the first `count` are to stay."""
+        """Scores of the image's tokens (n), higher = keep, of which the first `count` are to stay."""
 
 
 class Mix(Part):
@@ -117,7 +119,7 @@ class Mix(Part):
 
         Args:
             picture: the image.
-            stay: which of its tokens stay (n,); rows of the others are not read.
+            stay: which of its tokens stay (n); rows of the others are not read.
             counts: tokens that the schedule wanted to stay of each sample, all images together.
         """
 
@@ -226,6 +228,7 @@ class ByImage(Score):
         shares = allotted(view, self.count, counts)
         for picture in pictures(view):
             count = shares[picture.sample, picture.image]
+            # From scores to places: the inverse of the permutation that sorts them.
             order = self.rank(picture, count).argsort(descending=True, stable=True)
             place = torch.empty_like(order).scatter(0, order, torch.arange(len(picture), device=order.device))
             scores[picture.sample, picture.places] = (place < count) + 1 - (place + 0.5) / len(picture)
@@ -247,7 +250,8 @@ class MixImage(Merge):
         out = view.states(partial=True)
         for picture in pictures(view):
             stay = picture.of(keep)
-            rows, states = self.weights(picture, stay, counts)[stay], picture.states()
+            rows = self.weights(picture, stay, counts)[stay]  # of the tokens that stay alone: (kept n)
+            states = picture.states()
             view.spend(2.0 * rows.numel() * states.shape[1])
             out[picture.sample, picture.places[stay]] = (rows @ states).to(out.dtype)
         return out
@@ -255,7 +259,7 @@ class MixImage(Merge):
 
 def shared_out(into: Int[Tensor, n], weight: Float[Tensor, n]) -> Float[Tensor, "n n"]:
     """The matrix of weighted means: token j goes to `into[j]`; a row's weights sum to 1, or 0 where none does."""
-    spread = torch.zeros(len(into), len(into), device=weight.device)
+    spread = torch.zeros(len(into), len(into), device=weight.device)  # [i, j]: what token j gives to token i
     spread[into, torch.arange(len(into), device=weight.device)] = weight
     return spread / spread.sum(1, keepdim=True).clamp(min=1e-30)
 

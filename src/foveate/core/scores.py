@@ -83,6 +83,7 @@ class Received(Score):
         """Scores in [0, 1]."""
         running = view.newest if view.rows.shape[1] == 1 else view.rows  # in a decode step the features ask for it, too
         total = view.of_visual(sum_over_rows(view, running, own=False))
+        # How many of the rows that run now come after each visual token: those right of its column among them.
         rows = view.rows.sort(1).values.contiguous()
         later = rows.shape[1] - torch.searchsorted(rows, view.visual.contiguous(), right=True)
         return total / later.clamp(min=1)
@@ -94,13 +95,20 @@ CHUNK = 64  # query rows at a time, so that no whole attention matrix ever exist
 def sum_over_rows(
     view: View, queries: Int[Tensor, "B Q"], own: bool = True, heads: Literal["mean", "max"] = "mean"
 ) -> Float[Tensor, "B C"]:
-    """Attention from the rows of `queries` (-1: none), summed over rows; without `own`, to earlier ones."""
+    """Attention from the rows of `queries`, summed over rows.
+
+    Args:
+        view: whose layer before is asked.
+        queries: columns; -1 for none.
+        own: whether what a row pays to itself and to later columns counts.
+        heads: the mean over heads, or in each row the most that any head pays.
+    """
     total = torch.zeros(view.tokens.kind.shape, device=queries.device)
     for start in range(0, queries.shape[1], CHUNK):
         part = queries if queries.shape[1] <= CHUNK else queries[:, start : start + CHUNK]
         paid = view.attention(part)
         paid = paid.mean(1) if heads == "mean" else paid.amax(1)
-        if not own:  # nor to later ones, where images see both ways
+        if not own:  # nor to later columns, which a row sees where images see both ways
             paid = paid * (torch.arange(paid.shape[-1], device=part.device) < part[..., None])
         total = total + paid.sum(1)
     return total
@@ -137,6 +145,7 @@ class Accumulated(Score):
     fade: float = 1.0
 
     def _key(self, view: View) -> str:
+        """One note for each layer."""
         return f"{self!r} before layer {view.layer}"
 
     def notice(self, view: View) -> None:
@@ -193,8 +202,9 @@ class Random(Score):
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1)."""
-        first = view.tokens.image.ge(0).long().cumsum(1) - 1
+        first = view.tokens.image.ge(0).long().cumsum(1) - 1  # each column's number among the sample's visual tokens
         number = first.gather(1, view.visual.clamp(min=0))
+        # A hash of 32 bits: seed and number are spread by large odd factors, then shifted and multiplied twice.
         mixed = number * 2654435761 + (self.seed + 1) * 40503 * 65537
         for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 1)):
             mixed = ((mixed & 0xFFFFFFFF) ^ ((mixed & 0xFFFFFFFF) >> shift)) * factor
@@ -212,7 +222,7 @@ class Even(Score):
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in (-1, 0]."""
         image = view.tokens.image
-        inside = torch.zeros_like(image)
+        inside = torch.zeros_like(image)  # each column's number within its own image
         for i in range(int(image.max()) + 1 if image.numel() else 0):
             inside = torch.where(image == i, (image == i).long().cumsum(1) - 1, inside)
         number = inside.gather(1, view.visual.clamp(min=0))
@@ -223,6 +233,7 @@ class Even(Score):
 
 
 def _reversed_bits(number: Tensor, bits: int) -> Tensor:
+    """Van der Corput's order, times 2**bits: the lowest bit of `number` becomes the highest."""
     out = torch.zeros_like(number)
     for i in range(bits):
         out = out | (((number >> i) & 1) << (bits - 1 - i))

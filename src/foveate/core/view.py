@@ -128,6 +128,7 @@ class View:
 
     @cached_property
     def _shared(self) -> dict[Hashable, Any]:
+        """What `once` has computed."""
         return {}
 
     def note(self, key: str) -> Float[Tensor, "B C"]:
@@ -145,12 +146,13 @@ class View:
 
     def on_columns(self, values: Float[Tensor, "B N"]) -> Float[Tensor, "B C"]:
         """Values of the alive visual tokens in their columns; 0 elsewhere. The inverse of `of_visual`."""
+        # Fills are -1: they point at column 0 and add 0 there.
         out = torch.zeros(self.tokens.kind.shape, device=values.device, dtype=values.dtype)
         return out.scatter_add(1, self.visual.clamp(min=0), values * self.mask)
 
     def of_visual(self, values: Float[Tensor, "B *K C"]) -> Float[Tensor, "B *K N"]:
         """Picks the alive visual tokens' entries from values over all columns; 0 at fills."""
-        shape = (values.shape[0], *([1] * (values.ndim - 2)), self.visual.shape[1])
+        shape = (values.shape[0], *([1] * (values.ndim - 2)), self.visual.shape[1])  # (B 1... N), as `values` has axes
         index = self.visual.clamp(min=0).view(shape).expand(*values.shape[:-1], -1)
         return values.gather(-1, index) * self.mask.view(shape)
 
@@ -172,6 +174,7 @@ class View:
     def place(self) -> Int[Tensor, "B N"]:
         """Index into `hidden`'s rows of each alive visual token; -1 where it is not among them."""
         batch, columns = self.tokens.kind.shape
+        # A table from columns to rows, with one more column at its end, into which rows that are fills are written.
         where = torch.full((batch, columns + 1), -1, dtype=torch.long, device=self.rows.device)
         numbers = torch.arange(self.rows.shape[1], device=self.rows.device).expand_as(self.rows)
         where.scatter_(1, torch.where(self.rows < 0, columns, self.rows), numbers)

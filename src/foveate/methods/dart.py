@@ -42,6 +42,8 @@ class LeastDuplicate(Score):
         left = (counts - (old | first).sum(1)).clamp(min=0)
         turns, rank = valid.sum(1), valid.cumsum(1) - 1
         score = old * (picks.shape[1] + 2.0) + first * (picks.shape[1] + 1.0)
+        # The pivots take turns: of what the budget leaves, each takes an equal share of those least like it, and the
+        # first of them one more each where it does not divide. Later turns choose among what has no score yet.
         for turn in range(picks.shape[1]):
             share = (left // turns.clamp(min=1) + (rank[:, turn] < left % turns.clamp(min=1))) * valid[:, turn]
             chosen = top(-alike[:, turn], here & (score == 0), share)
@@ -56,7 +58,7 @@ class LeastDuplicate(Score):
         columns: Int[Tensor, "B Q"] = asking(view) if self.text_pivots else order[:, :0]
         large = size.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1.0)
         columns = columns.gather(1, large.argsort(dim=1, descending=True, stable=True))[:, : self.text_pivots]
-        row = (view.rows[:, None] == columns[..., None]).long().argmax(2)
+        row = (view.rows[:, None] == columns[..., None]).long().argmax(2)  # where their hidden states are, (B P)
         said = view.hidden.gather(1, row[..., None].expand(-1, -1, states.shape[2])).float()
         return torch.cat([seen, said], 1), torch.cat([first.gather(1, order), columns >= 0], 1)
 

@@ -65,7 +65,8 @@ class IntoContextual(Mix):
     def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
         itself, keys = torch.eye(len(picture), device=stay.device), picture.keys()
-        count = allotted(picture.view, self.count, counts)[picture.sample, picture.image]
+        shares = picture.view.once(("allotted", self.count), lambda: allotted(picture.view, self.count, counts))
+        count = shares[picture.sample, picture.image]
         targets = self.base.targets(picture, count) & stay
         if not bool(targets.any()):
             return itself

@@ -33,11 +33,12 @@ class ImportantDiverse(Rank):
         score = torch.zeros(len(picture), device=states.device)
         score[order[:first]] = 2.0
         while len(rest) > max(1, diverse):
+            # Every second token is compared with the others; those most like one of them leave, a few at a time.
             even, odd = rest[::2], rest[1::2]
             alike = picture.cosines(states[even], states[odd]).amax(1)
             gone = even[alike.argsort(descending=True, stable=True)[: min(ROUND, len(rest) - diverse)]]
             turn += 1
-            score[gone] = -1 / turn
+            score[gone] = -1 / turn  # the later it left, the higher
             rest = rest[~torch.isin(rest, gone)]
         score[rest] = 1.0
         return score

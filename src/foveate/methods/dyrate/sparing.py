@@ -32,6 +32,7 @@ class Sparing(Score):
     watched: Score
 
     def _key(self, view: View) -> str:
+        """One note for each layer."""
         return f"looked at before layer {view.layer} by {self.watched!r}"
 
     def notice(self, view: View) -> None:
@@ -46,6 +47,7 @@ class Sparing(Score):
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores, whole numbers: minus the place in the order."""
+        # Places 0 to N - 1 in the order of `base`; what has been looked at comes N places later, after all others.
         spared = view.of_visual(view.note(self._key(view))) == 0
         ranked = places(self.base(view, counts), view.mask)
         return torch.where(spared, 0, ranked.shape[1]).float() * -1 - ranked

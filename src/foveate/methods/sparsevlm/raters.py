@@ -55,10 +55,11 @@ RATERS = TextRaters()
 def _raters(view: View) -> Float[Tensor, "B C"]:
     """1 in the raters' columns."""
     text, here = asking(view), view.place() >= 0
-    row = (view.rows[:, None] == text[..., None]).long().argmax(2)
+    row = (view.rows[:, None] == text[..., None]).long().argmax(2)  # where each word's hidden state is, (B Q)
     said = view.hidden.gather(1, row[..., None].expand(-1, -1, view.hidden.shape[2])).float()
     seen = view.states(partial=True).float()
     view.spend(2.0 * seen.numel() * said.shape[1])
+    # Each visual token shares itself out among the words: (B N Q), rows that sum to 1. `mean` is what a word gets.
     alike = (seen @ said.mT).masked_fill((text < 0)[:, None], -torch.inf).softmax(2)
     mean = (alike * here[..., None]).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
     average = here.any(1, keepdim=True) / (text >= 0).sum(1, keepdim=True)  # what the softmax sums to, shared out

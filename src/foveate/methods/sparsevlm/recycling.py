@@ -63,6 +63,7 @@ class Recycled(Score):
             # The more of the best stay, the fewer are recycled: the most that leave room for the rest's clusters.
             best = next((k for k in range(want, -1, -1) if k + self.clusters(alive - k) <= want), 0)
             order = score[sample].masked_fill(~view.mask[sample], -1.0).argsort(descending=True, stable=True)
+            # The next best are recycled: clustered by state, each cluster in the place of its centre.
             members = order[best : best + self.recycled(alive - best)]
             centres, own = density_peaks(states[sample, members], min(want - best, len(members)))
             owner[sample, members] = members[centres][own]
@@ -86,7 +87,7 @@ class Recycling(Merge):
     def __call__(self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Float[Tensor, "B N D"]:
         """New states; what is not kept is of no account."""
         states, owner = view.states(partial=True), self.score.owners(view, counts)
-        index = owner[..., None].expand(states.shape)
+        index = owner[..., None].expand(states.shape)  # a token that is not recycled owns itself, and stays as it is
         sums = torch.zeros_like(states, dtype=torch.float32).scatter_add(1, index, states.float())
         if self.summed:
             return sums
@@ -105,10 +106,12 @@ def density_peaks(points: Float[Tensor, "R D"], count: int) -> tuple[Int[Tensor,
         The centres, best first, and for each point which of them (counted from 0) is its own.
     """
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / points.shape[1] ** 0.5
+    # The logarithm of the density; then how far the nearest denser point is. The densest has the widest distance.
     density = -distance.topk(count, dim=1, largest=False).values.square().mean(1)
     number = torch.arange(len(points), device=points.device)
     denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (number < number[:, None]))
     apart = torch.where(denser, distance, distance.max()).amin(1)
     centres = (density + apart.log()).argsort(descending=True, stable=True)[:count]
     owner = distance[:, centres].argmin(1)
+    # Points that coincide with a centre may be nearer to another by rounding: a centre is its own.
     return centres, owner.scatter(0, centres, number[:count])
