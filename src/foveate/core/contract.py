@@ -95,7 +95,14 @@ class Part(ABC):  # noqa: B024 - what must be written differs from kind to kind
 
     def takes_notice(self, layer: int, step: int) -> bool:
         """Whether `notices` holds for this part or for one that it is made of."""
-        return self.notices(layer, step) or any(part.takes_notice(layer, step) for part in self.made_of())
+        return any(part.notices(layer, step) for part in self.watching())
+
+    def watching(self) -> Iterator[Part]:
+        """This part and those that it is made of, as far as they override `notices`."""
+        if type(self).notices is not Part.notices:
+            yield self
+        for part in self.made_of():
+            yield from part.watching()
 
 
 class Score(Part):

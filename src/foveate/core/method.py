@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from .contract import (
     Merge,
     Needs,
+    Part,
     PlainMerge,
     PlainSchedule,
     PlainScore,
@@ -90,7 +92,12 @@ class Method:
 
     def acts(self, layer: int, step: int) -> bool:
         """Whether the method is to be consulted before `layer` at `step`: it may drop tokens, or takes notice."""
-        return self.drops(layer, step) or any(part.takes_notice(layer, step) for part in (self.score, self.schedule))
+        return self.drops(layer, step) or any(part.notices(layer, step) for part in self._watching)
+
+    @cached_property
+    def _watching(self) -> tuple[Part, ...]:
+        """Found once, since `acts` is called before every layer of every step."""
+        return (*self.score.watching(), *self.schedule.watching())
 
     def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if the schedule does not fit `layers` layers or a model of this family, or the score."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 def places(scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:
     """Each entry's place in its row's order, from 0: the highest-scored first, of equals the earlier, fills last."""
-    # ranked[b, p] is the entry in place p. It is sorted twice, and stably: by score, then fills behind all others, since
+    # ranked[b, p] is the entry in place p. It is sorted twice, and stably: by score, then fills behind all others, as
     # a real entry may score -inf, too.
     ranked = scores.float().masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     ranked = ranked.gather(1, (~mask).long().gather(1, ranked).argsort(dim=1, stable=True))
