@@ -172,7 +172,10 @@ class Sight:
 
     def _of_run(self, run: Run, what: What, index: int) -> Tensor:
         if index not in run.seen:
-            raise ValueError(f"tower layer {index} was not announced; a score lists its layers in an attribute `tower`")
+            raise ValueError(
+                f"tower layer {index} was not announced; a score lists its layers in its needs: "
+                "own = foveate.Needs(tower=(...))"
+            )
         seen, layer, skip = run.seen[index], self.form.layers[index], int(self.form.summary)
         if what == "states":
             found = seen.out if self.form.packed else seen.out[:, skip:].flatten(0, 1)
