@@ -248,6 +248,7 @@ def test_texts_are_read_and_written_back(text: str) -> None:
         ("random+fastv:keep=2.0", "in 'fastv:keep=2.0' of"),
         ("score=mix,schedule=fastv:layr=2", "did you mean 'layer'.*in 'schedule=fastv:layr=2' of"),
         ("score=mx,schedule=fastv", "did you mean 'mix'.*in 'score=mx' of"),
+        ("score=mix:layer=2,schedule=fastv", "ranking mix has no knobs.*in 'score=mix:layer=2' of"),
         ("fastv++vtw", "nothing beside a"),
         ("fastv:layer=2,,keep=1", "empty place"),
         ("fastv:layer=2,layer=3", "gives layer twice"),

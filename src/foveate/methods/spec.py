@@ -239,6 +239,8 @@ def _score_and_merge(spec: Named) -> tuple[Score, Merge | None]:
     """A ranking, or a method's score with what it makes of the dropped."""
     if spec.name in RANKINGS and not spec.knobs:
         return RANKINGS[spec.name], None
+    if spec.name in RANKINGS and spec.name not in methods.factories():
+        raise ValueError(f"the ranking {spec.name} has no knobs; got {str(spec)!r}, expected {spec.name!r}")
     if spec.name not in methods.factories():
         known = dict.fromkeys([*methods.factories(), *RANKINGS])
         raise ValueError(f"unknown score {spec.name!r}{_meant(spec.name, known)}; there are {', '.join(known)}")
