@@ -33,9 +33,10 @@ from choosers import (
     vtw,
 )
 from foveate import Kind, ScheduleFile, View, methods
-from foveate.core.foresight import Sparing
+from foveate.core.contract import Schedule
 from foveate.core.method import Method
 from foveate.core.scores import RANKINGS, Accumulated, Even, Instruction, LastQuery, LayersMax, Received
+from foveate.methods.dyrate.sparing import Sparing
 from oracle import Chooser
 
 
@@ -53,7 +54,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Decay:
+class Decay(Schedule):
     """Test schedule: at every step t the layer keeps total / (t + 2); a stand-in for decode-time methods."""
 
     layer: int

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 import foveate
 from choosers import tiny_predictor
-from foveate.core.foresight import Sparing
+from foveate.core.contract import Schedule
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor, rate_grid
 from foveate.core.schedules import Cut
 from foveate.core.scores import RANKINGS, AnyOf, LayersMax
 from foveate.methods import dyrate, fastv, parse
+from foveate.methods.dyrate.sparing import Sparing
 from foveate.predictors.store import Card, from_pretrained, save_pretrained
 from tiny import LAYERS, Layout, batch, cache_in, model
 
@@ -119,7 +120,7 @@ def test_what_a_prefill_showed_is_remembered_or_asked_for() -> None:
         made.generate(**inputs, max_new_tokens=3, do_sample=False)
 
 
-class _Late:
+class _Late(Schedule):
     """Acts while decoding alone."""
 
     def acts(self, layer: int, step: int) -> bool:

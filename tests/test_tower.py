@@ -12,6 +12,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, S
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as home
 
 import foveate
+from foveate.core.contract import Needs, Score
 from foveate.core.method import Method
 from foveate.core.scores import Even
 from foveate.engine.tower import Watch
@@ -23,13 +24,13 @@ from tiny import FAMILIES, NEWEST, PATCHES, Layout, batch, llava, model
 LAYOUT = Layout(((3, 0, 2, 0, 4), (5,), (2, 0, 0, 3)), seed=3)
 
 
-class Looking:
+class Looking(Score):
     """A score that looks at layers of the tower and keeps all."""
 
-    tower = (None, 0, 0.5)
+    own = Needs(tower=(None, 0, 0.5))
 
-    def __call__(self, view: foveate.View) -> Tensor:
-        return Even()(view)
+    def __call__(self, view: foveate.View, counts: Tensor) -> Tensor:
+        return Even()(view, counts)
 
 
 def seen(made: Any, data: Any, **options: Any) -> foveate.View:

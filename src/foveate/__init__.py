@@ -1,6 +1,7 @@
 """Foveate: keep only the visual tokens that matter, on stock transformers models."""
 
 from . import methods
+from .core.contract import Merge, Needs, Schedule, Score
 from .core.method import Method
 from .core.tokens import Kind, TokenMap
 from .core.view import View
@@ -15,8 +16,12 @@ __all__ = [
     "KeptCache",
     "Kind",
     "Loaded",
+    "Merge",
     "Method",
+    "Needs",
+    "Schedule",
     "ScheduleFile",
+    "Score",
     "TokenMap",
     "Trace",
     "View",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .pictures import Picture, shared_out
+from .contract import Needs, Part
+from .pictures import Count, Mix, Picture, Rank, shared_out
 
 
 @dataclass(frozen=True)
-class Matching:
+class Matching(Part):
     """Every second token is matched with the most similar of the others, by key; the best pairs of a round merge.
 
     A merged token has the mean key of its members and the place of the token that took them in.
@@ -24,11 +24,11 @@ class Matching:
         threshold: pairs less alike than this never merge.
     """
 
-    least: Callable[[Picture], int]
+    least: Count
     rounds: int = 0
     threshold: float = -torch.inf
 
-    tower = (None,)
+    own = Needs(tower=(None,))  # for its keys
 
     def owners(self, picture: Picture) -> Int[Tensor, n]:
         """The token that has taken in each token, itself where it is left."""
@@ -36,32 +36,34 @@ class Matching:
         return found
 
     def _owners(self, picture: Picture) -> Int[Tensor, n]:
+        """As `owners`, found anew: round by round, until few enough are left or no pair is alike enough."""
         least = max(1, self.least(picture))
         some = len(picture) if not self.rounds else max(1, -(-(len(picture) - least) // self.rounds))
-        sums, size = picture.keys().clone(), torch.ones(len(picture), 1, device=picture.places.device)
+        sums = picture.keys().clone()  # of the keys of all that a token has taken in
         owner = torch.arange(len(picture), device=picture.places.device)
-        left = owner
+        left = owner  # the tokens that are still there, in order
         while len(left) > least:
             even, odd = left[::2], left[1::2]
-            alike, to = picture.cosines(sums[even], sums[odd]).max(1)  # the mean has the sum's direction
+            # Each even token's best partner among the odd ones. The mean key has the sum's direction, and the cosine
+            # does not see lengths, so sums will do.
+            alike, to = picture.cosines(sums[even], sums[odd]).max(1)
             most = min(some, len(left) - least, int((alike >= self.threshold).sum()))
             best = alike.argsort(descending=True, stable=True)[:most]
             if not len(best):
                 break
-            source, target = even[best], odd[to[best]]
-            sums, size = sums.index_add(0, target, sums[source]), size.index_add(0, target, size[source])
+            source, target = even[best], odd[to[best]]  # several sources may have one target
+            sums = sums.index_add(0, target, sums[source])
+            # One step of a path: sources go to their targets, all others stay. What a source owned goes along.
             step = torch.arange(len(picture), device=owner.device).scatter(0, source, target)
             owner, left = step[owner], left[~torch.isin(left, source)]
         return owner
 
 
 @dataclass(frozen=True)
-class Left:
+class Left(Count):
     """The count: how many tokens a matching leaves."""
 
     matching: Matching
-
-    tower = (None,)
 
     def __call__(self, picture: Picture) -> int:
         """Tokens to keep of the image."""
@@ -69,12 +71,10 @@ class Left:
 
 
 @dataclass(frozen=True)
-class LeftFirst:
+class LeftFirst(Rank):
     """The rank: the tokens that a matching leaves, those first that have taken in most."""
 
     matching: Matching
-
-    tower = (None,)
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Scores >= 0."""
@@ -82,14 +82,12 @@ class LeftFirst:
 
 
 @dataclass(frozen=True)
-class IntoOwners:
+class IntoOwners(Mix):
     """The merge: a token becomes the mean of all that it has taken in."""
 
     matching: Matching
 
-    tower = (None,)
-
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
+    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
         """Weights of the merge; what stays against the matching stays as it is."""
         owner = self.matching.owners(picture)
         itself = torch.arange(len(owner), device=owner.device)

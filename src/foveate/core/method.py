@@ -3,97 +3,133 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .merging import Merge
-from .schedules import Schedule
-from .scores import Score, earliest
+from .contract import (
+    Merge,
+    Needs,
+    Part,
+    PlainMerge,
+    PlainSchedule,
+    PlainScore,
+    Schedule,
+    Score,
+    as_merge,
+    as_schedule,
+    as_score,
+)
 from .selection import top, top_per_image
 from .view import View
 
 SOON = 33  # steps looked at to tell whether a schedule ever acts while decoding
 
 
-@dataclass(frozen=True)
+class Selection(NamedTuple):
+    """What a decision came to.
+
+    Attributes:
+        keep: which entries of `view.visual` stay.
+        counts: tokens that are to stay of each sample.
+    """
+
+    keep: Bool[Tensor, "B N"]
+    counts: Int[Tensor, B]
+
+
+@dataclass(frozen=True, init=False)
 class Method:
     """Which x how many (x what becomes of the rest). Compose, never override.
 
     Attributes:
-        score: which tokens matter; (B N), higher = keep. `earliest` is the first layer before which it can rank (0 if
-            absent), `in_prompt` whether it ranks in prefills alone. If it has a method `notice`, that is called with
-            every view that the method is consulted on, also where nothing is dropped, and, if it has
-            `notices(layer, step)`, wherever that says so; a schedule may have both, too.
-        schedule: how many stay; (B,).
-        merge: new hidden states of the kept, or None to let the dropped go. If it has an attribute `score`, it goes
-            on from what that score found, and works with no other.
+        score: which tokens matter: a `Score`, or a plain function of a view.
+        schedule: how many stay: a `Schedule`, or a plain function of a view.
+        merge: new hidden states of the kept: a `Merge`, or a plain function of a view and the kept set. None lets the
+            dropped go.
         within: "sample" ranks all visual tokens of a sample together; "image" gives every image its share.
         name: for traces and tables.
+
+    Raises:
+        TypeError: a part is neither of its class nor a plain function.
+        ValueError: `within` is neither of the two, or the merge goes on from what another score finds.
     """
 
     score: Score
     schedule: Schedule
-    merge: Merge | None = None
-    within: Literal["sample", "image"] = "sample"
-    name: str = "method"
+    merge: Merge | None
+    within: Literal["sample", "image"]
+    name: str
 
-    def __post_init__(self) -> None:
-        if self.within not in ("sample", "image"):
-            raise ValueError(f"within={self.within!r}; expected sample or image")
-        found = getattr(self.merge, "score", self.score)
-        if found != self.score:
+    def __init__(
+        self,
+        score: Score | PlainScore,
+        schedule: Schedule | PlainSchedule,
+        merge: Merge | PlainMerge | None = None,
+        within: Literal["sample", "image"] = "sample",
+        name: str = "method",
+    ) -> None:
+        if within not in ("sample", "image"):
+            raise ValueError(f"within={within!r}; expected sample or image")
+        typed = {"score": as_score(score), "schedule": as_schedule(schedule), "merge": as_merge(merge)}
+        for key, value in {**typed, "within": within, "name": name}.items():
+            object.__setattr__(self, key, value)
+        found = None if self.merge is None else self.merge.follows
+        if found is not None and found != self.score:
             raise ValueError(f"the merge goes on from what {found} found, but the score is {self.score}; use both")
+
+    @property
+    def needs(self) -> Needs:
+        """What score, schedule and merge need together."""
+        return Needs.of(self.score, self.schedule, self.merge)
 
     def drops(self, layer: int, step: int) -> bool:
         """Whether the method may drop tokens before `layer` at `step`; decided without tensors."""
-        acts = getattr(self.schedule, "acts", None)
-        return True if acts is None else bool(acts(layer, step))
+        return self.schedule.acts(layer, step) is not False
 
     def acts(self, layer: int, step: int) -> bool:
         """Whether the method is to be consulted before `layer` at `step`: it may drop tokens, or takes notice."""
-        notices = [part.notices for part in (self.score, self.schedule) if hasattr(part, "notices")]
-        return self.drops(layer, step) or any(found(layer, step) for found in notices)
+        return self.drops(layer, step) or any(part.notices(layer, step) for part in self._watching)
+
+    @cached_property
+    def _watching(self) -> tuple[Part, ...]:
+        """Found once, since `acts` is called before every layer of every step."""
+        return (*self.score.watching(), *self.schedule.watching())
 
     def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if the schedule does not fit `layers` layers or a model of this family, or the score."""
-        check = getattr(self.schedule, "check", None)
-        if check is not None:
-            check(layers, *([family] if getattr(self.schedule, "family", "") else []))
+        self.schedule.check(layers, family)
         self.check_parts(layers)
 
     def check_parts(self, layers: int = 128) -> None:
         """Raises ValueError if the schedule acts where the score cannot rank, as far as the schedule tells."""
-        acts = getattr(self.schedule, "acts", None)
-        if acts is None:
-            return
-        first = min(layers, earliest(self.score))
+        acts, needs = self.schedule.acts, self.score.needs
+        first = min(layers, needs.earliest)
         for layer in range(first):
-            if any(acts(layer, step) for step in range(SOON)):
+            if any(acts(layer, step) is True for step in range(SOON)):
                 raise ValueError(
                     f"{self.name}: its schedule acts before layer {layer}, and layer {layer} has no layer before it "
                     f"whose attention could rank tokens; let it act at layer {first} or later, or take another score"
                 )
-        late = any(acts(layer, step) for layer in range(layers) for step in range(1, SOON))
-        if late and getattr(self.score, "in_prompt", False):
+        late = any(acts(layer, step) is True for layer in range(layers) for step in range(1, SOON))
+        if late and needs.in_prompt:
             raise ValueError(
                 f"{self.name}: its schedule drops tokens while decoding, when its score has no states of the prompt "
                 "to rank by; take a score of attention, such as last, or a schedule that acts in the prefill alone"
             )
 
-    def select(self, view: View) -> Bool[Tensor, "B N"] | None:
-        """Which of `view.visual` stay, or None if all do.
+    def select(self, view: View) -> Selection | None:
+        """Which of `view.visual` stay, and how many that is; None if all do.
 
         Raises:
             ValueError: the schedule or the score returned another shape than it must.
         """
         alive = view.alive
         for part in (self.score, self.schedule):
-            notice = getattr(part, "notice", None)
-            if notice is not None:
-                notice(view)
+            part.take_notice(view)
         if not self.drops(view.layer, view.step):
             return None
         counts = self.schedule(view)
@@ -104,17 +140,16 @@ class Method:
         if counts.is_floating_point():
             raise ValueError(f"the schedule of {self.name} gave {counts.dtype}; expected whole numbers of tokens")
         counts = counts.to(alive).clamp(min=0).minimum(alive)
-        view.once("wanted", lambda: counts)
         if bool((counts == alive).all()):
             return None
         if not bool(counts.any()):
-            return torch.zeros_like(view.mask)
-        scores: Float[Tensor, "B N"] = self.score(view)
+            return Selection(torch.zeros_like(view.mask), counts)
+        scores = self.score(view, counts)
         if scores.shape != view.visual.shape:
             raise ValueError(
                 f"the score of {self.name} gave shape {tuple(scores.shape)}, expected {tuple(view.visual.shape)}"
             )
         if self.within == "sample":
-            return top(scores, view.mask, counts)
+            return Selection(top(scores, view.mask, counts), counts)
         image = view.tokens.image.gather(1, view.visual.clamp(min=0))
-        return top_per_image(scores, view.mask, counts, image)
+        return Selection(top_per_image(scores, view.mask, counts, image), counts)

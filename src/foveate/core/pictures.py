@@ -5,17 +5,17 @@ Images of earlier turns have decided, and are left as they are.
 
 from __future__ import annotations
 
-import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .schedules import check_depth, check_keep, check_layer
+from .contract import Merge, Needs, Part, Schedule, Score
+from .schedules import check_depth, check_keep, check_layer, number_kept, planned_cut
 from .selection import quotas
 from .tower import Layer
 from .view import View
@@ -77,44 +77,78 @@ def pictures(view: View) -> tuple[Picture, ...]:
 
 
 def _pictures(view: View) -> tuple[Picture, ...]:
-    here, found = view.place() >= 0, []
+    """As `pictures`, found anew."""
+    here, found = view.place() >= 0, []  # tokens whose hidden states run now
     owner = view.tokens.image.gather(1, view.visual.clamp(min=0))
     for sample in range(view.visual.shape[0]):
         for image in torch.unique(owner[sample][here[sample]]).tolist():
             columns = (view.tokens.image[sample] == image).nonzero()[:, 0]
             places = (here[sample] & (owner[sample] == image)).nonzero()[:, 0]
+            # A token's number is the place of its column among all columns that the image came with.
             number = torch.searchsorted(columns, view.visual[sample][places].contiguous())
             found.append(Picture(view, sample, image, places, number, int(columns.shape[0])))
     return tuple(found)
 
 
-Count = Callable[[Picture], int]
+class Count(Part):
+    """How many tokens an image keeps."""
+
+    @abstractmethod
+    def __call__(self, picture: Picture) -> int:
+        """Tokens to keep of the image."""
+
+    def plan(self, total: int) -> int | None:
+        """Tokens to keep of an image of `total` tokens; None if that depends on the image."""
+        return None
 
 
-def allotted(picture: Picture, count: Count) -> int:
-    """How many of the image's tokens stay: `count`, or its share where a schedule wants another total."""
-    shares = picture.view.once(("allotted", count), lambda: _allotted(picture.view, count))
-    return int(shares[picture.sample, picture.image])
+class Rank(Part):
+    """Which tokens of an image matter."""
+
+    @abstractmethod
+    def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
+        """Scores of the image's tokens (n), higher = keep, of which the first `count` are to stay."""
 
 
-def _allotted(view: View, count: Count) -> dict[tuple[int, int], int]:
+class Mix(Part):
+    """What the tokens of an image become."""
+
+    @abstractmethod
+    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
+        """Weights of a merge: row i says of which of the image's tokens token i becomes the sum.
+
+        Args:
+            picture: the image.
+            stay: which of its tokens stay (n); rows of the others are not read.
+            counts: tokens that the schedule wanted to stay of each sample, all images together.
+        """
+
+
+def allotted(view: View, count: Count, counts: Int[Tensor, B]) -> dict[tuple[int, int], int]:
+    """How many tokens each image keeps: `count`, or its share where a schedule wants another total.
+
+    Args:
+        view: whose images.
+        count: what an image would keep.
+        counts: tokens that are to stay of each sample.
+
+    Returns:
+        The number for every (sample, image) that is read now.
+    """
     found: dict[tuple[int, int], int] = {}
-    for sample, (wanted, alive) in enumerate(zip(view.wanted.tolist(), view.alive.tolist(), strict=True)):
+    for sample, (wanted, alive) in enumerate(zip(counts.tolist(), view.alive.tolist(), strict=True)):
         own = [p for p in pictures(view) if p.sample == sample]
-        sizes, counts = [len(p) for p in own], [min(count(p), len(p)) for p in own]
-        if own and wanted != alive and wanted != alive - sum(sizes) + sum(counts):
-            left = max(0, wanted - alive + sum(sizes))
-            counts = quotas(torch.tensor([left]), torch.tensor([sizes]))[0].tolist()
-        found.update({(sample, p.image): n for p, n in zip(own, counts, strict=True)})
+        sizes, kept = [len(p) for p in own], [min(count(p), len(p)) for p in own]
+        old = alive - sum(sizes)  # tokens of earlier turns, which stay
+        if own and wanted not in (alive, old + sum(kept)):  # not this count's schedule: share out what it leaves
+            left = max(0, wanted - old)
+            kept = quotas(torch.tensor([left]), torch.tensor([sizes]))[0].tolist()
+        found.update({(sample, p.image): n for p, n in zip(own, kept, strict=True)})
     return found
 
 
-Rank = Callable[[Picture, int], Tensor]
-Mix = Callable[[Picture, Tensor], Tensor]
-
-
 @dataclass(frozen=True)
-class Share:
+class Share(Count):
     """A count: `keep` of the tokens that an image came with, a fraction of them (rounded half up) or their number.
 
     Raises:
@@ -132,13 +166,15 @@ class Share:
 
     def of(self, total: int) -> int:
         """`keep` of `total`."""
-        if isinstance(self.keep, Integral):
-            return min(int(self.keep), total)
-        return math.floor(total * float(self.keep) + 0.5 + 1e-9)
+        return number_kept(total, self.keep)
+
+    def plan(self, total: int) -> int:
+        """`keep` of `total`."""
+        return self.of(total)
 
 
 @dataclass(frozen=True)
-class EachImage:
+class EachImage(Schedule):
     """The schedule: before layer `layer`, every image that is read now keeps as many tokens as `count` says.
 
     Raises:
@@ -155,7 +191,7 @@ class EachImage:
         """Only before its layer, in a prefill."""
         return step == 0 and layer == self.layer
 
-    def check(self, layers: int) -> None:
+    def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if the decoder is too shallow."""
         check_depth(self.layer, layers)
 
@@ -166,31 +202,33 @@ class EachImage:
             gone[picture.sample] += max(0, len(picture) - self.count(picture))
         return view.alive - torch.tensor(gone, device=view.alive.device)
 
+    def plan(self, total: int, layers: int) -> list[int] | None:
+        """As if all tokens were one image's: of several, each may round its share up."""
+        kept = self.count.plan(total)
+        return None if kept is None else planned_cut(total, layers, self.layer, kept)
+
 
 @dataclass(frozen=True)
-class ByImage:
+class ByImage(Score):
     """The score: in every image, what `rank` puts first within `count` (see `allotted`); an order for the rest.
 
     Attributes:
-        rank: from an image and its count to (n), higher = keep.
+        rank: orders an image's tokens.
         count: as in the schedule.
     """
 
     rank: Rank
     count: Count
 
-    in_prompt = True  # there is nothing of an image to look at while decoding
+    own = Needs(in_prompt=True, counts=True)  # there is nothing of an image to look at while decoding
 
-    @property
-    def tower(self) -> tuple[Layer, ...]:
-        """Layers of the vision tower that `rank` and `count` look at."""
-        return (*getattr(self.rank, "tower", ()), *getattr(self.count, "tower", ()))
-
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores: 3 for images of earlier turns, else in (1, 2) within the count and in (0, 1) past it."""
         scores = torch.full(view.visual.shape, 3.0, device=view.visual.device)
+        shares = allotted(view, self.count, counts)
         for picture in pictures(view):
-            count = allotted(picture, self.count)
+            count = shares[picture.sample, picture.image]
+            # From scores to places: the inverse of the permutation that sorts them.
             order = self.rank(picture, count).argsort(descending=True, stable=True)
             place = torch.empty_like(order).scatter(0, order, torch.arange(len(picture), device=order.device))
             scores[picture.sample, picture.places] = (place < count) + 1 - (place + 0.5) / len(picture)
@@ -198,26 +236,22 @@ class ByImage:
 
 
 @dataclass(frozen=True)
-class MixImage:
+class MixImage(Merge):
     """The merge: a kept token becomes a sum of its image's tokens, weighted by its row of a matrix.
 
     Attributes:
-        weights: from an image and which of its tokens stay (n) to (n n); rows of tokens that go are not read.
+        weights: the matrix.
     """
 
     weights: Mix
 
-    @property
-    def tower(self) -> tuple[Layer, ...]:
-        """Layers of the vision tower that `weights` looks at."""
-        return tuple(getattr(self.weights, "tower", ()))
-
-    def __call__(self, view: View, keep: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
+    def __call__(self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Float[Tensor, "B N D"]:
         """New hidden states of the kept."""
         out = view.states(partial=True)
         for picture in pictures(view):
             stay = picture.of(keep)
-            rows, states = self.weights(picture, stay)[stay], picture.states()
+            rows = self.weights(picture, stay, counts)[stay]  # of the tokens that stay alone: (kept n)
+            states = picture.states()
             view.spend(2.0 * rows.numel() * states.shape[1])
             out[picture.sample, picture.places[stay]] = (rows @ states).to(out.dtype)
         return out
@@ -225,7 +259,7 @@ class MixImage:
 
 def shared_out(into: Int[Tensor, n], weight: Float[Tensor, n]) -> Float[Tensor, "n n"]:
     """The matrix of weighted means: token j goes to `into[j]`; a row's weights sum to 1, or 0 where none does."""
-    spread = torch.zeros(len(into), len(into), device=weight.device)
+    spread = torch.zeros(len(into), len(into), device=weight.device)  # [i, j]: what token j gives to token i
     spread[into, torch.arange(len(into), device=weight.device)] = weight
     return spread / spread.sum(1, keepdim=True).clamp(min=1e-30)
 

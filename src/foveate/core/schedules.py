@@ -1,29 +1,17 @@
-"""How many tokens stay: callables from a `View` to (B,), the visual tokens to keep of each sample.
-
-A schedule may also say, without tensors, when it acts at all (`acts`), and refuse a decoder it does not fit
-(`check`); the engine then spends nothing where it does not act. A plain function is a schedule that may act anywhere.
-"""
+"""How many tokens stay: schedules whose counts are known before anything runs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
 
+from .contract import Schedule
 from .view import View
-
-
-@runtime_checkable
-class Schedule(Protocol):
-    """What `Method` needs of a schedule."""
-
-    def __call__(self, view: View) -> Int[Tensor, B]:
-        """Visual tokens to keep of each sample; more than are alive means all."""
-        ...
 
 
 def tokens_kept(total: Int[Tensor, B], keep: float | int) -> Int[Tensor, B]:
@@ -31,6 +19,19 @@ def tokens_kept(total: Int[Tensor, B], keep: float | int) -> Int[Tensor, B]:
     if isinstance(keep, Integral):
         return total.clamp(max=min(int(keep), 2**31))
     return (total.double() * float(keep) + 0.5 + 1e-9).floor().long()  # 0.7 x 45 is 31.5, whatever rounding says
+
+
+def number_kept(total: int, keep: float | int) -> int:
+    """As `tokens_kept`, of one number."""
+    if isinstance(keep, Integral):
+        return min(int(keep), total)
+    return math.floor(total * float(keep) + 0.5 + 1e-9)
+
+
+def planned_cut(total: int, layers: int, layer: int, keep: float | int) -> list[int]:
+    """The plan of one cut before `layer`, which keeps `keep` of `total`; see `Schedule.plan`."""
+    kept = number_kept(total, keep)
+    return [total if before < layer else kept for before in range(layers)]
 
 
 def check_keep(keep: float | int) -> None:
@@ -55,7 +56,7 @@ def check_depth(layer: int, layers: int) -> None:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cut(Schedule):
     """One cut in the prefill: before layer `layer`, keep `keep` of the visual tokens that each sample started with.
 
     Args:
@@ -77,13 +78,17 @@ class Cut:
         """Only before its layer, in a prefill."""
         return step == 0 and layer == self.layer
 
-    def check(self, layers: int) -> None:
+    def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if the decoder is too shallow for the cut."""
         check_depth(self.layer, layers)
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
         return tokens_kept(view.total, self.keep)
+
+    def plan(self, total: int, layers: int) -> list[int]:
+        """All before the cut, and what it keeps from there on."""
+        return planned_cut(total, layers, self.layer, self.keep)
 
 
 def spelled(keep: float | int) -> str:
@@ -93,7 +98,7 @@ def spelled(keep: float | int) -> str:
 
 
 @dataclass(frozen=True)
-class ByStep:
+class ByStep(Schedule):
     """A share of the visual tokens for every step, whatever the input: the control of what adapts to it.
 
     Args:
@@ -118,7 +123,7 @@ class ByStep:
         """Before its layer, at the steps that have a share."""
         return layer == self.layer and step < len(self.keep)
 
-    def check(self, layers: int) -> None:
+    def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if the decoder is too shallow."""
         check_depth(self.layer, layers)
 
@@ -126,9 +131,13 @@ class ByStep:
         """Counts to keep."""
         return tokens_kept(view.total, float(self.keep[min(view.step, len(self.keep) - 1)]))
 
+    def plan(self, total: int, layers: int) -> list[int]:
+        """All before its layer, and the first step's share from there on."""
+        return planned_cut(total, layers, self.layer, float(self.keep[0]))
+
 
 @dataclass(frozen=True)
-class PerLayer:
+class PerLayer(Schedule):
     """A fraction of the visual tokens for every layer, in the prefill: what a search finds.
 
     Fractions are of the tokens that each sample started with (of each image's, where the method ranks within images),
@@ -178,6 +187,15 @@ class PerLayer:
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
         return tokens_kept(view.total, float(self.keep[view.layer]))
+
+    def plan(self, total: int, layers: int) -> list[int]:
+        """Each layer's share.
+
+        Raises:
+            ValueError: the schedule is for a decoder of another depth.
+        """
+        self.check(layers)
+        return [number_kept(total, float(share)) for share in self.keep]
 
 
 def mean_keep(keep: Sequence[float]) -> float:

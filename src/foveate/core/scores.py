@@ -1,8 +1,7 @@
-"""Which tokens matter: callables from a `View` to (B N), higher = keep."""
+"""Which tokens matter: the scores that methods share, and those that have a name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,23 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .contract import Needs, Score
 from .diversity import Diverse
-from .foresight import Remembered, Saliency, tower_of
+from .remembered import Remembered, Saliency
 from .selection import places
 from .tokens import Kind
-from .tower import Layer
 from .view import View
-
-Score = Callable[[View], Tensor]
-
-
-def earliest(score: Score) -> int:
-    """The first layer before which a score can rank: 1 or more if it goes by layers that have run."""
-    return int(getattr(score, "earliest", 0))
 
 
 @dataclass(frozen=True)
-class LastQuery:
+class LastQuery(Score):
     """Attention of the newest token to each visual token, mean over heads (FastV's code).
 
     Attributes:
@@ -36,11 +28,11 @@ class LastQuery:
     back: int = 1
 
     @property
-    def earliest(self) -> int:
-        """The first layer before which it can rank."""
-        return self.back
+    def own(self) -> Needs:
+        """A layer before, if it looks there."""
+        return Needs(earliest=self.back)
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
         return view.of_visual(view.attention(view.newest, self.back)[:, :, 0]).mean(1)
 
@@ -62,22 +54,22 @@ def packed(columns: Int[Tensor, "B T"]) -> Int[Tensor, "B Q"]:
 
 
 @dataclass(frozen=True)
-class Instruction:
+class Instruction(Score):
     """Attention of the instruction's tokens in the layer before, mean over them and over heads.
 
     In a decode step, which runs no instruction, that of the newest token.
     """
 
-    earliest = 1
+    own = Needs(earliest=1)
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
         rows = asking(view)
         return view.of_visual(sum_over_rows(view, rows)) / (rows >= 0).sum(1, keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True)
-class Received:
+class Received(Score):
     """Attention received in the layer before from all later tokens that run now, mean over them (FastV's text).
 
     FastV (2403.06764) says "the average attention-score received from all other tokens"; a causal model
@@ -85,12 +77,13 @@ class Received:
     computed `CHUNK` at a time.
     """
 
-    earliest = 1
+    own = Needs(earliest=1)
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
         running = view.newest if view.rows.shape[1] == 1 else view.rows  # in a decode step the features ask for it, too
         total = view.of_visual(sum_over_rows(view, running, own=False))
+        # How many of the rows that run now come after each visual token: those right of its column among them.
         rows = view.rows.sort(1).values.contiguous()
         later = rows.shape[1] - torch.searchsorted(rows, view.visual.contiguous(), right=True)
         return total / later.clamp(min=1)
@@ -102,26 +95,37 @@ CHUNK = 64  # query rows at a time, so that no whole attention matrix ever exist
 def sum_over_rows(
     view: View, queries: Int[Tensor, "B Q"], own: bool = True, heads: Literal["mean", "max"] = "mean"
 ) -> Float[Tensor, "B C"]:
-    """Attention from the rows of `queries` (-1: none), summed over rows; without `own`, to earlier ones."""
+    """Attention from the rows of `queries`, summed over rows.
+
+    Args:
+        view: whose layer before is asked.
+        queries: columns; -1 for none.
+        own: whether what a row pays to itself and to later columns counts.
+        heads: the mean over heads, or in each row the most that any head pays.
+    """
     total = torch.zeros(view.tokens.kind.shape, device=queries.device)
     for start in range(0, queries.shape[1], CHUNK):
         part = queries if queries.shape[1] <= CHUNK else queries[:, start : start + CHUNK]
         paid = view.attention(part)
         paid = paid.mean(1) if heads == "mean" else paid.amax(1)
-        if not own:  # nor to later ones, where images see both ways
+        if not own:  # nor to later columns, which a row sees where images see both ways
             paid = paid * (torch.arange(paid.shape[-1], device=part.device) < part[..., None])
         total = total + paid.sum(1)
     return total
 
 
 @dataclass(frozen=True)
-class LayersMax:
+class LayersMax(Score):
     """The most that the newest token paid in any of the last `back` layers, mean over heads."""
 
     back: int = 3
-    earliest = 1
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    @property
+    def own(self) -> Needs:
+        """As many layers as it looks back, as far as there are so many."""
+        return Needs(back=self.back, earliest=1)
+
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
         backs = range(1, max(1, min(self.back, view.layer)) + 1)
         layers = [view.attention(view.newest, back=n)[:, :, 0].mean(1) for n in backs]
@@ -129,7 +133,7 @@ class LayersMax:
 
 
 @dataclass(frozen=True)
-class Accumulated:
+class Accumulated(Score):
     """What `base` has given so far, summed over the steps on which the method was consulted.
 
     Attributes:
@@ -140,84 +144,55 @@ class Accumulated:
     base: Score = LastQuery()
     fade: float = 1.0
 
-    @property
-    def back(self) -> int:
-        """Layers that `base` looks back."""
-        return int(getattr(self.base, "back", 1))
-
-    @property
-    def earliest(self) -> int:
-        """The first layer before which `base` can rank."""
-        return earliest(self.base)
-
-    @property
-    def tower(self) -> tuple[Layer, ...]:
-        """Layers of the vision tower that `base` looks at."""
-        return tower_of(self.base)
-
     def _key(self, view: View) -> str:
+        """One note for each layer."""
         return f"{self!r} before layer {view.layer}"
 
     def notice(self, view: View) -> None:
-        """Adds this step."""
-        view.notes[self._key(view)] = self.fade * view.note(self._key(view)) + view.on_columns(self.base(view)).float()
+        """Adds this step; not before layers where `base` cannot rank, whose view is shown to a part of it alone."""
+        if view.layer < self.needs.earliest:
+            return
+        key, found = self._key(view), self.base(view, view.alive)
+        view.notes[key] = self.fade * view.note(key) + view.on_columns(found).float()
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
-        """Scores >= 0."""
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
+        """Scores >= 0.
+
+        Raises:
+            ValueError: `base` cannot rank before this layer.
+        """
+        if self._key(view) not in view.notes:
+            raise ValueError(
+                f"layer {view.layer} has no layer before it by which {self.base} could rank; use layer >= "
+                f"{self.needs.earliest}"
+            )
         return view.of_visual(view.note(self._key(view)))
 
 
 @dataclass(frozen=True)
-class AnyOf:
+class AnyOf(Score):
     """Keeps what any of several scores ranks high: the best of a token's ranks (a round robin over the rankings).
 
     Of all ways to mix rankings this loses least against the best single one in the worst case: half the budget still
     holds the upper half of what each of two rankings would have kept.
     """
 
-    parts: tuple[Score, ...]
+    scores: tuple[Score, ...]
 
     def __post_init__(self) -> None:
-        if not self.parts:
+        if not self.scores:
             raise ValueError("AnyOf(()) has no parts; give it at least one score")
 
-    @property
-    def back(self) -> int:
-        """Layers that the parts look back."""
-        return max(int(getattr(part, "back", 1)) for part in self.parts)
-
-    @property
-    def earliest(self) -> int:
-        """The first layer before which all parts can rank."""
-        return max(earliest(part) for part in self.parts)
-
-    @property
-    def in_prompt(self) -> bool:
-        """Whether one of the parts ranks in prefills alone."""
-        return any(getattr(part, "in_prompt", False) for part in self.parts)
-
-    @property
-    def tower(self) -> tuple[Layer, ...]:
-        """Layers of the vision tower that the parts look at."""
-        return tower_of(*self.parts)
-
-    def notice(self, view: View) -> None:
-        """Lets the parts take notice."""
-        for part in self.parts:
-            notice = getattr(part, "notice", None)
-            if notice is not None:
-                notice(view)
-
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores <= 0: minus the best rank; ties between parts go to the earlier one."""
         ranks = []
-        for index, part in enumerate(self.parts):
-            ranks.append(places(part(view), view.mask) + index / (len(self.parts) + 1))
+        for index, part in enumerate(self.scores):
+            ranks.append(places(part(view, counts), view.mask) + index / (len(self.scores) + 1))
         return -torch.stack(ranks).amin(0)
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Score):
     """A fixed pseudo-random order that depends on the seed and on a token's number in its sample, on nothing else.
 
     So a sample gets the same order alone and in a batch. Average over seeds for a fair control.
@@ -225,10 +200,11 @@ class Random:
 
     seed: int = 0
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1)."""
-        first = view.tokens.image.ge(0).long().cumsum(1) - 1
+        first = view.tokens.image.ge(0).long().cumsum(1) - 1  # each column's number among the sample's visual tokens
         number = first.gather(1, view.visual.clamp(min=0))
+        # A hash of 32 bits: seed and number are spread by large odd factors, then shifted and multiplied twice.
         mixed = number * 2654435761 + (self.seed + 1) * 40503 * 65537
         for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 1)):
             mixed = ((mixed & 0xFFFFFFFF) ^ ((mixed & 0xFFFFFFFF) >> shift)) * factor
@@ -236,17 +212,17 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Even:
+class Even(Score):
     """An order in which every beginning is spread evenly over each image: what plain downsampling keeps.
 
     On a grid of tokens the order is that of Bayer's dither matrix, so that a quarter of the tokens is every second
     row and column; where tokens form no grid it is the van der Corput order of their numbers.
     """
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in (-1, 0]."""
         image = view.tokens.image
-        inside = torch.zeros_like(image)
+        inside = torch.zeros_like(image)  # each column's number within its own image
         for i in range(int(image.max()) + 1 if image.numel() else 0):
             inside = torch.where(image == i, (image == i).long().cumsum(1) - 1, inside)
         number = inside.gather(1, view.visual.clamp(min=0))
@@ -257,6 +233,7 @@ class Even:
 
 
 def _reversed_bits(number: Tensor, bits: int) -> Tensor:
+    """Van der Corput's order, times 2**bits: the lowest bit of `number` becomes the highest."""
     out = torch.zeros_like(number)
     for i in range(bits):
         out = out | (((number >> i) & 1) << (bits - 1 - i))

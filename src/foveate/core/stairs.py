@@ -8,7 +8,8 @@ from numbers import Integral
 from jaxtyping import Int
 from torch import Tensor
 
-from .schedules import check_depth, check_keep, tokens_kept
+from .contract import Schedule
+from .schedules import check_depth, check_keep, number_kept, tokens_kept
 from .view import View
 
 
@@ -27,7 +28,7 @@ def placed(at: tuple[float | int, ...], layers: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Stairs:
+class Stairs(Schedule):
     """Several cuts in the prefill: before place `at[i]`, keep `keep[i]` of the tokens that each sample started with.
 
     Args:
@@ -59,7 +60,7 @@ class Stairs:
         """In a prefill, before its layers; before any but the first, where they hang on the depth."""
         return step == 0 and (layer in self.at if isinstance(self.at[0], Integral) else layer > 0)
 
-    def check(self, layers: int) -> None:
+    def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if the decoder is too shallow."""
         check_depth(self.places(layers)[-1], layers)
 
@@ -69,6 +70,14 @@ class Stairs:
         if view.layer not in places:
             return view.alive
         return tokens_kept(view.alive if self.of_left else view.total, self.keep[places.index(view.layer)])
+
+    def plan(self, total: int, layers: int) -> list[int | float]:
+        """What each place keeps: a number, or with `of_left` a share of what is left there; `total` elsewhere."""
+        found: list[int | float] = [total] * layers
+        for place, keep in zip(self.places(layers), self.keep, strict=True):
+            if place < layers:
+                found[place] = keep if self.of_left else number_kept(total, keep)
+        return found
 
     def places(self, layers: int) -> tuple[int, ...]:
         """The layers in a decoder of `layers`."""

@@ -19,8 +19,8 @@ from 0 counts from the tower's first layer; a fraction is one of the tower's dep
 class Tower:
     """Read off lazily, in float32, over the alive visual tokens; zeros at fills and for tokens without a patch.
 
-    A score asks for it beforehand by an attribute `tower`, the layers it will look at; where none asks, no hook is put
-    on and nothing is kept. Where the model merges patches into a token, the token has their mean.
+    A score asks for it beforehand by `tower` of its `Needs`, the layers it will look at; where none asks, no hook is
+    put on and nothing is kept. Where the model merges patches into a token, the token has their mean.
 
     Attributes:
         look: computes; given by the engine.

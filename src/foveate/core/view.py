@@ -76,7 +76,7 @@ class View:
 
         Args:
             queries: columns among the rows that the layer has just run.
-            back: how many layers back; more than 1 needs a score that announces it by an attribute `back`. 0 is the
+            back: how many layers back; more than 1 needs a score that announces it by `back` of its `Needs`. 0 is the
                 layer about to run, what it will pay if nothing is dropped; its keys are projected for this alone.
 
         Raises:
@@ -105,21 +105,6 @@ class View:
             raise ValueError(f"layer {self.layer} has no layer before it whose keys could rank tokens; use layer >= 1")
         return self.recall(self.layer - 1)
 
-    @property
-    def wanted(self) -> Int[Tensor, B]:
-        """Tokens that stay of each sample by the schedule's decision, or all of the alive before it has decided.
-
-        For scores whose order of the first n hangs on n, as where several pivots share a budget.
-        """
-        self._shared["counted"] = True
-        counts: Tensor = self._shared.get("wanted", self.alive)
-        return counts
-
-    @property
-    def counted(self) -> bool:
-        """Whether anything has asked for `wanted`: what was found with this view then holds for these counts alone."""
-        return "counted" in self._shared
-
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """What `compute` gives, computed once for this view: what score, schedule and merge of a decision share."""
         if key not in self._shared:
@@ -131,18 +116,19 @@ class View:
         """What the vision tower made of the alive visual tokens.
 
         Raises:
-            ValueError: no score announced by an attribute `tower` that it would look; no image comes with this forward,
-                as in a decode step; or outside a model.
+            ValueError: no score announced by `tower` of its `Needs` that it would look; no image comes with this
+                forward, as in a decode step; or outside a model.
         """
         if self.look is None:
             raise ValueError(
-                "this view has no vision tower behind it: no image comes with this forward, or no score said by an "
-                "attribute `tower` which of the tower's layers it looks at, or there is no model"
+                "this view has no vision tower behind it: no image comes with this forward, or no score said by "
+                "`Needs(tower=...)` which of the tower's layers it looks at, or there is no model"
             )
         return Tower(self.look, self.visual)
 
     @cached_property
     def _shared(self) -> dict[Hashable, Any]:
+        """What `once` has computed."""
         return {}
 
     def note(self, key: str) -> Float[Tensor, "B C"]:
@@ -160,12 +146,13 @@ class View:
 
     def on_columns(self, values: Float[Tensor, "B N"]) -> Float[Tensor, "B C"]:
         """Values of the alive visual tokens in their columns; 0 elsewhere. The inverse of `of_visual`."""
+        # Fills are -1: they point at column 0 and add 0 there.
         out = torch.zeros(self.tokens.kind.shape, device=values.device, dtype=values.dtype)
         return out.scatter_add(1, self.visual.clamp(min=0), values * self.mask)
 
     def of_visual(self, values: Float[Tensor, "B *K C"]) -> Float[Tensor, "B *K N"]:
         """Picks the alive visual tokens' entries from values over all columns; 0 at fills."""
-        shape = (values.shape[0], *([1] * (values.ndim - 2)), self.visual.shape[1])
+        shape = (values.shape[0], *([1] * (values.ndim - 2)), self.visual.shape[1])  # (B 1... N), as `values` has axes
         index = self.visual.clamp(min=0).view(shape).expand(*values.shape[:-1], -1)
         return values.gather(-1, index) * self.mask.view(shape)
 
@@ -187,6 +174,7 @@ class View:
     def place(self) -> Int[Tensor, "B N"]:
         """Index into `hidden`'s rows of each alive visual token; -1 where it is not among them."""
         batch, columns = self.tokens.kind.shape
+        # A table from columns to rows, with one more column at its end, into which rows that are fills are written.
         where = torch.full((batch, columns + 1), -1, dtype=torch.long, device=self.rows.device)
         numbers = torch.arange(self.rows.shape[1], device=self.rows.device).expand_as(self.rows)
         where.scatter_(1, torch.where(self.rows < 0, columns, self.rows), numbers)

@@ -96,7 +96,7 @@ class Forward:
         self.ran: list[Slots] = []
         self.positions = Positions()
         self.masks: dict[tuple[Any, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
-        reach = max([1, *(getattr(method.score, "back", 1) for method in self.methods)])
+        reach = max([1, *(method.needs.back for method in self.methods)])
         self.seen = Lookback(setting.adapter, reach, ledger, self.past, real, cache, record)
         self.notes = dict(ledger.notes)
 
@@ -144,13 +144,13 @@ class Forward:
         view = self._view(index, hidden)
         if view.visual.shape[1] == 0:
             return hidden
-        self.record.control += _flops_of(method.schedule, view.layer)
-        keep = method.select(view)
-        if keep is None:
+        self.record.control += method.schedule.flops(view.layer)
+        found = method.select(view)
+        if found is None:
             return hidden
-        keep = keep | (view.visual == view.newest)  # its state is the prompt's output, even if it is an image's
+        keep = found.keep | (view.visual == view.newest)  # its state is the prompt's output, even if it is an image's
         if method.merge is not None:
-            hidden = replace_rows(hidden, view.place(), keep, method.merge(view, keep))
+            hidden = replace_rows(hidden, view.place(), keep, method.merge(view, keep, found.counts))
         alive = torch.ones((*view.tokens.kind.shape,), dtype=torch.bool, device=keep.device)
         gone = torch.where(view.mask & ~keep, view.visual, -1)
         alive = torch.nn.functional.pad(alive, (0, 1)).scatter(1, torch.where(gone < 0, alive.shape[1], gone), False)
@@ -300,9 +300,3 @@ class Forward:
         if self.padded and not past.untouched:
             return past.with_rows(ran.columns(batch, self.device), True, self.ledger.columns)
         return past.with_run(self.count)
-
-
-def _flops_of(schedule: Any, layer: int) -> float:
-    """What one decision of a schedule before `layer` costs a sample; nothing, unless it says so."""
-    flops = getattr(schedule, "flops", None)
-    return 0.0 if flops is None else float(flops(layer))

@@ -49,7 +49,7 @@ class Lookback:
         if not found:
             raise ValueError(
                 f"attention of layer {index} was not held back; a score that looks further back than the layer before "
-                "says so by an attribute `back`, the number of layers"
+                "says so in its needs: `back` of foveate.Needs, the number of layers"
             )
         return found[0]
 

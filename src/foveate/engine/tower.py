@@ -45,8 +45,7 @@ class Run:
 
 def looked_at(methods: Sequence[Method]) -> list[Layer]:
     """The tower's layers that methods look at."""
-    parts = [part for method in methods for part in (method.score, method.schedule, method.merge)]
-    return [layer for part in parts for layer in getattr(part, "tower", ())]
+    return [layer for method in methods for layer in method.needs.tower]
 
 
 class Watch(threading.local):
@@ -174,7 +173,10 @@ class Sight:
 
     def _of_run(self, run: Run, what: What, index: int) -> Tensor:
         if index not in run.seen:
-            raise ValueError(f"tower layer {index} was not announced; a score lists its layers in an attribute `tower`")
+            raise ValueError(
+                f"tower layer {index} was not announced; a score lists its layers in its needs: "
+                "own = foveate.Needs(tower=(...))"
+            )
         seen, layer, skip = run.seen[index], self.form.layers[index], int(self.form.summary)
         if what == "states":
             found = seen.out if self.form.packed else seen.out[:, skip:].flatten(0, 1)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.method import Method
-from ..core.tokens import classify
-from ..core.view import View
+from ..core.schedules import number_kept
 from ..engine.anatomy import anatomy_of
 from ..engine.sizes import LayerShape
 from ..engine.trace import Pass, Trace
@@ -187,32 +186,29 @@ def cost_of_counts(
     return Cost(tower, prefill, decode, 2 * shape.head * rows, score, kv * shape.bytes)
 
 
+class UnforeseenError(ValueError):
+    """What methods keep depends on the input, so that no plan can say it."""
+
+
 def kept_by(methods: Sequence[Method], layers: int, total: int) -> list[int]:
-    """Visual tokens that each layer of the prefill sees, from the schedules alone.
+    """Visual tokens that each layer of the prefill sees, by the plans of the schedules.
 
     Raises:
-        ValueError: a schedule looks at attention or hidden states, so that its counts depend on the input.
+        UnforeseenError: a schedule has no plan.
+        ValueError: a schedule does not fit the decoder.
     """
+    plans = []
+    for method in methods:
+        plan = method.schedule.plan(total, layers)
+        if plan is None:
+            raise UnforeseenError(
+                f"what {method.name} keeps depends on the input, so its cost cannot be told beforehand"
+            )
+        plans.append(plan)
     left, found = total, []
     for layer in range(layers):
-        for method in methods:
-            if method.drops(layer, 0):
-                left = min(left, int(method.schedule(_blank_view(layer, layers, total, left))[0]))
+        for plan in plans:  # in the order of the methods, since a share is of what the others have left
+            keep = plan[layer]
+            left = min(left, number_kept(left if isinstance(keep, float) else total, keep))
         found.append(left)
     return found
-
-
-def _blank_view(layer: int, layers: int, total: int, left: int) -> View:
-    visual = torch.ones(1, total, dtype=torch.bool)
-    columns = torch.arange(left)[None]
-    return View(
-        layer=layer,
-        step=0,
-        layers=layers,
-        total=torch.tensor([total]),
-        visual=columns,
-        mask=columns >= 0,
-        hidden=torch.zeros(1, left, 0),
-        rows=columns,
-        tokens=classify(visual, visual),
-    )

@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 from ..core.method import Method
 from ..methods import factories, knobs, parse
-from .cost import Cost, Shapes, cost_of_counts, kept_by
+from ..methods.spec import MARK, Named, filled, named_in, read
+from .cost import Cost, Shapes, UnforeseenError, cost_of_counts, kept_by
 from .records import Record
 
 WORKS = ("flops", "bytes", "tokens")
@@ -54,27 +55,31 @@ def marked(spec: str) -> str:
     Raises:
         ValueError: unknown method, several marks, or no knob that can be told.
     """
-    if spec.count("?") > 1:
-        raise ValueError(f"{spec!r} marks several knobs; one can be tuned, give the others values")
-    if "?" in spec:
+    parts = read(spec)
+    marks = [f"{named.name}:{key}" for named in named_in(parts) for key, value in named.knobs if value == MARK]
+    if len(marks) > 1:
+        raise ValueError(
+            f"{spec!r} marks several knobs, {' and '.join(marks)}; one can be tuned, give the others values"
+        )
+    if marks:
         return spec
-    name, _, rest = spec.partition(":")
-    if "+" in spec or "=" in name:
+    first = parts[0]
+    if len(parts) > 1 or not isinstance(first, Named):
         raise ValueError(
             f"{spec!r} joins methods or their parts; mark the knob to be tuned with ?, as in fastv:keep=?+vtw:layer=20 "
             "or score=mix,schedule=pdrop:keep=?"
         )
-    if name not in factories():
-        parse(name)  # says what was meant
-    numbers = [knob for knob in knobs(name) if _kinds(name, knob)]
+    if first.name not in factories():
+        parse(first.name)  # says what was meant
+    numbers = [knob for knob in knobs(first.name) if _kinds(first.name, knob)]
     chosen = "keep" if "keep" in numbers else numbers[0] if len(numbers) == 1 else None
     if chosen is None:
         raise ValueError(
-            f"which knob of {name} is to be tuned? Mark it with ?, as in {name}:{(numbers or ['knob'])[0]}=?; its "
-            f"numbers are {', '.join(numbers) or 'none'}"
+            f"which knob of {first.name} is to be tuned? Mark it with ?, as in "
+            f"{first.name}:{(numbers or ['knob'])[0]}=?; its numbers are {', '.join(numbers) or 'none'}"
         )
-    others = [pair for pair in rest.split(",") if pair and pair.split("=")[0].strip() not in (chosen, "rate")]
-    return f"{name}:{','.join([*others, f'{chosen}=?'])}"
+    rest = first.without(chosen, "rate")
+    return str(Named(rest.name, (*rest.knobs, (chosen, MARK))))
 
 
 def _kinds(name: str, knob: str) -> set[type]:
@@ -88,16 +93,15 @@ def values(spec: str, layers: int) -> list[str]:
     Raises:
         ValueError: unknown method or knob, or a knob that is no number.
     """
-    part = next(part.strip() for part in spec.split("+") if "?" in part)
-    if "=" in part.partition(":")[0]:  # score=mix,schedule=pdrop:keep=?: of the part that the mark is in
-        part = f"{part[: part.index('?')].rpartition(':')[0].rpartition('=')[2]}:{part.rpartition(':')[2]}"
-    name, _, rest = part.partition(":")
-    knob = next(pair.split("=")[0].strip() for pair in rest.split(",") if "?" in pair) if "=?" in rest else "?"
-    if name not in factories() or knob not in knobs(name):
-        parse(part.replace("?", "1"))
-    kinds = _kinds(name, knob) if knob in knobs(name) else set()
+    found = next((named for named in named_in(read(spec)) if named.marked() is not None), None)
+    if found is None:
+        raise ValueError(f"{spec!r} marks no knob; expected one with ?, as in fastv:keep=?")
+    knob = found.marked() or MARK
+    if found.name not in factories() or knob not in knobs(found.name):
+        parse(filled(str(found), "1"))  # says what was meant
+    kinds = _kinds(found.name, knob) if knob in knobs(found.name) else set()
     if not kinds:
-        raise ValueError(f"{spec!r}: {knob} is no number that could be tuned")
+        raise ValueError(f"{str(found)!r}: {knob} is no number that could be tuned")
     return [f"{n / 1000:.3f}" for n in range(1001)] if float in kinds else [str(n) for n in range(layers + 1)]
 
 
@@ -117,7 +121,7 @@ def tune(spec: str, target: Target, work: Work, layers: int) -> tuple[str, float
 
     @cache
     def cost(i: int) -> float:
-        return work(parse(spec.replace("?", grid[i])))
+        return work(parse(filled(spec, grid[i])))
 
     low, high = 0, len(grid) - 1
     if cost(low) > cost(high):  # a knob that removes: look at it from its other end
@@ -131,7 +135,7 @@ def tune(spec: str, target: Target, work: Work, layers: int) -> tuple[str, float
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= target.ratio else (low, middle)
     best = high if cost(high) <= target.ratio else low
-    return spec.replace("?", grid[best]), cost(best)
+    return filled(spec, grid[best]), cost(best)
 
 
 def _accepted(spec: str, grid: Sequence[str], layers: int) -> Sequence[str]:
@@ -144,7 +148,7 @@ def _accepted(spec: str, grid: Sequence[str], layers: int) -> Sequence[str]:
     @cache
     def refused(i: int) -> ValueError | None:
         try:
-            for method in parse(spec.replace("?", grid[i])):
+            for method in parse(filled(spec, grid[i])):
                 method.check(layers)
         except ValueError as error:
             return error
@@ -162,7 +166,7 @@ def _accepted(spec: str, grid: Sequence[str], layers: int) -> Sequence[str]:
 def planned(target: Target, shape: Shapes, records: Sequence[Record]) -> Work:
     """Work in closed form, from schedules alone, over the unpruned run's prompts and lengths of answers.
 
-    The function returned raises ValueError for methods whose counts depend on the input or on the step.
+    The function returned raises UnforeseenError for methods whose counts depend on the input or on the step.
     """
     sizes = Counter((r.text, r.visual, r.tokens) for r in records)
     depth = len(shape.layers)
@@ -176,7 +180,7 @@ def planned(target: Target, shape: Shapes, records: Sequence[Record]) -> Work:
 
     def work(methods: Sequence[Method]) -> float:
         if any(method.drops(layer, 1) for method in methods for layer in range(depth)):
-            raise ValueError("the method also acts at decode steps, which a plan does not see")
+            raise UnforeseenError("the method also acts at decode steps, which a plan does not see")
         counts = {visual: kept_by(methods, depth, visual) for visual in {v for _, v, _ in sizes}}
         return sum(n * one(counts[v], t, v, a) for (t, v, a), n in sizes.items()) / whole
 
@@ -214,7 +218,7 @@ def either(plan: Work, run: Callable[[], Work]) -> Work:
     held: list[Any] = []
 
     def work(methods: Sequence[Method]) -> float:
-        with suppress(ValueError, RuntimeError, IndexError):
+        with suppress(UnforeseenError):
             return plan(methods)
         held[:] = held or [run()]
         return float(held[0](methods))

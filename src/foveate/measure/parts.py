@@ -6,13 +6,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.contract import Merge, Schedule, Score
 from ..core.method import Method
+from ..core.view import View
 from ..engine.anatomy import anatomy_of
 from ..engine.apply import apply
 
@@ -48,21 +51,51 @@ class Clock:
         return float(begin.elapsed_time(end)) * 1e-3 if self.cuda else float(end - begin)
 
 
-class Clocked:
-    """A score or a schedule whose calls are timed; everything else of it is as it was."""
+@dataclass(frozen=True)
+class ClockedScore(Score):
+    """A score whose calls are timed."""
 
-    def __init__(self, inner: Callable[..., Tensor], clock: Clock, part: str) -> None:
-        self.inner, self.clock, self.part = inner, clock, part
+    inner: Score
+    clock: Clock
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """The inner one's."""
         begin = self.clock.now()
-        out = self.inner(*args, **kwargs)
-        self.clock.add(self.part, begin)
+        out = self.inner(view, counts)
+        self.clock.add("score", begin)
         return out
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+
+@dataclass(frozen=True)
+class ClockedSchedule(Schedule):
+    """A schedule whose calls are timed."""
+
+    inner: Schedule
+    clock: Clock
+
+    def __call__(self, view: View) -> Int[Tensor, B]:
+        """The inner one's."""
+        begin = self.clock.now()
+        out = self.inner(view)
+        self.clock.add("schedule", begin)
+        return out
+
+
+@dataclass(frozen=True)
+class ClockedMerge(Merge):
+    """The merge of a method whose score is timed: it goes on from what the inner score finds."""
+
+    inner: Merge
+    score: Score
+
+    @property
+    def follows(self) -> Score | None:
+        """The timed score, where the merge needs its own."""
+        return None if self.inner.follows is None else self.score
+
+    def __call__(self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Float[Tensor, "B N D"]:
+        """The inner one's."""
+        return self.inner(view, keep, counts)
 
 
 @torch.inference_mode()
@@ -100,9 +133,9 @@ def parts(model: Any, inputs: dict[str, Tensor], methods: Sequence[Method], new_
 
 
 def _timed(method: Method, clock: Clock) -> Method:
-    score: Any = Clocked(method.score, clock, "score")
-    schedule: Any = Clocked(method.schedule, clock, "schedule")
-    return replace(method, score=score, schedule=schedule)
+    score = ClockedScore(method.score, clock)
+    merge = None if method.merge is None else ClockedMerge(method.merge, score)
+    return replace(method, score=score, schedule=ClockedSchedule(method.schedule, clock), merge=merge)
 
 
 def _around(module: nn.Module, clock: Clock, part: Callable[[], str]) -> list[Any]:

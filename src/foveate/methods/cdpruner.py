@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, Picture, Share
+from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
 from ..core.tokens import Kind
 
 
 @dataclass(frozen=True)
-class Determinantal:
+class Determinantal(Rank):
     """Greedy MAP inference of the process with kernel diag(r) S diag(r), S the cosines and r the relevance.
 
     Attributes:
@@ -34,6 +34,8 @@ class Determinantal:
         gain, basis = kernel.diagonal().clone(), kernel[:0]
         for number in range(min(count, len(picture))):
             chosen = gain.masked_fill(turn < len(picture), -torch.inf).argmax()
+            # One column of the Cholesky factor: what the chosen token shares with the others, less what those chosen
+            # before it have taken already. A token's gain is what is left of its own diagonal.
             along = basis[:, chosen, None].T @ basis
             picture.view.spend(2.0 * basis.numel())
             step = (kernel[chosen] - along[0]) / gain[chosen].clamp(min=1e-12).sqrt()

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.contract import Needs, Score
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import asking
@@ -16,7 +17,7 @@ from ..core.view import View
 
 
 @dataclass(frozen=True)
-class LeastDuplicate:
+class LeastDuplicate(Score):
     """Pivots first, then what each of them finds least like itself, an equal share of the wanted tokens for each.
 
     Attributes:
@@ -26,22 +27,23 @@ class LeastDuplicate:
 
     pivots: int = 4
     text_pivots: int = 4
-    earliest = 1
-    in_prompt = True
+    own = Needs(earliest=1, in_prompt=True, counts=True)
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores >= 0: the earlier chosen, the higher; tokens of earlier turns, which cannot be compared, are first."""
         here = view.place() >= 0
         states = view.states(partial=True).float()
         size = view.keys().float().abs().sum(-1)
-        first = top(view.of_visual(size), here, view.wanted.clamp(max=self.pivots))
+        first = top(view.of_visual(size), here, counts.clamp(max=self.pivots))
         old = view.mask & ~here
         picks, valid = self._pivots(view, size, states, first)
         view.spend(2.0 * picks.shape[0] * picks.shape[1] * states.shape[1] * states.shape[2])
         alike = torch.nn.functional.normalize(picks, dim=-1) @ torch.nn.functional.normalize(states, dim=-1).mT
-        left = (view.wanted - (old | first).sum(1)).clamp(min=0)
+        left = (counts - (old | first).sum(1)).clamp(min=0)
         turns, rank = valid.sum(1), valid.cumsum(1) - 1
         score = old * (picks.shape[1] + 2.0) + first * (picks.shape[1] + 1.0)
+        # The pivots take turns: of what the budget leaves, each takes an equal share of those least like it, and the
+        # first of them one more each where it does not divide. Later turns choose among what has no score yet.
         for turn in range(picks.shape[1]):
             share = (left // turns.clamp(min=1) + (rank[:, turn] < left % turns.clamp(min=1))) * valid[:, turn]
             chosen = top(-alike[:, turn], here & (score == 0), share)
@@ -56,7 +58,7 @@ class LeastDuplicate:
         columns: Int[Tensor, "B Q"] = asking(view) if self.text_pivots else order[:, :0]
         large = size.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1.0)
         columns = columns.gather(1, large.argsort(dim=1, descending=True, stable=True))[:, : self.text_pivots]
-        row = (view.rows[:, None] == columns[..., None]).long().argmax(2)
+        row = (view.rows[:, None] == columns[..., None]).long().argmax(2)  # where their hidden states are, (B P)
         said = view.hidden.gather(1, row[..., None].expand(-1, -1, states.shape[2])).float()
         return torch.cat([seen, said], 1), torch.cat([first.gather(1, order), columns >= 0], 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..core.merging import into_nearest
+from ..core.merging import IntoNearest
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import Even
@@ -26,4 +26,4 @@ def downsample(layer: int = 0, keep: float | int = 0.25, pool: bool = False) -> 
         ValueError: a negative layer, or `keep` out of range.
     """
     name = f"downsample:layer={layer},keep={spelled(keep)}" + (",pool=true" if pool else "")
-    return Method(Even(), Cut(layer, keep), merge=into_nearest if pool else None, within="image", name=name)
+    return Method(Even(), Cut(layer, keep), merge=IntoNearest() if pool else None, within="image", name=name)

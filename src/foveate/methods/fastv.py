@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
-from ..core.scores import RANKINGS, Ranking, earliest
+from ..core.scores import RANKINGS, Ranking
 
 
 def fastv(
@@ -36,7 +36,7 @@ def fastv(
         ValueError: a layer before which it cannot rank, `keep` or `rate` out of range, or both given.
     """
     score = RANKINGS[ranking]
-    if layer < (first := earliest(score)):
+    if layer < (first := score.needs.earliest):
         raise ValueError(f"layer={layer}; expected {first} or more: the score is the attention of the layer before")
     if rate is not None and keep is not None:
         raise ValueError(f"got keep={keep} and rate={rate}; give one of them: rate is what keep leaves")

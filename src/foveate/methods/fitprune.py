@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.contract import Needs, Schedule, Score
 from ..core.method import Method
-from ..core.schedules import PerLayer, Schedule, spelled, tokens_kept
+from ..core.schedules import PerLayer, number_kept, spelled, tokens_kept
 from ..core.scores import asking, packed, sum_over_rows
 from ..core.view import View
 
@@ -18,16 +19,15 @@ LEAVE = (14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4, 26, 5, 11, 24,
 
 
 @dataclass(frozen=True)
-class SelfTimesCross:
+class SelfTimesCross(Score):
     """Attention received from the visual tokens times that from the instruction, in the layer before.
 
     Of the heads the one that pays most counts, row by row; then the sum over rows.
     """
 
-    earliest = 1
-    in_prompt = True
+    own = Needs(earliest=1, in_prompt=True)
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores >= 0."""
         own, cross = self.parts(view)
         return own * cross
@@ -40,7 +40,7 @@ class SelfTimesCross:
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(Schedule):
     """The authors' table, read at the same depth of any decoder."""
 
     def acts(self, layer: int, step: int) -> bool:
@@ -49,8 +49,15 @@ class Published:
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
-        gone = sum(LEAVE[: view.layer * len(LEAVE) // view.layers])
-        return tokens_kept(view.total, 1.0 - gone / 576)
+        return tokens_kept(view.total, self.share(view.layer, view.layers))
+
+    def plan(self, total: int, layers: int) -> list[int]:
+        """Each layer's share."""
+        return [number_kept(total, self.share(layer, layers)) for layer in range(layers)]
+
+    def share(self, layer: int, layers: int) -> float:
+        """What the table leaves at the same share of the depth."""
+        return 1.0 - sum(LEAVE[: layer * len(LEAVE) // layers]) / 576
 
 
 def fitprune(keep: tuple[float, ...] | None = None) -> Method:

@@ -8,23 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.contract import Needs
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, Picture, Share
+from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Rank):
     """Attention times the L1 norm of values, scaled to [0, 1] over the image, accumulated over layers of the tower."""
 
     fade: float
 
-    tower = (0.25, 0.5, 0.75, None)
+    own = Needs(tower=(0.25, 0.5, 0.75, None))
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Scores in [0, 1]."""
         total = torch.zeros(len(picture), device=picture.places.device)
-        for layer in self.tower:
+        for layer in self.own.tower:
             strength = picture.of(picture.view.tower.values(layer)).abs().sum((-1, -2)) * picture.attention(layer)
             strength = strength - strength.min()
             total = self.fade * total + (1 - self.fade) * strength / strength.max().clamp(min=1e-30)

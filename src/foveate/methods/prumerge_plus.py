@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..core.method import Method
-from ..core.outliers import Merging
 from .prumerge import outliers_kept
+from .prumerge.outliers import Merging
 
 
 def prumerge_plus(layer: int = 0, merging: Merging = "nearest") -> Method:

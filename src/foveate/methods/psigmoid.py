@@ -9,9 +9,10 @@ from functools import cache
 from jaxtyping import Int
 from torch import Tensor
 
+from ..core.contract import Schedule
 from ..core.method import Method
-from ..core.schedules import check_keep, spelled, tokens_kept
-from ..core.scores import RANKINGS, Ranking, earliest
+from ..core.schedules import check_keep, number_kept, spelled, tokens_kept
+from ..core.scores import RANKINGS, Ranking
 from ..core.view import View
 
 
@@ -40,7 +41,7 @@ def falling(layers: int, mean: float, slope: float, floor: float, first: int) ->
 
 
 @dataclass(frozen=True)
-class Sigmoid:
+class Sigmoid(Schedule):
     """The curve as a schedule, for a decoder of any depth; see `falling`."""
 
     mean: float
@@ -52,13 +53,21 @@ class Sigmoid:
         """In a prefill, from the first layer on that may drop."""
         return step == 0 and layer >= self.first
 
-    def check(self, layers: int) -> None:
+    def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if no curve of this mean fits a decoder of `layers` layers."""
-        falling(layers, self.mean, self.slope, self.floor, self.first)
+        self.shares(layers)
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
-        return tokens_kept(view.total, falling(view.layers, self.mean, self.slope, self.floor, self.first)[view.layer])
+        return tokens_kept(view.total, self.shares(view.layers)[view.layer])
+
+    def plan(self, total: int, layers: int) -> list[int]:
+        """Each layer's share."""
+        return [number_kept(total, share) for share in self.shares(layers)]
+
+    def shares(self, layers: int) -> tuple[float, ...]:
+        """The curve in a decoder of `layers` layers; see `falling`."""
+        return falling(layers, self.mean, self.slope, self.floor, self.first)
 
 
 def psigmoid(
@@ -86,9 +95,9 @@ def psigmoid(
     check_keep(float(keep))
     check_keep(float(floor))
     score = RANKINGS[ranking]
-    if first < earliest(score) or not 0 < slope < math.inf:
+    if first < score.needs.earliest or not 0 < slope < math.inf:
         raise ValueError(
-            f"first={first}, slope={slope}; expected a layer of {earliest(score)} or more, a slope above 0"
+            f"first={first}, slope={slope}; expected a layer of {score.needs.earliest} or more, a slope above 0"
         )
     name = f"psigmoid:keep={spelled(float(keep))},slope={spelled(float(slope))},floor={spelled(float(floor))}"
     name += f",first={first}" + ("" if ranking == "last" else f",ranking={ranking}")

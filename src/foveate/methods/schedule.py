@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .. import methods  # which has this module, too: to be asked later
 from ..core.method import Method
 from ..schedules.store import ScheduleFile, load_schedule
+from .spec import score_of
 
 
 def schedule(
@@ -35,4 +35,4 @@ def schedule(
     name = f"schedule:{'given' if isinstance(path, ScheduleFile) else Path(path).name}"
     name += ("" if ranking is None else f",ranking={ranking}") + ("" if within is None else f",within={within}")
     kind: Literal["sample", "image"] = within or ("image" if found.within == "image" else "sample")
-    return Method(methods.score_of(ranking or found.ranking), found.schedule, within=kind, name=name)
+    return Method(score_of(ranking or found.ranking), found.schedule, within=kind, name=name)

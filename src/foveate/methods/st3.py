@@ -9,8 +9,9 @@ from typing import Literal, get_args
 from jaxtyping import Int
 from torch import Tensor
 
+from ..core.contract import Schedule
 from ..core.method import Method
-from ..core.schedules import check_depth, check_keep, spelled, tokens_kept
+from ..core.schedules import check_depth, check_keep, number_kept, spelled, tokens_kept
 from ..core.scores import LastQuery
 from ..core.view import View
 
@@ -18,7 +19,7 @@ Fall = Literal["cosine", "linear", "exponential"]
 
 
 @dataclass(frozen=True)
-class Annealed:
+class Annealed(Schedule):
     """Layer l keeps s(l) a(t) of the tokens that each sample started with.
 
     s falls in equal steps, one every `stride` layers, from 1 before `layer` to `keep` at the last layer; a falls from
@@ -47,14 +48,25 @@ class Annealed:
         due = step % self.every == 0 and step < self.horizon + self.every
         return due and layer in range(self.layer, layer + 1, self.stride)
 
-    def check(self, layers: int) -> None:
+    def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if the decoder is too shallow."""
         check_depth(self.layer, layers)
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep."""
-        stage, stages = ((layer - self.layer) // self.stride + 1 for layer in (view.layer, view.layers - 1))
-        return tokens_kept(view.total, (1.0 - (1.0 - self.keep) * stage / stages) * self.anneal(view.step))
+        return tokens_kept(view.total, self.share(view.layer, view.layers) * self.anneal(view.step))
+
+    def plan(self, total: int, layers: int) -> list[int]:
+        """What each stage keeps in the prefill."""
+        return [
+            number_kept(total, self.share(layer, layers) * self.anneal(0)) if self.acts(layer, 0) else total
+            for layer in range(layers)
+        ]
+
+    def share(self, layer: int, layers: int) -> float:
+        """s(l): stages are counted from 1."""
+        stage, stages = ((at - self.layer) // self.stride + 1 for at in (layer, layers - 1))
+        return 1.0 - (1.0 - self.keep) * stage / stages
 
     def anneal(self, step: int) -> float:
         """a(t)."""

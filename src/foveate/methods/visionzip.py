@@ -6,22 +6,34 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..core.contract import Needs
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, MixImage, Picture, Share, allotted, nearest, shared_out
+from ..core.pictures import (
+    ByImage,
+    EachImage,
+    Mix,
+    MixImage,
+    Picture,
+    Rank,
+    Share,
+    allotted,
+    nearest,
+    shared_out,
+)
 from ..core.schedules import spelled
 
 
 @dataclass(frozen=True)
-class DominantContextual:
+class DominantContextual(Rank):
     """Ranks and mixes. `contextual` is the share of the kept tokens that stand for others; see `visionzip`."""
 
     contextual: float
     sums: bool
 
-    tower = (None,)
+    own = Needs(tower=(None,))
 
     def targets(self, picture: Picture, count: int) -> Bool[Tensor, n]:
         """The contextual tokens: of those that are not dominant, evenly spaced ones."""
@@ -42,18 +54,20 @@ class DominantContextual:
 
 
 @dataclass(frozen=True)
-class IntoContextual:
+class IntoContextual(Mix):
     """Each dropped token goes to the contextual token whose key is most like its own."""
 
     base: DominantContextual
     count: Share
 
-    tower = (None,)
+    own = Needs(tower=(None,))
 
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
+    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
         itself, keys = torch.eye(len(picture), device=stay.device), picture.keys()
-        targets = self.base.targets(picture, allotted(picture, self.count)) & stay
+        shares = picture.view.once(("allotted", self.count), lambda: allotted(picture.view, self.count, counts))
+        count = shares[picture.sample, picture.image]
+        targets = self.base.targets(picture, count) & stay
         if not bool(targets.any()):
             return itself
         into = nearest(picture.cosines(keys, keys), targets)

@@ -8,20 +8,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.contract import Needs
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, Picture, Share
+from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
 
 ROUND = 8  # duplicates removed at a time, in the authors' code
 
 
 @dataclass(frozen=True)
-class ImportantDiverse:
+class ImportantDiverse(Rank):
     """Ranks: important tokens, then those that outlive the removal of duplicates, then these, last removed first."""
 
     important: Share
 
-    tower = (None,)
+    own = Needs(tower=(None,))
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Scores."""
@@ -32,11 +33,12 @@ class ImportantDiverse:
         score = torch.zeros(len(picture), device=states.device)
         score[order[:first]] = 2.0
         while len(rest) > max(1, diverse):
+            # Every second token is compared with the others; those most like one of them leave, a few at a time.
             even, odd = rest[::2], rest[1::2]
             alike = picture.cosines(states[even], states[odd]).amax(1)
             gone = even[alike.argsort(descending=True, stable=True)[: min(ROUND, len(rest) - diverse)]]
             turn += 1
-            score[gone] = -1 / turn
+            score[gone] = -1 / turn  # the later it left, the higher
             rest = rest[~torch.isin(rest, gone)]
         score[rest] = 1.0
         return score

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..core.contract import Needs
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, MixImage, Picture, Share, nearest, shared_out
+from ..core.pictures import ByImage, EachImage, Mix, MixImage, Picture, Rank, Share, nearest, shared_out
 from ..core.schedules import spelled
 
 
 @dataclass(frozen=True)
-class Scans:
+class Scans(Rank):
     """Ranks: first the local scan, then the global one among the rest; see `vscan1`."""
 
     local: Share
@@ -22,9 +23,9 @@ class Scans:
     windows: int
 
     @property
-    def tower(self) -> tuple[float | None, ...]:
+    def own(self) -> Needs:
         """The layers of both scans."""
-        return (None, self.shallow)
+        return Needs(tower=(None, self.shallow))
 
     def window(self, picture: Picture) -> Int[Tensor, n]:
         """The window of each token: a tile of the grid, or a run of the sequence where there is none."""
@@ -45,10 +46,10 @@ class Scans:
 
 
 @dataclass(frozen=True)
-class IntoSimilar:
+class IntoSimilar(Mix):
     """Each dropped token goes to the kept one most like itself; a cluster becomes its mean."""
 
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
+    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
         states = picture.states()
         into = nearest(picture.cosines(states, states), stay)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..methods.spec import Composed, Named, read, write
 from .canvas import save, subplots
 
 WORKS = {
@@ -20,14 +21,21 @@ Point = tuple[float, float]  # work, quality
 
 def line_of(spec: str) -> str:
     """What a method is called whatever its budget: without the knobs that are tuned; a schedule's file by its name."""
-    parts = []
-    for part in spec.split("+"):
-        name, colon, rest = part.partition(":")
-        knobs = [knob for knob in rest.split(",") if knob and knob.partition("=")[0] not in TUNED]
-        if name.endswith("schedule") and knobs:
-            knobs[0] = Path(knobs[0]).stem.rstrip("0123456789.").rstrip("-")
-        parts.append(name + (colon + ",".join(knobs) if knobs else ""))
-    return "+".join(parts)
+    return write(
+        _shortened(part)
+        if isinstance(part, Named)
+        else Composed(tuple((key, _shortened(named)) for key, named in part.parts))
+        for part in read(spec)
+    )
+
+
+def _shortened(spec: Named) -> Named:
+    """Without the tuned knobs; a schedule's file without its folder and the number at its end."""
+    left = spec.without(*TUNED)
+    if left.name != "schedule" or not left.knobs:
+        return left
+    (_, path), *others = left.knobs
+    return Named(left.name, (("", Path(path).stem.rstrip("0123456789.").rstrip("-")), *others))
 
 
 def lines(reports: Sequence[Mapping[str, Any]], figure: str, work: str) -> dict[str, list[Point]]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..core.contract import Schedule
 from ..core.method import Method
 from ..core.view import View
 from ..engine.anatomy import anatomy_of
@@ -39,7 +40,7 @@ class FitPruneFit:
 
 
 @dataclass(frozen=True)
-class _Spare:
+class _Spare(Schedule):
     """Score and schedule of a trial: at every layer those leave that neither self- nor cross-attention would miss.
 
     Attributes:

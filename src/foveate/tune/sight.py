@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..core.scores import Score
+from ..core.contract import Score
 from ..engine.anatomy import Anatomy
 from ..engine.tower import Watch
 from ..engine.towerform import known_tower
@@ -23,7 +23,7 @@ def watched(anatomy: Anatomy, score: Score) -> Iterator[Callable[[Bool[Tensor, "
 
     What it gives takes which of the forward's columns are visual, and gives None where there is nothing to look at.
     """
-    layers = getattr(score, "tower", ())
+    layers = score.needs.tower
     form = known_tower(anatomy.body) if layers else None
     if form is None:
         yield lambda visual: None

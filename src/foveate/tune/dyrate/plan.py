@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...core.contract import Score
 from ...core.predictor import RatePredictor, rate_grid
-from ...core.scores import Score
 from ...methods.dyrate import ranked
 
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...core.contract import Score
 from ...core.features import shares_by_type
 from ...core.predictor import RatePredictor
-from ...core.scores import Score
 from ...core.selection import places
 from ...core.view import View
 from ...engine.anatomy import Anatomy, anatomy_of
@@ -166,10 +166,8 @@ def _decide(
 
 def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
     """How many of the tokens alive are ranked before each."""
-    notice = getattr(score, "notice", None)
-    if notice is not None:
-        notice(view)
-    return places(score(view), view.mask)
+    score.take_notice(view)
+    return places(score(view, view.alive), view.mask)
 
 
 def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...core.scores import Score
+from ...core.contract import Score
 from ...core.tokens import TokenMap, classify
 from ...core.view import View
 from ...engine.anatomy import Anatomy

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...core.contract import Score
 from ...core.method import Method
 from ...core.schedules import PerLayer
-from ...core.scores import Score
 from ..dyrate.rollout import batch_of
 from ..examples import Example
 from .objective import Objective, Trial, greedy

@@ -107,7 +107,7 @@ def _scores(runner: Runner, processor: Any, examples: Sequence[Example]) -> list
     for _ in runner.layers:
         state = runner.advance(state, 1.0)
         view = runner.view(state)
-        rows.append((runner.ranked(state, view), view.mask))
+        rows.append((runner.ranked(state, view, view.alive), view.mask))
     return [
         torch.stack([scores[sample][mask[sample]].float().cpu() for scores, mask in rows])
         for sample in range(len(examples))

@@ -7,15 +7,16 @@ answer's rows then see what is left, as in cached decoding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...core.contract import Score
 from ...core.method import Method
 from ...core.schedules import PerLayer
-from ...core.scores import Score
 from ...core.tokens import Kind, classify
 from ...core.view import View
 from ...engine.anatomy import anatomy_of
@@ -53,7 +54,7 @@ class Runner:
         self.layers = list(self.decoder.layers)
         self.backend = str(self.decoder.config._attn_implementation)
         self.score, self.within = score, within
-        self.reach = int(getattr(score, "back", 1))
+        self.reach = score.needs.back
         self.tally = Tally()
 
     @torch.no_grad()
@@ -122,20 +123,20 @@ class Runner:
     def _dropped(self, state: State, share: float) -> tuple[Tensor, Tensor]:
         """The rows that stay, right-aligned."""
         drops = share < (1.0, *state.keep)[-1]
-        notices = getattr(self.score, "notices", lambda layer, step: False)(state.layer, 0)
+        notices = self.score.takes_notice(state.layer, 0)
         if not (drops or notices):
             return state.hidden, state.columns
         view = self.view(state)
         if view.visual.shape[1] == 0:
             return state.hidden, state.columns
         if not drops:
-            self._notice(view)
+            self.score.take_notice(view)
             return state.hidden, state.columns
         schedule = PerLayer((*state.keep, *[share] * (len(self.layers) - state.layer)))
-        keep = Method(lambda seen: self.ranked(state, seen), schedule, within=self.within).select(view)
-        if keep is None:
+        found = Method(_Ranked(self, state), schedule, within=self.within).select(view)
+        if found is None:
             return state.hidden, state.columns
-        keep = keep | (view.visual == view.newest)  # as the engine has it: its state is the prompt's output
+        keep = found.keep | (view.visual == view.newest)  # as the engine has it: its state is the prompt's output
         length = state.prompt.batch.inputs["input_ids"].shape[1]
         alive = torch.ones((len(keep), length + 1), dtype=torch.bool, device=keep.device)
         alive = alive.scatter(1, torch.where(view.mask & ~keep, view.visual, length), False)
@@ -145,22 +146,14 @@ class Runner:
         columns = torch.where(stay.gather(1, order), state.columns.gather(1, order), -1)
         return take_rows(state.hidden, order.to(state.hidden.device)), columns
 
-    def ranked(self, state: State, view: View) -> Tensor:
+    def ranked(self, state: State, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """The score at this state, computed for the first trial that asks; if it hangs on the counts, for each anew."""
-        found = state.found
-        known = found.get(None if None in found or not found else tuple(view.wanted.tolist()))
-        if known is not None:
-            return known
-        if not found:
-            self._notice(view)
-        scores = self.score(view)
-        found[tuple(view.wanted.tolist()) if view.counted else None] = scores
-        return scores
-
-    def _notice(self, view: View) -> None:
-        notice = getattr(self.score, "notice", None)
-        if notice is not None:
-            notice(view)
+        key = tuple(counts.tolist()) if self.score.needs.counts else None
+        if not state.found:
+            self.score.take_notice(view)
+        if key not in state.found:
+            state.found[key] = self.score(view, counts)
+        return state.found[key]
 
     def view(self, state: State) -> View:
         """What the engine would show before the layer in the prompt's prefill."""
@@ -239,3 +232,15 @@ class Runner:
         self.tally.rows += ran.columns.numel()
         hidden: Tensor = out[0] if isinstance(out, tuple) else out
         return hidden
+
+
+@dataclass(frozen=True)
+class _Ranked(Score):
+    """The runner's score at one state, from what other trials have found there."""
+
+    runner: Runner
+    state: State
+
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
+        """As the runner's score."""
+        return self.runner.ranked(self.state, view, counts)

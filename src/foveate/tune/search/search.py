@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...core.contract import Score
 from ...core.method import Method
-from ...core.scores import Score, earliest
 from ...engine.anatomy import anatomy_of
 from ...engine.apply import apply
 from ...measure.cost import shapes
@@ -70,10 +70,10 @@ class Search:
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"unknown objective {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
-        if self.first < earliest(self.score):
+        if self.first < self.score.needs.earliest:
             raise ValueError(
                 f"got first layer {self.first}; ranking {self.ranking!r} goes by the layer before, so start at layer "
-                f"{earliest(self.score)} or more"
+                f"{self.score.needs.earliest} or more"
             )
         if self.batch < 1 or self.cache_gb < 0:
             raise ValueError(f"batch={self.batch}, cache_gb={self.cache_gb}; expected 1 or more, and 0 or more")

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .pictures import Picture, nearest, shared_out
+from ...core.contract import Needs
+from ...core.pictures import Count, Mix, Picture, Rank, nearest, shared_out
 
 Merging = Literal["nearest", "neighbours"]
 NEIGHBOURS = 32  # of each kept token, in the authors' code
 
 
 @dataclass(frozen=True)
-class Outliers:
+class Outliers(Count):
     """The tokens whose attention lies above the upper fence, Q3 + 1.5 (Q3 - Q1); with `spaced`, evenly spaced ones too.
 
     As a count, their number.
@@ -24,7 +25,7 @@ class Outliers:
 
     spaced: bool
 
-    tower = (None,)
+    own = Needs(tower=(None,))
 
     def chosen(self, picture: Picture) -> Bool[Tensor, n]:
         """Which they are."""
@@ -42,12 +43,10 @@ class Outliers:
 
 
 @dataclass(frozen=True)
-class OutliersFirst:
+class OutliersFirst(Rank):
     """The rank: outliers, then the others by attention."""
 
     outliers: Outliers
-
-    tower = (None,)
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Scores >= 0."""
@@ -55,14 +54,14 @@ class OutliersFirst:
 
 
 @dataclass(frozen=True)
-class IntoOutliers:
+class IntoOutliers(Mix):
     """Each kept token becomes a sum of others, weighted by their attention; see `prumerge`."""
 
     merging: Merging
 
-    tower = (None,)
+    own = Needs(tower=(None,))
 
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n]) -> Float[Tensor, "n n"]:
+    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
         keys, weight = picture.keys(), picture.attention().clamp(min=1e-12)
         similar = picture.cosines(keys, keys)

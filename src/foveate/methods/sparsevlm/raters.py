@@ -8,22 +8,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .scores import asking
-from .view import View
+from ...core.contract import Needs, Score
+from ...core.scores import asking
+from ...core.view import View
 
 NOTE = "raters"
 
 
 @dataclass(frozen=True)
-class TextRaters:
+class TextRaters(Score):
     """Attention that the raters paid in the layer before, mean over them and over heads.
 
     Raters are found once, before the decoder: those tokens of the instruction that visual ones resemble most by
     softmax, over the instruction, of the products of their states, mean over visual tokens, where it reaches its mean.
     """
 
-    earliest = 1
-    in_prompt = True
+    own = Needs(earliest=1, in_prompt=True)
 
     def notices(self, layer: int, step: int) -> bool:
         """Before the decoder."""
@@ -44,7 +44,7 @@ class TextRaters:
         found: Tensor = view.once("paid", lambda: view.of_visual(view.attention(self.columns(view)).mean(1)))
         return found
 
-    def __call__(self, view: View) -> Float[Tensor, "B N"]:
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
         return self.paid(view).sum(1) / (self.columns(view) >= 0).sum(1, keepdim=True).clamp(min=1)
 
@@ -55,10 +55,11 @@ RATERS = TextRaters()
 def _raters(view: View) -> Float[Tensor, "B C"]:
     """1 in the raters' columns."""
     text, here = asking(view), view.place() >= 0
-    row = (view.rows[:, None] == text[..., None]).long().argmax(2)
+    row = (view.rows[:, None] == text[..., None]).long().argmax(2)  # where each word's hidden state is, (B Q)
     said = view.hidden.gather(1, row[..., None].expand(-1, -1, view.hidden.shape[2])).float()
     seen = view.states(partial=True).float()
     view.spend(2.0 * seen.numel() * said.shape[1])
+    # Each visual token shares itself out among the words: (B N Q), rows that sum to 1. `mean` is what a word gets.
     alike = (seen @ said.mT).masked_fill((text < 0)[:, None], -torch.inf).softmax(2)
     mean = (alike * here[..., None]).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
     average = here.any(1, keepdim=True) / (text >= 0).sum(1, keepdim=True)  # what the softmax sums to, shared out

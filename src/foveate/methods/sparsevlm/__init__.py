@@ -9,43 +9,37 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..core.method import Method
-from ..core.raters import RATERS
-from ..core.recycling import Recycled, Recycling
-from ..core.schedules import Schedule, spelled
-from ..core.stairs import Stairs
-from ..core.view import View
+from ...core.contract import Schedule
+from ...core.method import Method
+from ...core.schedules import spelled
+from ...core.stairs import Stairs
+from ...core.view import View
+from .raters import RATERS, TextRaters
+from .recycling import Recycled, Recycling
 
 LAYERS = (3 / 32, 7 / 32, 16 / 32)  # the authors' code: after layers 2, 6 and 15 of 32,
 KEEP = (0.521, 0.347, 0.191)  # 300, 200 and 110 of 576; 203 on average (192 by the authors' count of layers)
 
 
 @dataclass(frozen=True)
-class RankAdaptive:
+class RankAdaptive(Schedule):
     """At each place lambda (L_v - rank) of the L_v tokens alive leave, by the rank of what raters paid them.
 
     Attributes:
         stairs: where; what it keeps is of no account.
         scale: lambda.
+        raters: whose attention is counted.
     """
 
     stairs: Stairs
     scale: float
-    notices, notice = RATERS.notices, RATERS.notice
-
-    def acts(self, layer: int, step: int) -> bool:
-        """As `stairs`."""
-        return self.stairs.acts(layer, step)
-
-    def check(self, layers: int) -> None:
-        """Raises ValueError if the decoder is too shallow."""
-        self.stairs.check(layers)
+    raters: TextRaters = RATERS
 
     def __call__(self, view: View) -> Int[Tensor, B]:
         """Counts to keep; singular values below a ten-thousandth of the largest count as 0."""
         if view.layer not in self.stairs.places(view.layers):
             return view.alive
-        rank = torch.linalg.matrix_rank(RATERS.paid(view), rtol=1e-4)
+        rank = torch.linalg.matrix_rank(self.raters.paid(view), rtol=1e-4)
         return view.alive - (self.scale * (view.alive - rank).clamp(min=0).double() + 1e-9).floor().long()
 
 

@@ -9,14 +9,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..core.features import shares_by_type
-from ..core.foresight import Sparing
-from ..core.method import Method
-from ..core.predictor import RatePredictor
-from ..core.schedules import ByStep, check_layer
-from ..core.scores import RANKINGS, LastQuery, Ranking, Score, earliest
-from ..core.view import View
-from ..predictors.store import Card, from_pretrained
+from ...core.contract import Schedule, Score
+from ...core.features import shares_by_type
+from ...core.method import Method
+from ...core.predictor import RatePredictor
+from ...core.schedules import ByStep, check_layer
+from ...core.scores import RANKINGS, LastQuery, Ranking
+from ...core.view import View
+from ...predictors.store import Card, from_pretrained
+from .sparing import Sparing
 
 Semantics = Literal["cached", "recompute"]
 Protect = Literal["nothing", "unseen"]
@@ -24,7 +25,7 @@ Adapt = Literal["input", "step"]
 
 
 @dataclass(frozen=True)
-class LearnedRate:
+class LearnedRate(Schedule):
     """The schedule: the predictor's likeliest rate, of the visual tokens that each sample started with.
 
     Attributes:
@@ -63,7 +64,7 @@ class LearnedRate:
         here = layer == self.layer or (self.deeper > 0 and layer > self.layer)
         return here and step % self.every == 0 and (self.decode or step == 0)
 
-    def check(self, layers: int) -> None:
+    def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if the decoder is not one that the predictor can be for."""
         if self.layer >= layers:
             raise ValueError(f"dyrate decides before layer {self.layer}, but the model has layers 0 to {layers - 1}")
@@ -130,7 +131,7 @@ def dyrate(
         deeper: a further rate to drop above `layer`, growing linearly to this at the last (DP; form not in the paper).
         decode: whether to decide before decode steps too, or in the prefill alone; by default as trained.
         protect: "unseen": tokens that the answer has looked at leave the cache before those it has not
-            (`core.foresight.Sparing`); or "nothing"; by default as trained.
+            (`methods.dyrate.sparing.Sparing`); or "nothing"; by default as trained.
 
     Raises:
         ValueError: no such predictor, a knob out of range; when run: another model's predictor, or a wrong cache.
@@ -189,8 +190,8 @@ def ranked(ranking: str, protect: str, layer: int) -> Score:
     if protect not in get_args(Protect):
         raise ValueError(f"protect={protect!r}; expected one of {', '.join(get_args(Protect))}")
     base = RANKINGS[ranking]
-    if layer < earliest(base):
-        free = [name for name, score in RANKINGS.items() if not earliest(score)]
+    if layer < base.needs.earliest:
+        free = [name for name, score in RANKINGS.items() if not score.needs.earliest]
         raise ValueError(
             f"the ranking {ranking} looks at the attention of the layer before, and layer {layer} has none; rank by "
             f"{' or '.join(free)}, or decide before a later layer"

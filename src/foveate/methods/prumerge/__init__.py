@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..core.method import Method
-from ..core.outliers import IntoOutliers, Merging, Outliers, OutliersFirst
-from ..core.pictures import ByImage, EachImage, MixImage
+from ...core.method import Method
+from ...core.pictures import ByImage, EachImage, MixImage
+from .outliers import IntoOutliers, Merging, Outliers, OutliersFirst
 
 
 def prumerge(layer: int = 0, merging: Merging = "nearest") -> Method:
