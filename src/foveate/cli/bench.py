@@ -19,12 +19,12 @@ from rich.table import Table
 
 from .. import __version__
 from ..core.method import Method
-from ..demo.bundled import check_device
 from ..measure import bench, plan
 from ..measure.architecture import Architecture, architecture
 from ..measure.models import SHAPES, config_of
 from ..measure.parts import PARTS, parts
 from ..methods import parse
+from ..models.load import check_device
 from . import options
 from .output import console, errors, print_json, write_json
 

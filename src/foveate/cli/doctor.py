@@ -8,16 +8,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 from rich import box
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from ..demo.bundled import BUNDLED, load
 from ..measure.doctor import Finding, examine, skeleton
 from ..measure.selfcheck import placeholder_inputs, self_check
+from ..models.load import BUNDLED, load
 from . import options
-from .generate import encode
 from .output import console, errors, print_json
 
 
@@ -66,15 +64,13 @@ def _with_weights(name: str, device: str, dtype: str, attention: str) -> Finding
         return found
     pixels = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)
     try:
-        inputs = dict(encode(loaded.processor, [Image.fromarray(pixels)], "What is in the image?"))
+        inputs = loaded.inputs([pixels], "What is in the image?")
         found.note = "on a picture of noise"
     except Exception as error:  # processors are as many as families; without one, bare placeholders will do
-        inputs = placeholder_inputs(loaded.model)
+        inputs = loaded.moved(placeholder_inputs(loaded.model))
         found.note = f"on bare placeholders, for the processor said: {type(error).__name__}: {error}"
-    moved = {k: v.to(loaded.model.device) for k, v in inputs.items()}
-    moved = {k: v.to(loaded.model.dtype) if v.is_floating_point() else v for k, v in moved.items()}
     with errors.status("checking"):
-        found.checks = self_check(loaded.model, moved)
+        found.checks = self_check(loaded.model, inputs)
     return found
 
 

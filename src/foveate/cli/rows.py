@@ -16,6 +16,7 @@ from ..engine.trace import Trace
 from ..measure.cost import Cost, cost_of_trace, shapes
 from ..measure.timing import Timed, generate_timed
 from ..methods import parse
+from ..models.loaded import Loaded
 from .output import flops
 
 
@@ -47,8 +48,7 @@ def rows_of(specs: Iterable[str]) -> list[Row]:
 
 
 def run(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     prompts: Sequence[dict[str, Any]],
     rows: list[Row],
     new: int,
@@ -60,7 +60,7 @@ def run(
     The warm-up of the unpruned row runs under an empty `apply`, which records what it costs; its timed runs are
     the plain model, without a hook.
     """
-    shape = shapes(model)
+    model, shape = loaded.model, shapes(loaded.model)
     for prompt in prompts:
         pixels = prompt.get("pixel_values")
         pictures = 0 if pixels is None else int(pixels.shape[:-3].numel())
@@ -77,7 +77,7 @@ def run(
                 tick()
         for row in rows:
             done = times[row.spec]
-            row.answers.append(processor.decode(done[0].ids, skip_special_tokens=True).strip())
+            row.answers.append(loaded.decode(done[0].ids))
             row.first.append(statistics.median(t.first for t in done))
             row.further.append(statistics.median(t.further for t in done))
 

@@ -1,0 +1,130 @@
+"""A model's processor; where torchvision is missing, one for pictures alone."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+
+_NEEDED = ("torchvision", "num2words")  # packages that whole processors of some families want, for videos
+
+
+def load_processor(source: str, revision: str | None, config: Any) -> Any:
+    """The whole processor, or one for pictures alone where a package that it wants for videos is missing.
+
+    Args:
+        source: folder or hub id.
+        revision: of a hub id.
+        config: of the model.
+
+    Raises:
+        Exception: what transformers raises, if no package is missing or there is no picture processor either.
+    """
+    try:
+        whole = AutoProcessor.from_pretrained(source, revision=revision)
+        if not _is_part(whole, config):
+            return whole
+        reason: Exception | None = None
+    except (ImportError, ValueError) as error:
+        reason = error
+    name = processor_name(source, revision, config)
+    if not missing_packages() or name is None:
+        if reason is None:
+            return whole
+        raise reason
+    return _pictures_only(_class(name), source, revision)
+
+
+def missing_packages() -> list[str]:
+    """The packages for videos that are not installed."""
+    return [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+
+
+def pictures_only(processor: Any) -> bool:
+    """Whether the family's processor takes videos, too, but this one was built without that part."""
+    return isinstance(getattr(processor, "video_processor", None), _NoVideos)
+
+
+def processor_name(source: str, revision: str | None, config: Any) -> str | None:
+    """The class that the processor's own files name, else the one of the model's family."""
+    try:
+        said, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
+    except OSError:
+        said = {}
+    return said.get("processor_class") or PROCESSOR_MAPPING_NAMES.get(config.model_type)
+
+
+def _is_part(processor: Any, config: Any) -> bool:
+    """Whether transformers gave a tokenizer or a picture processor for a family that has a whole processor."""
+    return not isinstance(processor, ProcessorMixin) and config.model_type in PROCESSOR_MAPPING_NAMES
+
+
+class _NoVideos(SimpleNamespace):
+    """Stands where a video processor would be. SmolVLM's chat template asks it for these two numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(num_frames=1, fps=1, model_input_names=[])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError("this processor is for pictures only; videos need torchvision: pip install torchvision")
+
+
+def _class(name: str) -> Any:
+    """The processor class, from its own module where `transformers` has only a stand-in that asks for torchvision."""
+    for kind in (kind for kind, known in PROCESSOR_MAPPING_NAMES.items() if known == name):
+        place = f"transformers.models.{kind.replace('-', '_')}.processing_{kind.replace('-', '_')}"
+        try:
+            found = getattr(importlib.import_module(place), name, None)
+        except ImportError:
+            continue
+        if found is not None:
+            return found
+    found = processor_class_from_name(name)
+    if found is None:
+        raise ValueError(f"transformers knows no processor {name!r}")
+    return found
+
+
+def _pictures_only(kind: Any, source: str, revision: str | None) -> Any:
+    """A processor of the class with tokenizer and picture processor from `source`, and no video processor."""
+
+    class PicturesOnly(kind):
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if isinstance(argument, _NoVideos):
+                return _NoVideos
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    # under the family's name, by which others know it; the signature says which parts the class takes
+    PicturesOnly.__name__, PicturesOnly.__qualname__ = kind.__name__, kind.__qualname__
+    said, _ = kind.get_processor_dict(source, revision=revision)
+    loaders = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
+    parts = []
+    for part in inspect.signature(kind.__init__).parameters:
+        if part in loaders:
+            parts.append(loaders[part].from_pretrained(source, revision=revision))
+        elif part == "video_processor":
+            parts.append(_NoVideos())
+    with _numbers_unspoken(kind):
+        return PicturesOnly.from_args_and_dict(parts, said)
+
+
+@contextmanager
+def _numbers_unspoken(kind: Any) -> Iterator[None]:
+    """Lets SmolVLM's processor be built without num2words, which it wants at once and uses for videos alone."""
+    module = sys.modules[kind.__module__]
+    if getattr(module, "num2words", "") is not None:
+        yield
+        return
+    module.num2words = str  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.num2words = None  # type: ignore[attr-defined]
