@@ -18,7 +18,7 @@ _NEEDED = ("torchvision", "num2words")  # packages that whole processors of some
 
 
 def load_processor(source: str, revision: str | None, config: Any) -> Any:
-    """The whole processor, or one for pictures alone where a package that it wants for videos is missing.
+    """The whole processor; or one for pictures alone, where its part for videos or a package for that is missing.
 
     Args:
         source: folder or hub id.
@@ -26,17 +26,17 @@ def load_processor(source: str, revision: str | None, config: Any) -> Any:
         config: of the model.
 
     Raises:
-        Exception: what transformers raises, if no package is missing or there is no picture processor either.
+        ImportError, ValueError, OSError: transformers' own, if it is not videos that are in the way.
     """
     try:
         whole = AutoProcessor.from_pretrained(source, revision=revision)
         if not _is_part(whole, config):
             return whole
         reason: Exception | None = None
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:
         reason = error
     name = processor_name(source, revision, config)
-    if not missing_packages() or name is None:
+    if name is None or not (missing_packages() or "video processor" in str(reason)):
         if reason is None:
             return whole
         raise reason
@@ -51,6 +51,12 @@ def missing_packages() -> list[str]:
 def pictures_only(processor: Any) -> bool:
     """Whether the family's processor takes videos, too, but this one was built without that part."""
     return isinstance(getattr(processor, "video_processor", None), _NoVideos)
+
+
+def pictures_only_note() -> str:
+    """What to say of a processor for which `pictures_only` holds."""
+    missing = missing_packages()
+    return "its processor takes pictures only" + (f"; videos need {' and '.join(missing)}" if missing else "")
 
 
 def processor_name(source: str, revision: str | None, config: Any) -> str | None:
@@ -68,29 +74,43 @@ def _is_part(processor: Any, config: Any) -> bool:
 
 
 class _NoVideos(SimpleNamespace):
-    """Stands where a video processor would be. SmolVLM's chat template asks it for these two numbers."""
+    """Stands where a video processor would be. SmolVLM's chat template asks for its two numbers."""
 
     def __init__(self) -> None:
-        super().__init__(num_frames=1, fps=1, model_input_names=[])
+        super().__init__(num_frames=1, fps=1, model_input_names=[], _auto_class=None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise ValueError("this processor is for pictures only; videos need torchvision: pip install torchvision")
+        raise ValueError(f"no videos can be taken: {pictures_only_note()}")
 
 
 def _class(name: str) -> Any:
     """The processor class, from its own module where `transformers` has only a stand-in that asks for torchvision."""
-    for kind in (kind for kind, known in PROCESSOR_MAPPING_NAMES.items() if known == name):
-        place = f"transformers.models.{kind.replace('-', '_')}.processing_{kind.replace('-', '_')}"
-        try:
-            found = getattr(importlib.import_module(place), name, None)
-        except ImportError:
-            continue
+    kinds = [kind for kind, known in PROCESSOR_MAPPING_NAMES.items() if known == name]
+    for kind in (*kinds, name.removesuffix("Processor").lower()):
+        found = getattr(_module(kind.replace("-", "_")), name, None)
         if found is not None:
             return found
-    found = processor_class_from_name(name)
-    if found is None:
-        raise ValueError(f"transformers knows no processor {name!r}")
-    return found
+    return processor_class_from_name(name)
+
+
+def _module(family: str) -> Any:
+    """The module of a family's processor; None if the family takes another's.
+
+    Pixtral's takes one function from the picture processor that needs torchvision. The picture processor that does
+    not has the same function, and stands in for it while the module is imported.
+    """
+    place = f"transformers.models.{family}"
+    try:
+        return importlib.import_module(f"{place}.processing_{family}")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            return None
+    wanted = f"{place}.image_processing_{family}"
+    sys.modules[wanted] = importlib.import_module(f"{place}.image_processing_pil_{family}")
+    try:
+        return importlib.import_module(f"{place}.processing_{family}")
+    finally:
+        del sys.modules[wanted]
 
 
 def _pictures_only(kind: Any, source: str, revision: str | None) -> Any:
@@ -101,6 +121,9 @@ def _pictures_only(kind: Any, source: str, revision: str | None) -> Any:
             if isinstance(argument, _NoVideos):
                 return _NoVideos
             return super().check_argument_for_proper_class(argument_name, argument)
+
+        def to_dict(self) -> dict[str, Any]:
+            return {k: v for k, v in super().to_dict().items() if not isinstance(getattr(self, k, v), _NoVideos)}
 
     # under the family's name, by which others know it; the signature says which parts the class takes
     PicturesOnly.__name__, PicturesOnly.__qualname__ = kind.__name__, kind.__qualname__

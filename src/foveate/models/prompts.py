@@ -16,6 +16,7 @@ FRAMES = {  # marks that a family's chat template writes around a picture's toke
     "<|image|>": ("<|begin_of_image|>", "<|end_of_image|>"),
 }
 _BARE = ("PaliGemmaProcessor",)  # they take the pictures, then the text, and no chat
+_FLAT = ("GotOcr2Processor",)  # they take the pictures of a batch one after another; others, sample by sample
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -96,10 +97,12 @@ def tensors(processor: Any, pictures: Sequence[Sequence[Image.Image]], texts: Se
         ValueError: prompts of different lengths, and the tokenizer has neither a padding nor an end-of-sequence token.
     """
     given: Any = [list(some) for some in pictures]
-    if len(given) == 1 or all(len(some) == 1 for some in given):
-        given = [one for some in given for one in some]  # the plainest form, which every processor takes
+    if type(processor).__name__ in _FLAT:
+        given = [one for some in given for one in some]
+    if not any(pictures):
+        given = None
     with _padded_left(tokenizer_of(processor), len(texts) > 1) as padding:
-        made = processor(images=given or None, text=list(texts), return_tensors="pt", **padding)
+        made = processor(images=given, text=list(texts), return_tensors="pt", **padding)
     return dict(made)
 
 
