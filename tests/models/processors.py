@@ -55,6 +55,11 @@ def without_videos(processor: Any) -> Any:
     return WithoutVideos
 
 
+def made(kind: str, **options: Any) -> Callable[[], Any]:
+    """What makes a picture processor; older versions of transformers lack some of the classes."""
+    return lambda: getattr(tf, kind)(**options)
+
+
 @dataclass(frozen=True)
 class Parts:
     """A processor in parts.
@@ -100,8 +105,8 @@ class Parts:
 
 def qwen(kind: str, video: str) -> Parts:
     special = {IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>", START: "<|vision_start|>", END: "<|vision_end|>"}
-    pictures = partial(
-        tf.Qwen2VLImageProcessorPil,
+    pictures = made(
+        "Qwen2VLImageProcessorPil",
         patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 1024},
     )  # fmt: skip
     return Parts(kind, pictures, special, "<|vision_start|><|image_pad|><|vision_end|>", video=video)
@@ -112,14 +117,14 @@ def idefics(kind: str, video: str | None = None) -> Parts:
     special = {IMAGE: "<image>", 61: "<fake_token_around_image>", 60: "<global-img>", 59: "<end_of_utterance>"}
     special |= {40 + 4 * i + j: f"<row_{i + 1}_col_{j + 1}>" for i in range(4) for j in range(4)}
     sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
-    pictures = partial(getattr(tf, f"{kind}ImageProcessorPil"), **sizes)
+    pictures = made(f"{kind}ImageProcessorPil", **sizes)
     return Parts(f"{kind}Processor", pictures, special, options={"image_seq_len": 4}, video=video)
 
 
 def idefics2() -> Parts:
     special = {IMAGE: "<image>", 61: "<fake_token_around_image>", 59: "<end_of_utterance>"}
     sizes = {"size": {"shortest_edge": 8, "longest_edge": 16}, "do_image_splitting": False}
-    pictures = partial(tf.Idefics2ImageProcessorPil, **sizes)
+    pictures = made("Idefics2ImageProcessorPil", **sizes)
     return Parts("Idefics2Processor", pictures, special, options={"image_seq_len": 6})
 
 
@@ -134,7 +139,7 @@ def internvl(kind: str = "InternVLProcessor", mark: str = "<IMG_CONTEXT>", video
     }  # fmt: skip
     special = {IMAGE: "<IMG_CONTEXT>", VIDEO: "<video>", START: "<img>", END: "</img>"}
     special |= {58: "<image>"} if mark == "<image>" else {}
-    pictures = partial(tf.GotOcr2ImageProcessorPil, **TILES)
+    pictures = made("GotOcr2ImageProcessorPil", **TILES)
     return Parts(kind, pictures, special, mark, names, {"image_seq_length": 4}, video)
 
 
@@ -142,9 +147,7 @@ def glm(kind: str = "Glm4v") -> Parts:
     names = {"image_token": "<|image|>", "video_token": "<|video|>"}
     special = {IMAGE: "<|image|>", VIDEO: "<|video|>", START: "<|begin_of_image|>", END: "<|end_of_image|>"}
     sizes = {"size": {"shortest_edge": 128, "longest_edge": 2048}}
-    pictures = partial(
-        getattr(tf, f"{kind}ImageProcessorPil"), patch_size=4, merge_size=2, temporal_patch_size=2, **sizes
-    )
+    pictures = made(f"{kind}ImageProcessorPil", patch_size=4, merge_size=2, temporal_patch_size=2, **sizes)
     chat = "<|begin_of_image|><|image|><|end_of_image|>"
     return Parts(f"{kind}Processor", pictures, special, chat, names, video=f"{kind}VideoProcessor")
 
@@ -154,19 +157,19 @@ def aya() -> Parts:
     special = {IMAGE: "<|IMG_PATCH|>", 62: "<image>", 61: "<|START_OF_IMG|>", 60: "<|END_OF_IMG|>"}
     special |= {59: "TILE", 58: "TILE_GLOBAL", 57: "<|IMG_LINE_BREAK|>"}
     sizes = {"patch_size": 4, "img_size": 16, "downsample_factor": 2}
-    return Parts("AyaVisionProcessor", partial(tf.GotOcr2ImageProcessorPil, **TILES), special, options=sizes)
+    return Parts("AyaVisionProcessor", made("GotOcr2ImageProcessorPil", **TILES), special, options=sizes)
 
 
 def gemma() -> Parts:
     names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     special = {IMAGE: "<image_soft_token>", START: "<start_of_image>", END: "<end_of_image>"}
-    pictures = partial(tf.Gemma3ImageProcessorPil, size=SIZE)
+    pictures = made("Gemma3ImageProcessorPil", size=SIZE)
     return Parts("Gemma3Processor", pictures, special, "<start_of_image>", names, {"image_seq_length": 4})
 
 
 def paligemma() -> Parts:
     """It has no chat template."""
-    pictures = partial(tf.SiglipImageProcessorPil, size=SIZE, image_seq_length=16)
+    pictures = made("SiglipImageProcessorPil", size=SIZE, image_seq_length=16)
     return Parts("PaliGemmaProcessor", pictures, {IMAGE: "<image>"}, None, {"image_token": "<image>"})
 
 
@@ -174,20 +177,20 @@ CLIP_LIKE = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_
 
 
 def llava(**options: Any) -> Parts:
-    pictures = partial(tf.CLIPImageProcessorPil, size=SIZE, crop_size=SIZE, do_center_crop=False)
+    pictures = made("CLIPImageProcessorPil", size=SIZE, crop_size=SIZE, do_center_crop=False)
     return Parts("LlavaProcessor", pictures, {IMAGE: "<image>"}, options={**CLIP_LIKE, **options})
 
 
 def pixtral(merge: int) -> Parts:
     special = {IMAGE: "[IMG]", ROW: "[IMG_BREAK]", END: "[IMG_END]"}
-    pictures = partial(tf.PixtralImageProcessorPil, patch_size={"height": 4, "width": 4}, size={"longest_edge": 16})
+    pictures = made("PixtralImageProcessorPil", patch_size={"height": 4, "width": 4}, size={"longest_edge": 16})
     return Parts("PixtralProcessor", pictures, special, "[IMG]", options={"patch_size": 4, "spatial_merge_size": merge})
 
 
 def lighton() -> Parts:
     names = {"image_token": "<|image_pad|>", "image_break_token": "<|break|>", "image_end_token": "<|vision_end|>"}
     special = {IMAGE: "<|image_pad|>", ROW: "<|break|>", END: "<|vision_end|>"}
-    pictures = partial(tf.PixtralImageProcessorPil, patch_size={"height": 8, "width": 8}, size={"longest_edge": 16})
+    pictures = made("PixtralImageProcessorPil", patch_size={"height": 8, "width": 8}, size={"longest_edge": 16})
     sizes = {"patch_size": 4, "spatial_merge_size": 2}
     return Parts("LightOnOcrProcessor", pictures, special, "<|image_pad|>", names, sizes)
 
@@ -198,33 +201,33 @@ GRID = {**PINPOINTS, "size": {"shortest_edge": 16}, "crop_size": SIZE}
 
 def llava_next() -> Parts:
     return Parts(
-        "LlavaNextProcessor", partial(tf.LlavaNextImageProcessorPil, **GRID), {IMAGE: "<image>"}, options=CLIP_LIKE
+        "LlavaNextProcessor", made("LlavaNextImageProcessorPil", **GRID), {IMAGE: "<image>"}, options=CLIP_LIKE
     )
 
 
 def llava_next_video() -> Parts:
-    pictures = partial(tf.LlavaNextImageProcessorPil, **GRID)
+    pictures = made("LlavaNextImageProcessorPil", **GRID)
     special = {IMAGE: "<image>", VIDEO: "<video>"}
     return Parts("LlavaNextVideoProcessor", pictures, special, options=CLIP_LIKE, video="LlavaNextVideoVideoProcessor")
 
 
 def llava_onevision() -> Parts:
-    pictures = partial(tf.LlavaOnevisionImageProcessorPil, **PINPOINTS, size=SIZE)
+    pictures = made("LlavaOnevisionImageProcessorPil", **PINPOINTS, size=SIZE)
     sizes = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
     special = {IMAGE: "<image>", VIDEO: "<video>"}
     return Parts("LlavaOnevisionProcessor", pictures, special, options=sizes, video="LlavaOnevisionVideoProcessor")
 
 
 def video_llava() -> Parts:
-    pictures = partial(tf.VideoLlavaImageProcessor, size={"shortest_edge": 16}, crop_size=SIZE)
+    pictures = made("VideoLlavaImageProcessor", size={"shortest_edge": 16}, crop_size=SIZE)
     special = {IMAGE: "<image>", VIDEO: "<video>"}
     return Parts("VideoLlavaProcessor", pictures, special, options=CLIP_LIKE, video="VideoLlavaVideoProcessor")
 
 
 def video_llama() -> Parts:
     names = {"image_token": "<image>", "video_token": "<video>"}
-    pictures = partial(
-        tf.VideoLlama3ImageProcessorPil, patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 1024}
+    pictures = made(
+        "VideoLlama3ImageProcessorPil", patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 1024}
     )
     special = {IMAGE: "<image>", VIDEO: "<video>"}
     return Parts("VideoLlama3Processor", pictures, special, names=names, video="VideoLlama3VideoProcessor")
@@ -233,12 +236,12 @@ def video_llama() -> Parts:
 def ovis2() -> Parts:
     special = {IMAGE: "<IMG_ATOM>", 57: "<image>", 58: "<IMG_START>", 59: "<IMG_GRID>", 60: "<IMG_COL>"}
     special |= {61: "<IMG_ROW>", 62: "<IMG_END>"}
-    pictures = partial(tf.Ovis2ImageProcessorPil, **TILES)
+    pictures = made("Ovis2ImageProcessorPil", **TILES)
     return Parts("Ovis2Processor", pictures, special, options={"image_seq_length": 4})
 
 
 def deepseek() -> Parts:
-    pictures = partial(tf.DeepseekVLImageProcessorPil, size=SIZE)
+    pictures = made("DeepseekVLImageProcessorPil", size=SIZE)
     names = {"image_token": "<image>"}
     return Parts("DeepseekVLProcessor", pictures, {IMAGE: "<image>"}, names=names, options={"num_image_tokens": 16})
 
@@ -246,7 +249,7 @@ def deepseek() -> Parts:
 def janus() -> Parts:
     names = {"image_token": "<image>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
     special = {IMAGE: "<image>", START: "<begin_of_image>", END: "<end_of_image>"}
-    pictures = partial(tf.JanusImageProcessorPil, size=SIZE)
+    pictures = made("JanusImageProcessorPil", size=SIZE)
     return Parts("JanusProcessor", pictures, special, names=names, options={"num_image_tokens": 16})
 
 

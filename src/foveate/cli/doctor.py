@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from ..measure.doctor import Finding, examine, skeleton
 from ..measure.selfcheck import placeholder_inputs, self_check
 from ..models.load import BUNDLED, load
+from ..models.loaded import Loaded
 from . import options
 from .output import console, errors, print_json
 
@@ -33,7 +34,7 @@ def doctor(
     if path.suffix == ".json" and not path.is_file():
         raise ValueError(f"there is no file {model!r}")
     if bare or not check:
-        found = examine(model, skeleton(_config(path if bare else Path(model), model)))
+        found = examine(model, Loaded(skeleton(_config(path if bare else Path(model), model))))
         found.note = "no weights, so no self-check" if bare else "--no-check"
     else:
         found = _with_weights(model, device, dtype, attention)
@@ -59,7 +60,7 @@ def _config(path: Path, name: str) -> Any:
 def _with_weights(name: str, device: str, dtype: str, attention: str) -> Finding:
     with errors.status("loading"):
         loaded = load(name, device=device, dtype=dtype, attention=attention)
-    found = examine(name, loaded.model, loaded.processor)
+    found = examine(name, loaded)
     if not found.supported:
         return found
     pixels = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)

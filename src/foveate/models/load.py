@@ -64,7 +64,7 @@ def load(
         raise ValueError(f"{name!r} is a {config.model_type} model, not a vision-language model")
     model, processor = _stock(name, source, revision, dtype, attention, config)
     if pictures_only(processor):
-        print(f"note: {name}: {pictures_only_note()}", file=sys.stderr)
+        print(f"note: {name}: {pictures_only_note(processor)}", file=sys.stderr)
     return Loaded(model.to(device).eval(), processor, name, revision)
 
 

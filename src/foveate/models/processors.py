@@ -8,13 +8,10 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
-
-_NEEDED = ("torchvision", "num2words")  # packages that whole processors of some families want, for videos
 
 
 def load_processor(source: str, revision: str | None, config: Any) -> Any:
@@ -28,24 +25,28 @@ def load_processor(source: str, revision: str | None, config: Any) -> Any:
     Raises:
         ImportError, ValueError, OSError: transformers' own, if it is not videos that are in the way.
     """
+    part, reason = None, None
     try:
         whole = AutoProcessor.from_pretrained(source, revision=revision)
         if not _is_part(whole, config):
             return whole
-        reason: Exception | None = None
+        part = whole
     except (ImportError, ValueError, OSError) as error:
         reason = error
-    name = processor_name(source, revision, config)
-    if name is None or not (missing_packages() or "video processor" in str(reason)):
-        if reason is None:
-            return whole
+    try:
+        name = processor_name(source, revision, config)
+        if name is not None and (missing_packages() or "video processor" in str(reason)):
+            return _pictures_only(_class(name), source, revision)
+    except (ImportError, ValueError, OSError):  # the picture processor or the tokenizer is in the way, too
+        pass
+    if reason is not None:
         raise reason
-    return _pictures_only(_class(name), source, revision)
+    return part
 
 
 def missing_packages() -> list[str]:
-    """The packages for videos that are not installed."""
-    return [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    """The packages that whole processors of some families want, for videos, and that are not installed."""
+    return [name for name in ("torchvision", "num2words") if importlib.util.find_spec(name) is None]
 
 
 def pictures_only(processor: Any) -> bool:
@@ -53,9 +54,9 @@ def pictures_only(processor: Any) -> bool:
     return isinstance(getattr(processor, "video_processor", None), _NoVideos)
 
 
-def pictures_only_note() -> str:
+def pictures_only_note(processor: Any) -> str:
     """What to say of a processor for which `pictures_only` holds."""
-    missing = missing_packages()
+    missing = processor.video_processor.missing
     return "its processor takes pictures only" + (f"; videos need {' and '.join(missing)}" if missing else "")
 
 
@@ -73,14 +74,25 @@ def _is_part(processor: Any, config: Any) -> bool:
     return not isinstance(processor, ProcessorMixin) and config.model_type in PROCESSOR_MAPPING_NAMES
 
 
-class _NoVideos(SimpleNamespace):
-    """Stands where a video processor would be. SmolVLM's chat template asks for its two numbers."""
+class _NoVideos:
+    """Stands where a video processor would be.
 
-    def __init__(self) -> None:
-        super().__init__(num_frames=1, fps=1, model_input_names=[], _auto_class=None)
+    Attributes:
+        missing: packages that videos need, and that are not installed.
+        num_frames, fps: SmolVLM's chat template asks for them.
+        model_input_names: none of the model's inputs comes from here; transformers adds up those of all parts.
+        _auto_class: transformers asks for it when it saves a processor.
+    """
+
+    num_frames, fps = 1, 1
+    model_input_names: tuple[str, ...] = ()
+    _auto_class = None
+
+    def __init__(self, missing: list[str]) -> None:
+        self.missing = missing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise ValueError(f"no videos can be taken: {pictures_only_note()}")
+        raise ValueError(f"this processor was built for pictures only; videos need {' and '.join(self.missing)}")
 
 
 def _class(name: str) -> Any:
@@ -129,12 +141,12 @@ def _pictures_only(kind: Any, source: str, revision: str | None) -> Any:
     PicturesOnly.__name__, PicturesOnly.__qualname__ = kind.__name__, kind.__qualname__
     said, _ = kind.get_processor_dict(source, revision=revision)
     loaders = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
-    parts = []
+    home, parts = sys.modules[kind.__module__], []
     for part in inspect.signature(kind.__init__).parameters:
         if part in loaders:
             parts.append(loaders[part].from_pretrained(source, revision=revision))
         elif part == "video_processor":
-            parts.append(_NoVideos())
+            parts.append(_NoVideos([p for p in missing_packages() if p == "torchvision" or hasattr(home, p)]))
     with _numbers_unspoken(kind):
         return PicturesOnly.from_args_and_dict(parts, said)
 
