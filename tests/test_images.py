@@ -192,3 +192,5 @@ def test_the_commands_open_pictures_by_it(photo: Path, tmp_path: Path, capsys: p
     assert upright.size == (6, 9) and all(same(other) for other in others)
     assert run(["generate", photo.as_uri(), uri, "what?", "--max-new-tokens", "1", "--repeats", "1"]) == 0
     assert "unpruned" in capsys.readouterr().out
+    longer = "what is this? " * 100  # than any file's name
+    assert run(["generate", str(photo), longer, "--max-new-tokens", "1", "--repeats", "1"]) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +129,8 @@ def test_a_module_without_sdpa_takes_what_it_has(folder: Path) -> None:
 def test_any_objects_can_be_wrapped(scenes: Any) -> None:
     wrapped = foveate.Loaded(scenes.model, scenes.processor)
     assert wrapped.name and wrapped.decoder is scenes.decoder and wrapped.adapter is scenes.adapter
+    with pytest.raises(ValueError, match="has no processor here"):
+        foveate.Loaded(scenes.model).inputs([], "what?")
     assert wrapped.prompt(1, "what is this?") == scenes.prompt([None], "what is this?")
 
 
@@ -184,3 +188,21 @@ def test_a_missing_padding_token_is_lent_the_end_token() -> None:
     assert words.seen[1] == ("right", None, False)
     with pytest.raises(ValueError, match="neither a padding nor an end-of-sequence token"):
         tensors(Words(end=None), [[], []], ["a", "b"])
+
+
+def test_the_files_of_an_older_repository(folder: Path, tmp_path: Path) -> None:
+    """No processor_config.json: the picture processor's file names the class, the chat template has its old file."""
+    for name in ("qwen2_5_vl", "llava", "internvl"):
+        new, old = load(str(save(name, folder / name))), tmp_path / name
+        shutil.copytree(folder / name, old)
+        said = json.loads((old / "processor_config.json").read_text())
+        kept = json.loads((old / "preprocessor_config.json").read_text())
+        (old / "preprocessor_config.json").write_text(json.dumps(kept | {"processor_class": said["processor_class"]}))
+        (old / "chat_template.json").write_text(json.dumps({"chat_template": new.processor.chat_template}))
+        (old / "chat_template.jinja").unlink()
+        options = {key: value for key, value in said.items() if key != "processor_class"}
+        (old / "processor_config.json").unlink()
+        if options:  # such options have no other place
+            (old / "processor_config.json").write_text(json.dumps(options))
+        first, second = (each.encode(CHATS) for each in (new, load(str(old))))
+        assert all(torch.equal(first[key], second[key]) for key in first), name

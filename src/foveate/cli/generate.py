@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from ..models.images import open_image
+from ..models.images import names_file, open_image
 from ..models.load import load
 from . import options, rows
 from .output import console, errors, print_json
@@ -30,7 +30,7 @@ def generate(
     *paths, prompt = inputs
     if not paths:
         raise ValueError(f"got {prompt!r} alone; expected at least one image, then the prompt")
-    if not prompt.strip() or Path(prompt).is_file():
+    if not prompt.strip() or names_file(prompt):
         raise ValueError(f"the last argument is the prompt, but got {prompt!r}; expected a question about the images")
     table = rows.rows_of(method or [])
     pictures = [open_image(path) for path in paths]

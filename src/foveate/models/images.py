@@ -109,11 +109,11 @@ def _read(source: str | Path, shown: str) -> Image.Image:
         return _from_file(Path(url2pathname(unquote(urlsplit(source).path))))
     if source.startswith("data:"):
         return _from_data_uri(source, shown)
-    return _from_file(Path(source)) if _is_file(source) else _from_base64(source, shown)
+    return _from_file(Path(source)) if names_file(source) else _from_base64(source, shown)
 
 
-def _is_file(text: str) -> bool:
-    """Whether there is a file of that name. A base64 text is too long for a name."""
+def names_file(text: str) -> bool:
+    """Whether there is a file of that name. A long prompt or a base64 text is too long for a name."""
     try:
         return Path(text).is_file()
     except (OSError, ValueError):

@@ -77,8 +77,10 @@ class Loaded:
             system: what the system says; the chat template's own default if None.
 
         Raises:
-            ValueError: the chat template refuses, as some do a system text.
+            ValueError: there is no processor, or its chat template refuses, as some do a system text.
         """
+        if self.processor is None:
+            raise ValueError(f"{self.name} has no processor here; give one: foveate.Loaded(model, processor)")
         count = images if isinstance(images, int) else len(images)
         return prompts.prompt(self.processor, count, text, system)
 
