@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.demo.bundled import Loaded, load
 from foveate.demo.language import CAPTION_PROMPTS, DESCRIPTION_PROMPTS, KINDS
 from foveate.measure.bootstrap import difference
+from foveate.models.load import load
+from foveate.models.loaded import Loaded
 from foveate.predictors.store import Card, from_pretrained
 from foveate.tune.dyrate.plan import Plan
 from foveate.tune.dyrate.table import Table, tabulate
@@ -76,7 +77,7 @@ def measured(loaded: Loaded, examples: list[Example], names: list[str], card: Ca
     rates = len(card.rates)
     plan = Plan(layer=card.layer, num_rates=rates, ranking=card.ranking, decode=False, exact=True, batch=6)
     path = folder / f"{card.ranking}-{card.layer}-{rates}.safetensors"
-    table = tabulate(*loaded, examples, plan, path, source_of(loaded.model, examples), _show)
+    table = tabulate(loaded, examples, plan, path, source_of(loaded.model, examples), _show)
     spent = table.flops.double().sum(0) / table.full.double().sum()
     found: dict[str, Any] = {"ranking": card.ranking, "layer": card.layer}
     found["unpruned"] = float(table.loss[:, 0].mean())

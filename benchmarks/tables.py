@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-CARDS = {name: ROOT / "src" / "foveate" / "demo" / name / "README.md" for name in ("scenes", "smol")}
+CARDS = {name: ROOT / "src" / "foveate" / "models" / name / "README.md" for name in ("scenes", "smol")}
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 

@@ -25,14 +25,12 @@ def staircase(view: View) -> Tensor:
 
 def main() -> None:
     """Describes one picture with all tokens and with fewer."""
-    model, processor = foveate.load("scenes")
-    content = [{"type": "image"}, {"type": "text", "text": "describe the image in detail."}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=draw(sample("test", 0)).image, text=text, return_tensors="pt")
+    loaded = foveate.load("scenes")
+    inputs = loaded.inputs([draw(sample("test", 0)).image], "describe the image in detail.")
     for methods in ([], [Method(norm, staircase, name="staircase")]):
-        with foveate.apply(model, *methods) as trace:
-            out = model.generate(**inputs, max_new_tokens=64)
-        answer = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        with foveate.apply(loaded.model, *methods) as trace:
+            out = loaded.model.generate(**inputs, max_new_tokens=64)
+        answer = loaded.decode(out[0, inputs["input_ids"].shape[1] :])
         print([row[0] for row in trace.prefill()], answer)
 
 

@@ -9,7 +9,17 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-CHECKED = ("core", "methods", "schedules", "engine", "measure", "tune", "demo")  # the storeys that have tensors
+# the storeys that have tensors
+CHECKED = (
+    "core",
+    "methods",
+    "schedules",
+    "engine",
+    "models",
+    "measure",
+    "tune",
+    "demo",
+)
 install_import_hook([f"foveate.{part}" for part in CHECKED], "checker.typechecked")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 settings.register_profile("default", max_examples=15, deadline=None, derandomize=True)
@@ -20,7 +30,7 @@ settings.load_profile("default")
 @pytest.fixture(scope="session")
 def scenes() -> Any:
     """The bundled model and its processor."""
-    from foveate.demo.bundled import load  # noqa: PLC0415
+    from foveate.models.load import load  # noqa: PLC0415
 
     return load("scenes")
 

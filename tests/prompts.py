@@ -63,10 +63,11 @@ def prompt(name: str, segments: tuple[Segment, ...], seed: int) -> Prompt:
 
 def owners(name: str, ids: list[int]) -> list[int]:
     """Which image each token is of: a run of placeholders."""
+    placeholders = (IMAGE, VIDEO) if "v" in FAMILIES[name].kinds else (IMAGE,)
     found, number = [], -1
     for c, token in enumerate(ids):
-        visual = token in (IMAGE, VIDEO)
-        number += visual and (c == 0 or ids[c - 1] not in (IMAGE, VIDEO))
+        visual = token in placeholders
+        number += visual and (c == 0 or ids[c - 1] not in placeholders)
         found.append(number if visual else -1)
     return found
 

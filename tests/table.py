@@ -8,8 +8,8 @@ from families import FAMILIES
 from foveate.engine.adapters import adapters
 from foveate.engine.decoders import PROVEN
 from foveate.engine.refused import REFUSED
+from models.processors import PROCESSORS
 from test_families import CROSSED
-from test_users_path import PROCESSORS
 from tiny import FAMILIES as ALIKE
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"

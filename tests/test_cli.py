@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import foveate
 from foveate.cli import demo
 from foveate.cli.app import run
-from foveate.cli.generate import encode
 from foveate.demo.draw import draw
 from foveate.demo.world import sample
+from foveate.models.prompts import prompt
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,4 @@ def test_a_model_of_ones_own_without_a_chat_template_is_prompted_plainly() -> No
         image_token = "<image>"
         chat_template = None
 
-        def __call__(self, images: list[object], text: str, return_tensors: str) -> str:
-            return text
-
-    assert encode(Plain(), [object(), object()], "what?") == "USER: <image> <image> what? ASSISTANT:"  # type: ignore[list-item]
+    assert prompt(Plain(), 2, "what?") == "USER: <image> <image> what? ASSISTANT:"

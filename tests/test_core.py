@@ -24,6 +24,7 @@ STOREYS = [
     {"core"},
     {"methods", "predictors", "schedules"},
     {"engine"},
+    {"models"},
     {"measure", "tune", "plots", "serve", "demo"},
     {"cli", "lmms"},
 ]

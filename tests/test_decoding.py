@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from foveate.cli.app import run
-from foveate.demo.bundled import Loaded, load
 from foveate.measure.cost import shapes
 from foveate.measure.decoding import Decoding
 from foveate.measure.evaluate import answer
 from foveate.measure.tasks import bundled
 from foveate.methods import parse
+from foveate.models.load import load
+from foveate.models.loaded import Loaded
 
 DYRATE = "dyrate:predictor=scenes-0.5"
 
@@ -26,7 +27,7 @@ def loaded() -> Loaded:
 
 def answers(loaded: Loaded, spec: str = "", **knobs: Any) -> list[Any]:
     some = bundled(["questions"], 3)
-    return answer(*loaded, some, parse(spec) if spec else [], shapes(loaded.model), decoding=Decoding(**knobs))
+    return answer(loaded, some, parse(spec) if spec else [], shapes(loaded.model), decoding=Decoding(**knobs))
 
 
 def test_beams_are_their_samples_work(loaded: Loaded) -> None:

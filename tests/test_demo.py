@@ -17,7 +17,6 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 import foveate
 from foveate.cli.demo import quality_tables
 from foveate.demo import conversations, evaluate, grounding, language, model
-from foveate.demo.bundled import BUNDLED, load
 from foveate.demo.draw import draw
 from foveate.demo.easyvqa import EasyVQA
 from foveate.demo.export import export
@@ -26,6 +25,8 @@ from foveate.demo.muon import orthogonalise
 from foveate.demo.tower import GROUPS, dense_example
 from foveate.demo.train import Recipe, train, weights_hash
 from foveate.demo.world import EDGE, GRID, PLACES, SIDE, sample
+from foveate.models.load import BUNDLED, load
+from foveate.models.prompts import prompt
 
 SPLITS = st.sampled_from(["train", "val", "test"])
 DIALECT = model.dialect()
@@ -127,7 +128,7 @@ def test_training_text_is_what_the_processor_makes_of_a_chat() -> None:
     processor = build_processor()
     pixels, turns = conversations.scene_turns("train", 5)
     row = conversations.pack(pixels, turns[:1], np.random.default_rng(0), DIALECT)
-    text = evaluate.prompt(processor, turns[0].question)
+    text = prompt(processor, 1, turns[0].question)
     ids = processor(images=draw(sample("train", 5)).image, text=text, return_tensors="pt")["input_ids"][0]
     assert row.ids[: len(ids)].tolist() == ids.tolist()
     answer = processor.tokenizer(turns[0].answer, add_special_tokens=False)["input_ids"]
@@ -252,8 +253,8 @@ def test_the_bundled_model_is_small_offline_and_plain(scenes: Any) -> None:
 def test_the_bundled_model_sees_and_needs_its_tokens(scenes: Any) -> None:
     """Far better than chance on unseen pictures; half the tokens dropped at random clearly hurts."""
     asked = [q for q in evaluate.questions("val", 16) if q.kind == "description"]
-    full = evaluate.judge("all", asked, evaluate.answer(*scenes, asked, []))
-    half = evaluate.judge("half", asked, evaluate.answer(*scenes, asked, [foveate.methods.random(layer=0, keep=0.5)]))
+    full = evaluate.judge("all", asked, evaluate.answer(scenes, asked, []))
+    half = evaluate.judge("half", asked, evaluate.answer(scenes, asked, [foveate.methods.random(layer=0, keep=0.5)]))
     assert full.figures["object recall"] > 0.7
     assert half.figures["object recall"] < full.figures["object recall"] - 0.1
 

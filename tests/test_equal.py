@@ -13,12 +13,12 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.schedules import ByStep
 from foveate.core.scores import Random
-from foveate.demo.bundled import load
 from foveate.measure import equal, records
 from foveate.measure.cost import costs_of_samples, shapes
 from foveate.measure.evaluate import answer
 from foveate.measure.tasks import bundled
 from foveate.methods import parse
+from foveate.models.load import load
 from tiny import LAYERS, Layout, batch, model
 
 
@@ -84,12 +84,12 @@ def test_work_that_no_plan_foresees_is_measured() -> None:
     loaded = load("scenes")
     target, shape = equal.Target("tokens", 0.8), shapes(loaded.model)
     some = bundled(["questions"], 2)
-    plain = answer(*loaded, some, [], shape)
+    plain = answer(loaded, some, [], shape)
     runs: list[int] = []
 
     def run_it(methods: Sequence[Method]) -> list[records.Record]:
         runs.append(len(methods))
-        return answer(*loaded, some, methods, shape, [r.tokens for r in plain])
+        return answer(loaded, some, methods, shape, [r.tokens for r in plain])
 
     def unforeseen(methods: Sequence[Method]) -> float:
         return equal.planned(target, shape, plain)([Method(Random(), ByStep(2, (0.5, 0.25)))])

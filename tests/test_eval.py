@@ -17,7 +17,6 @@ import foveate
 from cases import LISTED
 from foveate.cli.app import run
 from foveate.cli.output import write_json
-from foveate.demo.bundled import Loaded, load
 from foveate.demo.draw import draw
 from foveate.demo.world import sample
 from foveate.lmms import tasks
@@ -27,6 +26,8 @@ from foveate.measure.evaluate import answer, batches, evaluate
 from foveate.measure.processes import Processes
 from foveate.measure.tasks import TASKS, bundled, from_file
 from foveate.methods import parse
+from foveate.models.load import load
+from foveate.models.loaded import Loaded
 from tiny import LAYERS, Layout, batch, model
 
 SPEC = "fastv:layer=2,keep=0.25"
@@ -61,18 +62,18 @@ def test_batches_hold_every_sample_once_and_answers_of_like_length() -> None:
 
 def test_a_killed_run_goes_on_to_the_same_answers(loaded: Loaded, tmp_path: Path) -> None:
     samples, methods = bundled(["questions"], 6), parse(SPEC)
-    whole = evaluate(*loaded, samples, SPEC, methods, 2)
-    plain = evaluate(*loaded, samples, "unpruned", [], 2)
+    whole = evaluate(loaded, samples, SPEC, methods, 2)
+    plain = evaluate(loaded, samples, "unpruned", [], 2)
     assert any(sum(a.kept) < sum(b.kept) for a, b in zip(whole, plain, strict=True))
-    evaluate(*loaded, samples, SPEC, methods, 2, folder=tmp_path)
+    evaluate(loaded, samples, SPEC, methods, 2, folder=tmp_path)
     file = next(records.place(tmp_path, SPEC).glob("*.jsonl"))
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:3]) + "\n" + lines[3][: len(lines[3]) // 2])  # killed while it wrote
     ran: list[int] = []
-    again = evaluate(*loaded, samples, SPEC, methods, 2, folder=tmp_path, progress=ran.append)
+    again = evaluate(loaded, samples, SPEC, methods, 2, folder=tmp_path, progress=ran.append)
     assert again == whole and ran == [2, 2, 2]
     ran.clear()
-    assert evaluate(*loaded, samples, SPEC, methods, 2, folder=tmp_path, progress=ran.append) == whole and ran == [6]
+    assert evaluate(loaded, samples, SPEC, methods, 2, folder=tmp_path, progress=ran.append) == whole and ran == [6]
 
 
 def test_two_shares_together_are_the_whole(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,10 +81,10 @@ def test_two_shares_together_are_the_whole(loaded: Loaded, monkeypatch: pytest.M
     monkeypatch.setattr(Processes, "wait", lambda self: None)
     monkeypatch.setattr(Processes, "gather", lambda self, rows: list(rows))
     shares = (Processes(0, 2), Processes(1, 2))
-    first, second = (evaluate(*loaded, samples, SPEC, parse(SPEC), 2, among=each) for each in shares)
+    first, second = (evaluate(loaded, samples, SPEC, parse(SPEC), 2, among=each) for each in shares)
     assert len(first) == 4 and len(second) == 2
     joined = sorted([*first, *second], key=lambda r: r.sample)
-    assert joined == evaluate(*loaded, samples, SPEC, parse(SPEC), 2)
+    assert joined == evaluate(loaded, samples, SPEC, parse(SPEC), 2)
 
 
 @pytest.mark.slow
@@ -104,8 +105,8 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
 def test_answers_end_where_the_model_ends_them(loaded: Loaded) -> None:
     some = bundled(["questions"], 3)
     shape = shapes(loaded.model)
-    free = answer(*loaded, some, [], shape)
-    forced = answer(*loaded, some, [], shape, lengths=[4, 2, 3])
+    free = answer(loaded, some, [], shape)
+    forced = answer(loaded, some, [], shape, lengths=[4, 2, 3])
     assert all(r.tokens < 4 for r in free) and [r.tokens for r in forced] == [4, 2, 3]
     assert forced[1].cost["decode"] < forced[0].cost["decode"]
 

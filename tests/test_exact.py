@@ -27,7 +27,7 @@ PLAN = Plan(budget=0.5, layer=1, num_rates=4, ranking="diverse", decode=False, e
 
 @pytest.fixture(scope="module")
 def table(scenes: Any, examples: Any) -> Table:
-    return tabulate(*scenes, examples, PLAN)
+    return tabulate(scenes, examples, PLAN)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
@@ -36,7 +36,7 @@ def test_every_rate_at_once_is_each_rate_by_itself(layer: int, ranking: str, sce
     if layer == 0 and ranking == "last":
         pytest.skip("attention is judged from the layer before")
     plan = replace(PLAN, layer=layer, ranking=ranking)
-    batch = batch_of(*scenes, examples[:3])[0]
+    batch = batch_of(scenes, examples[:3])[0]
     predictor = RatePredictor(6, plan.rates)
     shares, found = at_every_rate(scenes.model, predictor, plan.score, layer, batch)
     assert shares.shape == (3, 6, 4)
@@ -57,7 +57,7 @@ def test_a_table_is_of_the_examples_in_their_order_and_agrees_with_the_judge(
     assert bool((table.divergence[:, 0] == 0).all()) and bool((table.divergence[:, 1:] > 0).all())
     torch.testing.assert_close(table.flops[:, 0], table.full)
     for at in (0, 5):
-        alone = tabulate(*scenes, [examples[at]], PLAN)
+        alone = tabulate(scenes, [examples[at]], PLAN)
         torch.testing.assert_close(alone.loss[0], table.loss[at], atol=1e-4, rtol=1e-3)
     predictor = RatePredictor(6, PLAN.rates)
     torch.nn.init.normal_(predictor.linear.weight, std=8.0, generator=torch.Generator().manual_seed(0))
@@ -66,10 +66,10 @@ def test_a_table_is_of_the_examples_in_their_order_and_agrees_with_the_judge(
         predictor.linear.bias.copy_(-predictor.linear.weight @ table.shares.mean(0).flatten())
         chosen = predictor(table.shares).argmax(1)
     assert len(chosen.unique()) > 1
-    point, judged = of_choice(table, chosen), judge(*scenes, predictor, examples, PLAN)
+    point, judged = of_choice(table, chosen), judge(scenes, predictor, examples, PLAN)
     assert point.loss == pytest.approx(judged.loss, abs=1e-4)
     assert point.ratio == pytest.approx(judged.ratio, rel=1e-5)
-    assert ratio_of(*scenes, predictor, examples, PLAN) == pytest.approx(judged.ratio, rel=1e-6)
+    assert ratio_of(scenes, predictor, examples, PLAN) == pytest.approx(judged.ratio, rel=1e-6)
 
 
 def test_a_table_that_was_stopped_goes_on_and_is_refused_to_others(
@@ -83,19 +83,19 @@ def test_a_table_that_was_stopped_goes_on_and_is_refused_to_others(
 
     monkeypatch.setattr(tables, "_SAVE_EVERY", 1)
     with pytest.raises(KeyboardInterrupt):
-        tabulate(*scenes, examples, PLAN, path, "these", stop)
+        tabulate(scenes, examples, PLAN, path, "these", stop)
     runs: list[int] = []
     run = tables._run
     monkeypatch.setattr(tables, "_run", lambda *given: runs.append(1) or run(*given))
-    whole = tabulate(*scenes, examples, PLAN, path, "these")
+    whole = tabulate(scenes, examples, PLAN, path, "these")
     assert len(runs) == 1, "two of three batches were done"
     assert torch.equal(whole.loss, table.loss) and torch.equal(whole.shares, table.shares)
-    tabulate(*scenes, examples, replace(PLAN, budget=0.7, kl=1.0), path, "these")
+    tabulate(scenes, examples, replace(PLAN, budget=0.7, kl=1.0), path, "these")
     assert len(runs) == 1, "one table serves every budget"
     with pytest.raises(ValueError, match="another layer"):
-        tabulate(*scenes, examples, replace(PLAN, layer=2), path, "these")
+        tabulate(scenes, examples, replace(PLAN, layer=2), path, "these")
     with pytest.raises(ValueError, match="other data"):
-        tabulate(*scenes, examples, PLAN, path, "those")
+        tabulate(scenes, examples, PLAN, path, "those")
 
 
 def test_processes_share_the_batches(table: Table, scenes: Any, examples: Any, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_processes_share_the_batches(table: Table, scenes: Any, examples: Any, t
             return parts
 
     for rank in (1, 0):
-        whole = tabulate(*scenes, examples, PLAN, tmp_path / "a.safetensors", "x", processes=Two(rank, 2))
+        whole = tabulate(scenes, examples, PLAN, tmp_path / "a.safetensors", "x", processes=Two(rank, 2))
     assert torch.equal(whole.loss, table.loss)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a-0-of-2.safetensors", "a-1-of-2.safetensors"]
 
@@ -192,7 +192,7 @@ def test_a_fixed_rate_lies_between_its_neighbours(losses: list[list[int]]) -> No
 
 
 def test_the_controls_of_a_report_bound_each_other(table: Table, scenes: Any, examples: Any) -> None:
-    beside = compare(*scenes, examples, PLAN, 0.6)
+    beside = compare(scenes, examples, PLAN, 0.6)
     assert beside.hindsight_loss < beside.fixed_loss
     assert beside.fixed_loss == pytest.approx(fixed(table, 0.6).loss, abs=1e-5)
 

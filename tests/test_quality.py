@@ -24,11 +24,11 @@ FLOORS = {
 def test_held_out_scenes_and_a_control() -> None:
     loaded = foveate.load("scenes")
     asked = list(evaluate.questions("val", 80))
-    full = evaluate.judge("all", asked, evaluate.answer(*loaded, asked, []))
+    full = evaluate.judge("all", asked, evaluate.answer(loaded, asked, []))
     for key, floor in FLOORS.items():
         assert full.figures[key] > floor, key
     half = [foveate.methods.random(layer=0, keep=0.5)]
-    hurt = evaluate.judge("half", asked, evaluate.answer(*loaded, asked, half))
+    hurt = evaluate.judge("half", asked, evaluate.answer(loaded, asked, half))
     assert hurt.figures["object recall"] < full.figures["object recall"] - 0.1
 
 
@@ -37,5 +37,5 @@ def test_easy_vqas_own_test_split() -> None:
     data = EasyVQA.find()
     assert data is not None
     asked = list(evaluate.easy_questions(data, 60))
-    found = evaluate.judge("all", asked, evaluate.answer(*foveate.load("scenes"), asked, []))
+    found = evaluate.judge("all", asked, evaluate.answer(foveate.load("scenes"), asked, []))
     assert found.figures["easy-vqa"] > 0.97

@@ -37,7 +37,7 @@ QUICK = Search(knobs={"tolerance": 0.1, "grid": 8, "stride": 2}, batch=2)
 
 def test_gsearch_finds_a_schedule_that_passes_in_few_passes(scenes: Any, data: Data) -> None:
     plan = replace(QUICK, knobs={"tolerance": 0.05}, ranking="mix")
-    found = find_schedule(*scenes, plan, data, "scenes")
+    found = find_schedule(scenes, plan, data, "scenes")
     assert found.scores["calibration"]["difference"]["value"] >= -0.05
     assert found.keep[:2] == (1.0, 1.0) and found.costs["flops"] < 1
     assert found.search["passes"] / 8 < 2
@@ -51,25 +51,25 @@ def test_gsearch_finds_a_schedule_that_passes_in_few_passes(scenes: Any, data: D
 @pytest.mark.parametrize("algorithm", ["psigmoid", "random", "fitprune"])
 def test_budgeted_searches_meet_their_budget_on_a_model(algorithm: str, scenes: Any, data: Data) -> None:
     knobs = {"budget": 0.5} | ({} if algorithm == "fitprune" else {"trials": 2})
-    found = find_schedule(*scenes, replace(QUICK, algorithm=algorithm, knobs=knobs, cost="flops"), data)
+    found = find_schedule(scenes, replace(QUICK, algorithm=algorithm, knobs=knobs, cost="flops"), data)
     assert found.costs["flops"] == pytest.approx(0.5, abs=0.02) and found.costs["keep"] < 0.5
     assert list(found.keep) == sorted(found.keep, reverse=True)
 
 
 def test_a_budget_may_be_measured_time(scenes: Any, data: Data) -> None:
     plan = replace(QUICK, algorithm="psigmoid", knobs={"budget": 0.8, "trials": 1}, cost="seconds")
-    found = find_schedule(*scenes, plan, data)
+    found = find_schedule(scenes, plan, data)
     assert found.costs["layer seconds, predicted"] == pytest.approx(0.8, abs=0.01)
     assert found.costs["prefill seconds, measured"] > 0
 
 
 def test_vtw_by_search_is_vtw_by_its_own(scenes: Any) -> None:
     rows = scene_examples("train", 4, kinds=("shape",)).rows
-    given, _, _ = batch_of(*scenes, rows)
+    given, _, _ = batch_of(scenes, rows)
     inputs = {k: v[:, : given.prompt] if k != "pixel_values" else v for k, v in given.inputs.items()}
     own = find_vtw_layer(scenes.model, [inputs], threshold=0.05)
     plan = Search("vtw", {"tolerance": 0.05}, objective="first-kl", ranking="even", first=1)
-    found = find_schedule(*scenes, plan, Data("shapes", rows, rows))
+    found = find_schedule(scenes, plan, Data("shapes", rows, rows))
     assert own.layer is not None and found.keep == tuple(float(layer < own.layer) for layer in range(8))
 
 
@@ -82,7 +82,7 @@ def run_until(trial: int, stop: Callable[[], None], scenes: Any, data: Data, rec
         if seen == trial:
             stop()
 
-    find_schedule(*scenes, QUICK, data, "scenes", record, report=report)
+    find_schedule(scenes, QUICK, data, "scenes", record, report=report)
 
 
 def killed(trial: int, scenes: Any, data: Data, record: Path) -> int:
@@ -95,7 +95,7 @@ def killed(trial: int, scenes: Any, data: Data, record: Path) -> int:
 
 
 def test_a_search_that_was_killed_goes_on_to_the_same_end(scenes: Any, data: Data, tmp_path: Path) -> None:
-    whole = find_schedule(*scenes, QUICK, data, "scenes", tmp_path / "whole.jsonl")
+    whole = find_schedule(scenes, QUICK, data, "scenes", tmp_path / "whole.jsonl")
     lines = (tmp_path / "whole.jsonl").read_text().splitlines()
     trials = len(lines) - 1
     assert trials > 3
@@ -106,14 +106,14 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(scenes: Any, data: Dat
         with record.open("a") as file:
             file.write(lines[trial][:25])  # as if the kill had come while the line was being written
         run_again: list[str] = []
-        again = find_schedule(*scenes, QUICK, data, "scenes", record, report=run_again.append)
+        again = find_schedule(scenes, QUICK, data, "scenes", record, report=run_again.append)
         assert len(run_again) == trials - trial + 1
         assert (again.keep, again.scores, again.costs) == (whole.keep, whole.scores, whole.costs)
     with pytest.raises(ValueError, match="differs in knobs"):
-        find_schedule(*scenes, replace(QUICK, knobs={"tolerance": 0.2}), data, "scenes", record)
+        find_schedule(scenes, replace(QUICK, knobs={"tolerance": 0.2}), data, "scenes", record)
     record.write_text("what is this?\n")
     with pytest.raises(ValueError, match="no record of a search"):
-        find_schedule(*scenes, QUICK, data, "scenes", record)
+        find_schedule(scenes, QUICK, data, "scenes", record)
 
 
 def test_a_schedule_of_another_model_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ KEEP = (1.0, 1.0, 0.5, 0.25, 0.25, 0.25, 0.1, 0.0)
 
 
 def judge_of(scenes: Any, data: Data, objective: str, **more: Any) -> Evaluator:
-    return Evaluator(*scenes, data.calibration, OBJECTIVES[objective], RANKINGS["received"], batch=2, **more)
+    return Evaluator(scenes, data.calibration, OBJECTIVES[objective], RANKINGS["received"], batch=2, **more)
 
 
 @pytest.mark.parametrize("objective", ["kl", "first-kl", "likelihood"])
@@ -37,7 +37,7 @@ def test_quality_is_that_of_cached_decoding_under_apply(objective: str, scenes: 
     found, number = judge.parts(KEEP), 0
     assert found is not None
     for start in (0, 2):
-        given, _, _ = batch_of(*scenes, data.calibration[start : start + 2])
+        given, _, _ = batch_of(scenes, data.calibration[start : start + 2])
         plain = decoded(scenes.model, given).log_softmax(-1)
         ours = decoded(scenes.model, given, Method(RANKINGS["received"], PerLayer(KEEP))).log_softmax(-1)
         for row, there in enumerate(given.answered):
@@ -89,17 +89,17 @@ def test_every_task_metric_judges_single_answers(name: str) -> None:
 
 def test_a_metric_is_an_objective(scenes: Any, data: Data) -> None:
     right = metric("first word", lambda said, wanted: float(said.split()[:1] == wanted.split()[:1]))
-    judge = Evaluator(*scenes, data.calibration, right, RANKINGS["last"], batch=3)
+    judge = Evaluator(scenes, data.calibration, right, RANKINGS["last"], batch=3)
     plain = judge.parts((1.0,) * 8)
     assert plain is not None and 0 < judge.quality(plain) <= 1
-    exact = Evaluator(*scenes, data.calibration, OBJECTIVES["exact"], RANKINGS["last"], batch=3)
+    exact = Evaluator(scenes, data.calibration, OBJECTIVES["exact"], RANKINGS["last"], batch=3)
     nothing = exact.parts((1.0, *[0.0] * 7))
     assert nothing is not None and exact.quality(nothing) < 1
 
 
 def test_costs_are_those_of_a_recorded_run(scenes: Any, data: Data) -> None:
-    given = Sizes.of(*scenes, data.calibration[:1])
-    inputs, _, _ = batch_of(*scenes, data.calibration[:1])
+    given = Sizes.of(scenes, data.calibration[:1])
+    inputs, _, _ = batch_of(scenes, data.calibration[:1])
     shape, prompt = shapes(scenes.model), {"pixel_values": inputs.inputs["pixel_values"]}
     prompt |= {k: inputs.inputs[k][:, : inputs.prompt] for k in ("input_ids", "attention_mask")}
     found = []
@@ -137,10 +137,10 @@ def test_the_premise_is_warned_about_where_it_fails_and_only_there(scenes: Any, 
     first = alike.copy()
     first[0, 1:] = first[1:, 0] = 0.0
     assert Premise(first, {}, falling).warnings() == [], "the first layer is left out, as in the paper"
-    found = premise(*scenes, data.calibration, "last")
+    found = premise(scenes, data.calibration, "last")
     assert found.tau.shape == (8, 8) and np.allclose(np.diagonal(found.tau), 1)
     assert np.abs(found.tau - found.tau.T).max() < 1e-12 and np.isfinite(found.essential).all()
-    same = premise(*scenes, data.calibration, "even")
+    same = premise(scenes, data.calibration, "even")
     assert np.allclose(same.tau, 1) and same.warnings() == []
 
 

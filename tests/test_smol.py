@@ -16,18 +16,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import foveate
 from foveate.cli.app import run
-from foveate.demo import conversations, evaluate, language, pupils
-from foveate.demo.bundled import BUNDLED, load
+from foveate.demo import conversations, language, pupils
 from foveate.demo.draw import draw
 from foveate.demo.export import export
-from foveate.demo.smol import base as language_model
-from foveate.demo.smol import load as loading
 from foveate.demo.smol import lora, rehearsal
-from foveate.demo.smol import model as parts
+from foveate.demo.smol.dialect import dialect as dialect_of
 from foveate.demo.smol.language import QUESTIONS, language_kept
 from foveate.demo.train import Recipe, normalise, train, weights_hash
 from foveate.demo.world import sample
 from foveate.methods import fastv
+from foveate.models.load import BUNDLED, load
+from foveate.models.loaded import Loaded
+from foveate.models.prompts import prompt
+from foveate.models.smol import assemble as loading
+from foveate.models.smol import base as language_model
+from foveate.models.smol import model as parts
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 RECIPE = Recipe(
@@ -76,12 +79,12 @@ def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_training_rows_are_what_the_processor_makes_of_chats() -> None:
     processor = parts.build_processor(stand_in())
-    dialect = parts.dialect(processor.tokenizer, 600)
+    dialect = dialect_of(processor.tokenizer, 600)
     pixels, turns = conversations.scene_turns("train", 5)
     picture = draw(sample("train", 5)).image
     for turn in turns:
         row = conversations.pack(pixels, [turn], np.random.default_rng(0), dialect)
-        text = evaluate.prompt(processor, turn.question)
+        text = prompt(processor, 1, turn.question)
         ids = processor(images=picture, text=text, return_tensors="pt")["input_ids"][0].tolist()
         assert row.ids[: len(ids)].tolist() == ids
         assert row.target[len(ids) - 1 :][: len(dialect.encode(turn.answer))].tolist() == dialect.encode(turn.answer)
@@ -115,7 +118,7 @@ def test_what_is_shipped_is_what_was_trained(tmp_path: Path) -> None:
     export(trained, tmp_path / "final", RECIPE)
     loaded = load(str(tmp_path / "final"))
     picture = draw(sample("val", 0)).image
-    text = evaluate.prompt(loaded.processor, language.DESCRIPTION_PROMPTS[0])
+    text = loaded.prompt(1, language.DESCRIPTION_PROMPTS[0])
     inputs = loaded.processor(images=picture, text=text, return_tensors="pt")
     with torch.no_grad():
         ours, theirs = loaded.model(**inputs).logits, trained(**inputs).logits
@@ -136,7 +139,7 @@ def _decoder(model: Any) -> dict[str, torch.Tensor]:
 def test_without_an_update_the_language_is_that_of_the_base() -> None:
     base = stand_in()
     processor = parts.build_processor(base)
-    same = language_kept(parts.build_model(base), processor, stand_in(), longest=6)
+    same = language_kept(Loaded(parts.build_model(base), processor), stand_in(), longest=6)
     assert len(same) == len(QUESTIONS)
     assert all(k.agreement == 1 and abs(k.divergence) < 1e-5 and k.before == k.now for k in same)
     other = parts.build_model(base)
@@ -145,7 +148,7 @@ def test_without_an_update_the_language_is_that_of_the_base() -> None:
     update = {f"{name}.A": torch.randn(16, layer.in_features) for name, layer in names.items()}
     update |= {f"{name}.B": 0.05 * torch.randn(layer.out_features, 16) for name, layer in names.items()}
     parts.merge(other, update)
-    assert max(k.divergence for k in language_kept(other, processor, stand_in(), longest=6)) > 0.01
+    assert max(k.divergence for k in language_kept(Loaded(other, processor), stand_in(), longest=6)) > 0.01
 
 
 def test_smol_training_resumes_to_the_same_weights(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from foveate.engine.refused import REFUSED
 from foveate.measure.doctor import examine
 from foveate.measure.selfcheck import placeholder_inputs, self_check
 from foveate.methods import vtw
+from foveate.models.loaded import Loaded
 from prompts import prompt, together
 from table import PAGE, table
 from tiny import CACHE, NEWEST, cache_in, checkpointing
@@ -54,7 +55,7 @@ def test_a_decoder_that_nobody_has_proven_is_refused() -> None:
     config = FAMILIES["internvl"].config()
     config.text_config = tf.OlmoConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                                        num_attention_heads=4, pad_token_id=0)  # fmt: skip
-    found = examine("olmo", hollow(config))
+    found = examine("olmo", Loaded(hollow(config)))
     assert not found.supported and "nobody has proven" in (found.reason or "")
 
 

@@ -43,40 +43,40 @@ PLAN = Plan(budget=0.7, layer=2, num_rates=5, steps=3, batch=2)
 def test_a_training_that_was_stopped_ends_with_the_same_predictor(
     plan: Plan, scenes: Any, examples: Any, tmp_path: Path
 ) -> None:
-    whole = train(*scenes, examples, plan, tmp_path / "whole", save_every=1)
+    whole = train(scenes, examples, plan, tmp_path / "whole", save_every=1)
 
     def stop(seen: dict[str, float]) -> None:
         if seen["step"] == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(*scenes, examples, plan, tmp_path / "part", stop, save_every=1)
+        train(scenes, examples, plan, tmp_path / "part", stop, save_every=1)
     done: list[float] = []
-    resumed = train(*scenes, examples, plan, tmp_path / "part", lambda seen: done.append(seen["step"]), save_every=1)
+    resumed = train(scenes, examples, plan, tmp_path / "part", lambda seen: done.append(seen["step"]), save_every=1)
     assert done == [3]
     assert torch.equal(whole.linear.weight, resumed.linear.weight)
     assert whole.linear.weight.abs().max() > 0
     assert all(p.requires_grad for p in scenes.model.parameters()), "the model is as it was"
     with pytest.raises(ValueError, match=r"another (plan|layer)"):
-        train(*scenes, examples, replace(plan, budget=0.8, layer=3), tmp_path / "part")
+        train(scenes, examples, replace(plan, budget=0.8, layer=3), tmp_path / "part")
     with pytest.raises(ValueError, match="other data"):
-        train(*scenes, examples[1:], plan, tmp_path / "part")
+        train(scenes, examples[1:], plan, tmp_path / "part")
 
 
 def test_a_budget_out_of_reach_is_refused(scenes: Any, examples: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"before layer 6 still costs 0\.\d+ .*before layer 0, .*before layer 5"):
-        train(*scenes, examples, Plan(budget=0.2, layer=6), tmp_path)
+        train(scenes, examples, Plan(budget=0.2, layer=6), tmp_path)
     with pytest.raises(ValueError, match="layer=8"):
-        train(*scenes, examples, Plan(layer=8), tmp_path)
+        train(scenes, examples, Plan(layer=8), tmp_path)
 
 
 def test_before_layer_0_low_budgets_are_in_reach_and_the_prefill_alone_can_learn(
     scenes: Any, examples: Any, tmp_path: Path
 ) -> None:
     plan = Plan(budget=0.3, layer=0, ranking="tower", num_rates=20, steps=2, batch=2, decode=False)
-    predictor = train(*scenes, examples, plan, tmp_path)
+    predictor = train(scenes, examples, plan, tmp_path)
     assert predictor.linear.weight.abs().max() > 0
-    found = judge(*scenes, predictor, examples[:2], plan)
+    found = judge(scenes, predictor, examples[:2], plan)
     assert len(set(found.kept_by_step)) == 1, "nothing leaves after the prefill"
 
 
@@ -86,8 +86,8 @@ def test_the_budgets_ratio_is_that_of_a_recorded_run(scenes: Any, examples: Any)
     predictor = RatePredictor(6, (0.0, 0.3, 0.6, 0.9))
     torch.nn.init.normal_(predictor.linear.weight, std=6.0)
     predictor.linear.bias.data.copy_(torch.tensor([-9.0, 0.0, 0.0, 0.0]))
-    model, processor = scenes
-    batch, text, total = batch_of(model, processor, examples[:1])
+    model = scenes.model
+    batch, text, total = batch_of(scenes, examples[:1])
     with torch.no_grad():
         found = roll_out(model, predictor, foveate.core.scores.RANKINGS["last"], 2, batch, likeliest)
     ratio = float(flops_ratio(shapes(model), 2, text, total, found.kept, batch.answered))
@@ -113,8 +113,8 @@ def test_calibration_meets_the_budget_with_the_likeliest_rates(scenes: Any, exam
     torch.nn.init.normal_(predictor.linear.weight, std=1.0)
     predictor.linear.bias.data.copy_(torch.linspace(20, 0, 20))
     plan = Plan(budget=0.6, layer=2, batch=3)
-    before = judge(*scenes, predictor, examples, plan).ratio
-    after = calibrate(*scenes, predictor, examples, plan)
+    before = judge(scenes, predictor, examples, plan).ratio
+    after = calibrate(scenes, predictor, examples, plan)
     assert abs(after - 0.6) < 0.02 < abs(before - 0.6)
 
 
@@ -132,7 +132,7 @@ def test_rows_of_a_file_are_used_or_named(tmp_path: Path, scenes: Any) -> None:
     found = file_examples(path)
     assert [e.answer for e in found.rows] == ["a star", "two stars and more words than before"]
     assert [reason.split(":")[1] for reason in found.unusable] == ["2", "4", "5", "6"]
-    inputs, prompt = encode(scenes.processor, found.rows)
+    inputs, prompt = encode(scenes, found.rows)
     visual = (inputs["input_ids"] == anatomy_of(scenes.model).image_token).sum(1)
     assert visual.tolist() == [196, 392] and inputs["pixel_values"].shape[0] == 3
     assert inputs["attention_mask"][:, prompt - 1].tolist() == [1, 1], "prompts end together"
@@ -166,7 +166,7 @@ def test_a_folder_of_chats_gives_every_answer_with_what_came_before(tmp_path: Pa
     ]
     named = [reason.split(": ")[0] for reason in found.unusable]
     assert named == ["a.json:2", "a.json:3", "b.jsonl:2", "b.jsonl:3", "b.jsonl:4"]
-    inputs, prompt = encode(scenes.processor, found.rows[1:2])
+    inputs, prompt = encode(scenes, found.rows[1:2])
     text = scenes.processor.tokenizer.decode(inputs["input_ids"][0, :prompt])
     places = [text.index(words) for words in ("what is it", "a star", "and <unk> color")]
     assert places == sorted(places), "in the chat's order"
@@ -184,8 +184,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(
     """Where parts are alike and rates are not sampled, so that nothing else may differ."""
     monkeypatch.setattr(gradients, "_gumbel", lambda logits, uniform, tau: _straight(logits))
     plan = Plan(budget=0.5, layer=1, steps=1, batch=4, num_rates=4, drop_all=True)
-    whole = train(*scenes, examples[:1], plan, tmp_path / "whole")
-    parted = train(*scenes, examples[:1], replace(plan, parts=9), tmp_path / "parts")  # more than there are
+    whole = train(scenes, examples[:1], plan, tmp_path / "whole")
+    parted = train(scenes, examples[:1], replace(plan, parts=9), tmp_path / "parts")  # more than there are
     ours, theirs = whole.linear.weight.grad, parted.linear.weight.grad
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert ours is not None and ours.abs().max() > 0.01 and whole.rates == (0, 0.25, 0.5, 0.75, 1)
@@ -253,11 +253,11 @@ def test_two_processes_learn_the_same_predictor_as_each_other(plan: str, tmp_pat
     script = tmp_path / "two.py"
     script.write_text(
         "import sys, torch\nfrom pathlib import Path\n"
-        "from foveate.demo.bundled import load\nfrom foveate.tune.dyrate.plan import Plan\n"
+        "from foveate.models.load import load\nfrom foveate.tune.dyrate.plan import Plan\n"
         "from foveate.tune.dyrate.train import train\nfrom foveate.tune.examples import scene_examples\n"
         "import torch.distributed as dist\nfrom safetensors.torch import save_file\n"
         "loaded = load('scenes')\n"
-        f"made = train(*loaded, scene_examples('train', 6).rows, {plan}, Path(sys.argv[1]))\n"
+        f"made = train(loaded, scene_examples('train', 6).rows, {plan}, Path(sys.argv[1]))\n"
         "save_file({'w': made.linear.weight.detach()}, f'{sys.argv[1]}/rank{dist.get_rank()}.safetensors')\n"
     )
     folder = tmp_path / "run"

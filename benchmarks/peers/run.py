@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 import foveate
-from foveate.demo.bundled import check_device
 from foveate.measure.models import SHAPES, config_of
 from foveate.measure.plan import request
+from foveate.models.load import check_device
 
 HERE = Path(__file__).parent
 BASE = "plain"

@@ -5,10 +5,11 @@ from .core.contract import Merge, Needs, Schedule, Score
 from .core.method import Method
 from .core.tokens import Kind, TokenMap
 from .core.view import View
-from .demo.bundled import Loaded, load
 from .engine.apply import apply
 from .engine.cache import KeptCache
 from .engine.trace import Trace
+from .models.load import load
+from .models.loaded import Loaded
 from .schedules.store import ScheduleFile, load_schedule
 from .versions import __version__
 

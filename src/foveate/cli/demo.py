@@ -14,12 +14,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..demo import evaluate, language
-from ..demo.bundled import Loaded, load, ships
 from ..demo.draw import draw
-from ..demo.smol.base import at_hand, how_to_install
 from ..demo.world import sample
+from ..models.load import load, ships
+from ..models.loaded import Loaded
+from ..models.smol.base import at_hand, how_to_install
 from . import options, rows
-from .generate import encode
 from .output import console, errors, print_json
 
 app = typer.Typer(help="The bundled model at work; see also its `train` and `evaluate`.", invoke_without_command=True)
@@ -65,10 +65,10 @@ def demo(
     for index, scene in enumerate(scenes):
         image = draw(scene).image
         image.save(out / f"test-{index}.png")
-        prompts.append(dict(encode(loaded.processor, [image], language.DESCRIPTION_PROMPTS[0])))
+        prompts.append(loaded.inputs([image], language.DESCRIPTION_PROMPTS[0]))
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("describing pictures", total=(repeats + 1) * len(table) * pictures)
-        rows.run(*loaded, prompts, table, 64, repeats, lambda: progress.advance(task))
+        rows.run(loaded, prompts, table, 64, repeats, lambda: progress.advance(task))
     more = HELD_OUT[model] if held_out is None else held_out
     asked = [q for q in evaluate.questions("test", more, start=pictures) if q.kind != "caption"]
     reports = score(loaded, table, asked) if asked else []
@@ -129,7 +129,7 @@ def score(loaded: Loaded, table: list[rows.Row], asked: list[evaluate.Question])
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("answering questions", total=len(asked) * len(table))
         for row in table:
-            found = evaluate.answer(*loaded, asked, row.methods or [], progress=lambda n: progress.advance(task, n))
+            found = evaluate.answer(loaded, asked, row.methods or [], progress=lambda n: progress.advance(task, n))
             reports.append(evaluate.judge(row.spec, asked, found))
     return reports
 

@@ -8,17 +8,16 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 from rich import box
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from ..demo.bundled import BUNDLED, load
 from ..engine.anatomy import hollow
 from ..measure.doctor import Finding, examine
 from ..measure.selfcheck import placeholder_inputs, self_check
+from ..models.load import BUNDLED, load
+from ..models.loaded import Loaded
 from . import options
-from .generate import encode
 from .output import console, errors, print_json
 
 
@@ -36,7 +35,7 @@ def doctor(
     if path.suffix == ".json" and not path.is_file():
         raise ValueError(f"there is no file {model!r}")
     if bare or not check:
-        found = examine(model, hollow(_config(path if bare else Path(model), model)))
+        found = examine(model, Loaded(hollow(_config(path if bare else Path(model), model))))
         found.note = "no weights, so no self-check" if bare else "--no-check"
     else:
         found = _with_weights(model, device, dtype, attention)
@@ -62,20 +61,18 @@ def _config(path: Path, name: str) -> Any:
 def _with_weights(name: str, device: str, dtype: str, attention: str) -> Finding:
     with errors.status("loading"):
         loaded = load(name, device=device, dtype=dtype, attention=attention)
-    found = examine(name, loaded.model, loaded.processor)
+    found = examine(name, loaded)
     if not found.supported:
         return found
     pixels = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)
     try:
-        inputs = dict(encode(loaded.processor, [Image.fromarray(pixels)], "What is in the image?"))
+        inputs = loaded.inputs([pixels], "What is in the image?")
         found.note = "on a picture of noise"
     except Exception as error:  # processors are as many as families; without one, bare placeholders will do
-        inputs = placeholder_inputs(loaded.model)
+        inputs = loaded.moved(placeholder_inputs(loaded.model))
         found.note = f"on bare placeholders, for the processor said: {type(error).__name__}: {error}"
-    moved = {k: v.to(loaded.model.device) for k, v in inputs.items()}
-    moved = {k: v.to(loaded.model.dtype) if v.is_floating_point() else v for k, v in moved.items()}
     with errors.status("checking"):
-        found.checks = self_check(loaded.model, moved)
+        found.checks = self_check(loaded.model, inputs)
     return found
 
 

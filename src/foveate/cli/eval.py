@@ -15,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..core.method import Method
-from ..demo.bundled import Loaded, load
 from ..measure import equal, records, report
 from ..measure.cost import shapes
 from ..measure.decoding import Decoding
@@ -25,6 +24,8 @@ from ..measure.processes import Processes, processes
 from ..measure.records import Record
 from ..measure.tasks import TASKS, Sample, bundled, from_file, identity
 from ..methods import parse
+from ..models.load import load
+from ..models.loaded import Loaded
 from ..versions import versions
 from . import options
 from .output import console, errors, print_json, write_json
@@ -159,7 +160,7 @@ def _run(
         def answers(spec: str, methods: list[Method]) -> None:
             task = progress.add_task(spec, total=len(samples) / among.count if among.count > 1 else len(samples))
             runs[spec] = evaluate(
-                *loaded, samples, spec, methods, batch, among=among, folder=save, decoding=decoding,
+                loaded, samples, spec, methods, batch, among=among, folder=save, decoding=decoding,
                 progress=lambda n: progress.advance(task, n),
             )  # fmt: skip
 
@@ -184,7 +185,7 @@ def _tuned(
         for start in range(0, len(chosen), batch):
             part = chosen[start : start + batch]
             lengths = [1 if target.work == "tokens" else plain[i].tokens for i in part]  # tokens are the prefill's
-            out += answer(*loaded, [samples[i] for i in part], methods, shape, lengths)
+            out += answer(loaded, [samples[i] for i in part], methods, shape, lengths)
         return out
 
     plan = equal.planned(target, shape, plain)

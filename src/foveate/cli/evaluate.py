@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from ..demo import evaluate
-from ..demo.bundled import load
 from ..demo.easyvqa import EasyVQA
+from ..models.load import load
 from . import options, rows
 from .demo import quality_tables, score
 from .output import console, print_json

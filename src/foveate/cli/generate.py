@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from PIL import Image, UnidentifiedImageError
 from rich.markup import escape
 from rich.progress import Progress
 
-from ..demo.bundled import load
+from ..models.images import names_file, open_image
+from ..models.load import load
 from . import options, rows
 from .output import console, errors, print_json
 
@@ -30,17 +30,17 @@ def generate(
     *paths, prompt = inputs
     if not paths:
         raise ValueError(f"got {prompt!r} alone; expected at least one image, then the prompt")
-    if not prompt.strip() or Path(prompt).is_file():
+    if not prompt.strip() or names_file(prompt):
         raise ValueError(f"the last argument is the prompt, but got {prompt!r}; expected a question about the images")
     table = rows.rows_of(method or [])
     pictures = [open_image(path) for path in paths]
     if trace is not None and not trace.parent.is_dir():
         raise ValueError(f"cannot write {trace}: there is no folder {trace.parent}")
     loaded = load(model, device=device, dtype=dtype)
-    encoded = dict(encode(loaded.processor, pictures, prompt).to(loaded.model.device, loaded.model.dtype))
+    encoded = loaded.inputs(pictures, prompt)
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("generating", total=(repeats + 1) * len(table))
-        rows.run(*loaded, [encoded], table, max_new_tokens, repeats, lambda: progress.advance(task))
+        rows.run(loaded, [encoded], table, max_new_tokens, repeats, lambda: progress.advance(task))
     if trace is not None:
         for number, row in enumerate(table[1:] or table):
             row.traces[0].save(trace if number == 0 else trace.with_stem(f"{trace.stem}-{number + 1}"))
@@ -51,29 +51,3 @@ def generate(
     for row in table:
         console.print(f"[bold]{row.spec}[/bold]: {escape(row.answers[0])}", highlight=False)
     console.print(rows.table(table))
-
-
-def open_image(path: str) -> Image.Image:
-    """The picture at `path`, in RGB.
-
-    Raises:
-        ValueError: no such file, or it holds no picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"there is no image {path!r}") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path!r} as an image: {error}") from error
-
-
-def encode(processor: Any, pictures: list[Image.Image], prompt: str) -> Any:
-    """The processor's inputs for one user turn with these pictures, by its chat template where it has one."""
-    if getattr(processor, "chat_template", None):
-        content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    else:
-        token = getattr(processor, "image_token", "<image>")
-        text = f"USER: {f'{token} ' * len(pictures)}{prompt} ASSISTANT:"
-    return processor(images=pictures, text=text, return_tensors="pt")

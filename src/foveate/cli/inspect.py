@@ -14,13 +14,13 @@ from rich.table import Table
 
 from ..core.features import TYPES
 from ..demo import language
-from ..demo.bundled import load
 from ..demo.draw import draw
 from ..demo.world import sample
 from ..measure.attention import attention_shares, mean_over_answers
+from ..models.images import open_image
+from ..models.load import load
 from ..plots.attention import plot_shares
 from . import options
-from .generate import encode, open_image
 from .output import console, errors, print_json
 from .plot import check_picture
 
@@ -51,7 +51,7 @@ def attention(
     loaded = load(model, device=device, dtype=dtype)
     answers = []
     for picture in track(looked_at, "answering", console=errors, transient=True):
-        inputs = dict(encode(loaded.processor, [picture], prompt).to(loaded.model.device, loaded.model.dtype))
+        inputs = loaded.inputs([picture], prompt)
         answers.append(attention_shares(loaded.model, inputs, max_new_tokens))
     shares = mean_over_answers(answers)
     reached = [sum(len(answer) > step for answer in answers) for step in range(len(shares))]

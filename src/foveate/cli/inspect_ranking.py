@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..demo.bundled import load
+from ..models.load import load
 from ..plots.ranking import plot_ranking
 from ..tune.chats import folder_examples
 from ..tune.examples import Example, file_examples, scene_examples
@@ -36,7 +36,7 @@ def ranking(
     looked_at = _examples(data, samples)
     loaded = load(model, device=device, dtype=dtype)
     with errors.status("looking"):
-        found = premise(*loaded, looked_at, by)
+        found = premise(loaded, looked_at, by)
     if plot is not None:
         title = f"{model}, ranking {by}, {len(found.essential)} prompts"
         plot_ranking(found.tau, found.overlap, found.essential, MASS, title, plot)

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..demo.bundled import load
-from ..demo.smol.base import load_base
 from ..demo.smol.language import language_kept
+from ..models.load import load
+from ..models.smol.base import load_base
 from . import options
 from .output import console, print_json
 
@@ -22,7 +22,7 @@ def language(
 ) -> None:
     """Answers to plain questions without an image, by SmolLM2 as it came and with our update."""
     loaded = load(model)
-    found = language_kept(*loaded, load_base())
+    found = language_kept(loaded, load_base())
     divergence = statistics.fmean(kept.divergence for kept in found)
     agreement = statistics.fmean(kept.agreement for kept in found)
     if as_json:

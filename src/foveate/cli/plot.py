@@ -10,14 +10,14 @@ from PIL import Image
 from rich.progress import track
 
 from ..demo import language
-from ..demo.bundled import load
 from ..demo.draw import draw
 from ..demo.world import sample
 from ..measure.kept import kept_sets
 from ..methods import parse
+from ..models.images import open_image
+from ..models.load import load
 from ..plots.kept import plot_kept, plot_rates
 from . import options
-from .generate import encode, open_image
 from .output import console, errors
 
 app = typer.Typer(help="What a method keeps, as pictures; see also `foveate inspect attention --plot`.")
@@ -47,9 +47,9 @@ def mask(
     check_picture(out)
     methods, picture = parse(method), _picture(image)
     loaded = load(model, device=device)
-    inputs = dict(encode(loaded.processor, [picture], prompt).to(loaded.model.device, loaded.model.dtype))
+    inputs = loaded.inputs([picture], prompt)
     kept = kept_sets(loaded.model, inputs, max_new_tokens, *methods)
-    words = [loaded.processor.decode([token], skip_special_tokens=True).strip() for token in kept.answer]
+    words = [loaded.decode([token]) for token in kept.answer]
     plot_kept(picture, kept, words, f"{model}, {method}", out, frames)
     console.print(f"{out}: {len(kept.alive)} steps, {kept.alive[0].sum()} to {kept.alive[-1].sum()} tokens")
 
@@ -72,7 +72,7 @@ def rate(
     loaded = load(model, device=device)
     shares = []
     for picture in track(looked_at, "answering", console=errors, transient=True):
-        inputs = dict(encode(loaded.processor, [picture], prompt).to(loaded.model.device, loaded.model.dtype))
+        inputs = loaded.inputs([picture], prompt)
         shares.append(kept_sets(loaded.model, inputs, max_new_tokens, *methods).alive.mean(1))
     plot_rates(shares, f"{model}, {method}", out)
     first, last = (sum(s[at] for s in shares) / len(shares) for at in (0, -1))

@@ -17,6 +17,7 @@ from ..measure.cost import Cost, cost_of_trace, shapes
 from ..measure.timing import Timed, generate_timed
 from ..measure.vision import vision_flops
 from ..methods import parse
+from ..models.loaded import Loaded
 from .output import flops
 
 
@@ -48,8 +49,7 @@ def rows_of(specs: Iterable[str]) -> list[Row]:
 
 
 def run(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     prompts: Sequence[dict[str, Any]],
     rows: list[Row],
     new: int,
@@ -61,7 +61,7 @@ def run(
     The warm-up of the unpruned row runs under an empty `apply`, which records what it costs; its timed runs are
     the plain model, without a hook.
     """
-    shape = shapes(model)
+    model, shape = loaded.model, shapes(loaded.model)
     for prompt in prompts:
         tower = vision_flops(model, prompt)
         times: dict[str, list[Timed]] = {row.spec: [] for row in rows}
@@ -77,7 +77,7 @@ def run(
                 tick()
         for row in rows:
             done = times[row.spec]
-            row.answers.append(processor.decode(done[0].ids, skip_special_tokens=True).strip())
+            row.answers.append(loaded.decode(done[0].ids))
             row.first.append(statistics.median(t.first for t in done))
             row.further.append(statistics.median(t.further for t in done))
 

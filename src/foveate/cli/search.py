@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..demo.bundled import load
+from ..models.load import load
 from ..plots.schedule import plot_schedules
 from ..schedules.store import ScheduleFile
 from ..tune.chats import folder_examples
@@ -125,7 +125,7 @@ def _run(plan: Search, used: Data, model: str, out: Path, device: str, dtype: st
     together = launched()
     loaded = load(model, device=_own(device, together), dtype=dtype)
     if plan.algorithm == "gsearch" and not quiet and together.rank == 0:
-        print_premise(premise(*loaded, used.calibration[:16], plan.ranking))
+        print_premise(premise(loaded, used.calibration[:16], plan.ranking))
     record, count = out.with_suffix(".trials.jsonl"), 0
     with errors.status("searching") as status:
 
@@ -134,7 +134,7 @@ def _run(plan: Search, used: Data, model: str, out: Path, device: str, dtype: st
             count += 1
             status.update(f"trial {count}: {schedule}")
 
-        found = find_schedule(loaded.model, loaded.processor, plan, used, model, record, together, report)
+        found = find_schedule(loaded, plan, used, model, record, together, report)
     return found if together.rank == 0 else None
 
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..demo.bundled import BUNDLED
 from ..demo.export import export
 from ..demo.pupils import FILES
 from ..demo.train import RECIPES, Recipe, train, weights_hash
+from ..models.load import BUNDLED
 from . import options
 from .output import console, errors
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..core.predictor import RatePredictor
 from ..core.scores import RANKINGS
-from ..demo.bundled import Loaded, load
 from ..demo.language import KINDS
-from ..engine.anatomy import anatomy_of
+from ..models.load import load
+from ..models.loaded import Loaded
 from ..predictors.store import Card, save_pretrained
 from ..tune.chats import folder_examples
 from ..tune.dyrate.judge import Judged, calibrate, judge, ratio_of
@@ -89,9 +89,9 @@ def train_dyrate(
     loaded = load(model, device=device, dtype=dtype)
     predictor = _train(loaded, learned, plan, out, answers)
     met = _met(loaded, predictor, learned.rows[:held_out], plan)
-    found = judge(*loaded, predictor, judged_on.rows, plan)
+    found = judge(loaded, predictor, judged_on.rows, plan)
     beside = _beside(loaded, judged_on, plan, found.ratio, answers or out / ANSWERS)
-    card = _card(model, loaded.model, plan, data, len(learned.unusable), found, met, beside)
+    card = _card(model, loaded, plan, data, len(learned.unusable), found, met, beside)
     save_pretrained(predictor, card, out)
     _print(found, beside, plan, len(judged_on.rows), out)
 
@@ -106,19 +106,19 @@ def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path, answers: Pa
             line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k not in ("step", "steps"))
             progress.update(task, completed=seen["step"], total=seen.get("steps", plan.steps), description=line)
 
-        return train(*loaded, learned.rows, plan, out, report, answers=answers)
+        return train(loaded, learned.rows, plan, out, report, answers=answers)
 
 
 def _met(loaded: Loaded, predictor: RatePredictor, examples: list[Example], plan: Plan) -> float:
     """The FLOPs over unpruned that the likeliest rates come to; what is exact has met the budget on all its answers."""
     console.print("meeting the budget with the likeliest rates")
-    return (ratio_of if plan.exact else calibrate)(*loaded, predictor, examples, plan)
+    return (ratio_of if plan.exact else calibrate)(loaded, predictor, examples, plan)
 
 
 def _beside(loaded: Loaded, judged_on: Examples, plan: Plan, ratio: float, answers: Path) -> Beside:
     """The controls; what is exact keeps their answers beside its own, for other budgets."""
     path = answers.with_stem(f"{answers.stem}-held-out") if plan.exact else None
-    return compare(*loaded, judged_on.rows, plan, ratio, path, source_of(loaded.model, judged_on.rows))
+    return compare(loaded, judged_on.rows, plan, ratio, path, source_of(loaded.model, judged_on.rows))
 
 
 def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Examples]:
@@ -136,7 +136,7 @@ def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Exam
 
 def _card(
     name: str,
-    model: Any,
+    loaded: Loaded,
     plan: Plan,
     data: Path | None,
     unusable: int,
@@ -144,7 +144,7 @@ def _card(
     calibrated: float,
     beside: Beside,
 ) -> Card:
-    text = anatomy_of(model).decoder.config
+    text = loaded.decoder.config
     facts = {
         "plan": asdict(plan),
         "data": "scenes" if data is None else data.name,
@@ -152,7 +152,7 @@ def _card(
         "held out": {**asdict(found), **asdict(beside), "kept_by_step": [round(k, 4) for k in found.kept_by_step]},
         "ratio on training data after calibration": calibrated,
         "versions": versions(),
-        "revision": getattr(model.config, "_commit_hash", None),
+        "revision": getattr(loaded.model.config, "_commit_hash", None),
     }
     return Card(
         model=name,

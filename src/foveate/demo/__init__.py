@@ -1,1 +1,1 @@
-"""The bundled model ``scenes``: its world, its recipe, and how to load it."""
+"""The bundled model ``scenes``: its world and its recipe."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..models.images import open_image
 from .language import Turn
 from .world import SIDE
 
@@ -47,7 +48,7 @@ class EasyVQA:
     def picture(self, split: str, index: int) -> Image.Image:
         """The picture, enlarged."""
         path = self.folder / split / "images" / f"{index}.png"
-        return Image.open(path).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        return open_image(path).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
     def turns(self, split: str, index: int, rng: np.random.Generator | None = None) -> tuple[np.ndarray, list[Turn]]:
         """Pixels (H W 3) and the turns about them, shuffled if `rng` is given."""

@@ -7,7 +7,6 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from PIL import Image
 from ..core.method import Method
 from ..engine.apply import apply
 from ..engine.trace import Trace
+from ..models.loaded import Loaded
 from . import language
 from .draw import draw
 from .easyvqa import EasyVQA
@@ -70,8 +70,7 @@ def easy_questions(data: EasyVQA, count: int | None = None) -> Iterator[Question
 
 @torch.inference_mode()
 def answer(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     asked: Sequence[Question],
     methods: Sequence[Method],
     batch: int = 32,
@@ -88,25 +87,17 @@ def answer(
     for group, new in ((long, 64), (short, 4)):
         for start in range(0, len(group), batch):
             chosen = group[start : start + batch]
-            texts = [prompt(processor, asked[i].prompt) for i in chosen]
-            inputs = processor(images=[asked[i].picture for i in chosen], text=texts, return_tensors="pt", padding=True)
-            inputs = inputs.to(model.device, model.dtype)
-            with apply(model, *methods) as trace:
-                out = model.generate(**inputs, max_new_tokens=new, do_sample=False)
+            inputs = loaded.encode([([asked[i].picture], asked[i].prompt) for i in chosen])
+            with apply(loaded.model, *methods) as trace:
+                out = loaded.model.generate(**inputs, max_new_tokens=new, do_sample=False)
             if traces is not None:
                 traces.append(trace)
-            decoded = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            decoded = loaded.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for i, text in zip(chosen, decoded, strict=True):
                 answers[i] = text.strip()
             if progress is not None:
                 progress(len(chosen))
     return answers
-
-
-def prompt(processor: Any, text: str) -> str:
-    """One user turn with one image, by the processor's chat template."""
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
 
 
 def judge(name: str, asked: Sequence[Question], answers: Sequence[str], seed: int = 0) -> Report:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from ..models.smol.assemble import LEARNED, learned_parts
+from ..models.smol.base import HUB
 from ..versions import versions
 from .model import build_processor
 from .smol import lora
-from .smol.base import HUB
-from .smol.load import LEARNED, learned_parts
 from .train import Recipe
 
 

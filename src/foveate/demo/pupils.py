@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..models.smol import base
+from ..models.smol import model as parts
+from ..models.smol.assemble import LEARNED, UPDATE, take
 from . import model as scenes
 from .conversations import Dialect
 from .muon import Muon
-from .smol import base, lora
-from .smol import model as parts
-from .smol.load import LEARNED, UPDATE, take
+from .smol import lora
+from .smol.dialect import dialect
 from .smol.rehearsal import Rehearsal, rehearsal
 
 Optimizers = list[torch.optim.Optimizer]
@@ -103,7 +105,7 @@ def smol_pupil() -> Pupil:
         found.model.to(model.device)
         return rehearsal(found, parts.OPENING, parts.ASKED, parts.ANSWERED, file)
 
-    return Pupil(model, parts.dialect(processor.tokenizer, 288), 12, go_on, split_optimizers, second, rehearse)
+    return Pupil(model, dialect(processor.tokenizer, 288), 12, go_on, split_optimizers, second, rehearse)
 
 
 PUPILS: dict[str, Callable[[], Pupil]] = {"scenes": scenes_pupil, "smol": smol_pupil}

@@ -9,11 +9,11 @@ import torch
 from packaging.specifiers import SpecifierSet
 from PIL import Image
 
-from ..engine.adapters import Adapter
-from ..engine.anatomy import Anatomy, anatomy_of
 from ..engine.apply import apply
 from ..engine.checks import special_masks
 from ..engine.masks import SUPPORTED
+from ..models.loaded import Loaded
+from ..models.processors import pictures_only, pictures_only_note
 from ..versions import TORCH, TRANSFORMERS, versions
 from .selfcheck import Check
 
@@ -48,23 +48,24 @@ class Finding:
         return self.supported and all(check.passed for check in self.checks)
 
 
-def examine(name: str, model: Any, processor: Any = None) -> Finding:
-    """Family, decoder, visual tokens, and whether `apply` takes the model, which may be hollow."""
-    family = model.config.model_type
+def examine(name: str, loaded: Loaded) -> Finding:
+    """Family, decoder, visual tokens, processor, and whether `apply` takes the model, which may be hollow."""
+    family = loaded.model.config.model_type
+    known = {**_installed(), "class": type(loaded.model).__name__}
     try:
-        apply(model)
+        apply(loaded.model)
+        facts = _facts(loaded)
     except ValueError as error:
-        return Finding(name, family, False, str(error), {**_installed(), "class": type(model).__name__})
-    return Finding(name, family, True, None, _facts(anatomy_of(model), processor))
+        return Finding(name, family, False, str(error), known)
+    return Finding(name, family, True, None, {**known, **facts})
 
 
-def _facts(anatomy: Anatomy, processor: Any) -> dict[str, Any]:
+def _facts(loaded: Loaded) -> dict[str, Any]:
+    anatomy = loaded.anatomy
     adapter, text = anatomy.adapter, anatomy.decoder.config
     kinds = getattr(text, "layer_types", None) or ()
     rope = getattr(text, "rope_parameters", None) or {}
     return {
-        **_installed(),
-        "class": type(anatomy.model).__name__,
         "decoder": text.model_type,
         "layers": anatomy.depth,
         "layers with a window": sum(kind == "sliding_attention" for kind in kinds),
@@ -74,8 +75,9 @@ def _facts(anatomy: Anatomy, processor: Any) -> dict[str, Any]:
         "attention": text._attn_implementation,
         "attention supported": [b for b in SUPPORTED if not (b[:5] == "flash" and special_masks(adapter, text))],
         "placeholder ids": list(anatomy.visual_tokens),
-        "visual tokens per image": tokens_per_image(adapter, anatomy.config, processor),
+        "visual tokens per image": tokens_per_image(loaded),
         "structure tokens": adapter.structure + ("" if adapter.stays else " (may be dropped)"),
+        "processor": _processor(loaded.processor),
     }
 
 
@@ -88,20 +90,27 @@ def _installed() -> dict[str, Any]:
     }
 
 
-def tokens_per_image(adapter: Adapter, config: Any, processor: Any) -> Any:
+def _processor(processor: Any) -> str:
+    """Its class, and whether it is whole."""
+    if processor is None:
+        return "not loaded"
+    return f"{type(processor).__name__}: {pictures_only_note(processor) if pictures_only(processor) else 'whole'}"
+
+
+def tokens_per_image(loaded: Loaded) -> Any:
     """A number, or a number for each of some sizes of picture, or words."""
-    fixed = adapter.per_image(config)
+    config = loaded.body.config
+    fixed = loaded.adapter.per_image(config)
     if fixed is not None:
         return fixed
-    if processor is None:
+    if loaded.processor is None:
         return "depends on the picture or its processor"
     found = {}
     for side in SIDES:
         try:
-            token = getattr(processor, "image_token", None) or "<image>"
-            ids = processor(images=[Image.new("RGB", (side, side))], text=[f"{token} a"], return_tensors="pt").input_ids
-        except Exception:  # a processor may want another prompt; the number is a courtesy
+            ids = loaded.inputs([Image.new("RGB", (side, side))], "a")["input_ids"]
+        except Exception:  # processors are as many as families; the number is a courtesy
             return "depends on the picture or its processor"
-        found[f"{side}x{side}"] = int(torch.isin(ids, torch.tensor(adapter.visual_tokens(config))).sum())
+        found[f"{side}x{side}"] = int(torch.isin(ids.cpu(), torch.tensor(loaded.adapter.visual_tokens(config))).sum())
     counts = set(found.values())
     return counts.pop() if len(counts) == 1 else found

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.method import Method
 from ..engine.apply import apply
 from ..engine.trace import Trace
+from ..models.loaded import Loaded
 from . import records
 from .cost import Cost, Shapes, costs_of_samples, shapes
 from .decoding import GREEDY, Decoding
@@ -41,27 +42,9 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def encode(processor: Any, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """The model's inputs for prompts, one user turn each, padded on the left."""
-    pictures = [sample.images() for sample in samples]
-    texts = [prompt(processor, len(p), s.prompt) for p, s in zip(pictures, samples, strict=True)]
-    processor.tokenizer.padding_side = "left"
-    return dict(processor(images=pictures, text=texts, return_tensors="pt", padding=True))
-
-
-def prompt(processor: Any, images: int, text: str) -> str:
-    """One user turn with images, by the processor's chat template where it has one."""
-    if not getattr(processor, "chat_template", None):
-        token = getattr(processor, "image_token", "<image>")
-        return f"USER: {f'{token} ' * images}{text} ASSISTANT:"
-    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
-
-
 @torch.inference_mode()
 def answer(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     samples: Sequence[Sample],
     methods: Sequence[Method],
     shape: Shapes,
@@ -71,30 +54,26 @@ def answer(
     """Answers of one batch; `sample` and `batch` of the records are left 0.
 
     Args:
-        model: of a supported family.
-        processor: the model's.
+        loaded: a model of a supported family with its processor.
         samples: of one batch.
         methods: applied meanwhile; none is the unpruned model.
         shape: of the model.
         lengths: answers of so many tokens are forced, for costs at equal lengths; else each ends by itself.
         decoding: how. The work of all beams is their sample's; what is kept is told of the first.
     """
-    inputs = {k: _moved(v, model) for k, v in encode(processor, samples).items()}
+    model = loaded.model
+    inputs = loaded.encode([(sample.images(), sample.prompt) for sample in samples])
     longest = max(lengths) if lengths else samples[0].max_new_tokens
     least = {"min_new_tokens": longest} if lengths else {}
     with apply(model, *methods) as trace, decoding.seeded(samples[0].key):
         out = model.generate(**inputs, max_new_tokens=longest, **decoding.options, **least)
     new = out[:, inputs["input_ids"].shape[1] :]
     ends = list(lengths) if lengths else _lengths(new, model.generation_config.eos_token_id)
-    texts = processor.batch_decode(new, skip_special_tokens=True)
+    texts = loaded.processor.batch_decode(new, skip_special_tokens=True)
     beams = decoding.num_beams
     rows = costs_of_samples(shape, trace, [end for end in ends for _ in range(beams)])
     costs = [sum(rows[i * beams : (i + 1) * beams], Cost()) for i in range(len(samples))]
     return [_record(i * beams, samples[i].key, texts[i].strip(), ends[i], trace, costs[i]) for i in range(len(ends))]
-
-
-def _moved(value: Tensor, model: Any) -> Tensor:
-    return value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
 
 
 def _lengths(new: Tensor, ends: int | Sequence[int] | None) -> list[int]:
@@ -113,8 +92,7 @@ def _record(row: int, key: str, text: str, tokens: int, trace: Trace, cost: Cost
 
 
 def evaluate(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     samples: Sequence[Sample],
     spec: str,
     methods: Sequence[Method],
@@ -128,7 +106,7 @@ def evaluate(
     """Every sample's answer, in order; the same however many processes share the work or how often it was resumed.
 
     Args:
-        model, processor: of a supported family.
+        loaded: a model of a supported family with its processor.
         samples: to answer.
         spec: the method's text, which names its answers in `folder`.
         methods: applied meanwhile.
@@ -142,10 +120,10 @@ def evaluate(
     home = None if folder is None else records.place(folder, spec)
     done = {} if home is None else records.read(home, [len(batch) for batch in plan])
     among.wait()  # nobody writes until all have read
-    found, shape, mine = [record for batch in done.values() for record in batch], shapes(model), []
+    found, shape, mine = [record for batch in done.values() for record in batch], shapes(loaded.model), []
     tick(len(found))
     for number in [n for n in range(len(plan)) if n not in done][among.index :: among.count]:
-        answers = answer(model, processor, [samples[i] for i in plan[number]], methods, shape, decoding=decoding)
+        answers = answer(loaded, [samples[i] for i in plan[number]], methods, shape, decoding=decoding)
         rows = [replace(row, sample=i, batch=number) for row, i in zip(answers, plan[number], strict=True)]
         if home is not None:
             records.append(home, among.index, rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from ..demo.bundled import BUNDLED
+from ..models.load import BUNDLED
 
 _CLIP = {  # openai/clip-vit-large-patch14-336
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,

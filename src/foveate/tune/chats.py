@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..models.images import beside
 from .examples import Example, Examples, pictures
 
 _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt")
@@ -63,7 +64,7 @@ def _parsed(text: str) -> Any:
 
 def _turns(row: dict[str, Any], folder: Path) -> list[Example]:
     names = row["images"] if "images" in row else [row["image"]] if "image" in row else []
-    load = pictures([folder / name for name in names])
+    load = pictures([beside(name, folder) for name in names])
     said = [_message(m) for m in row["messages" if "messages" in row else "conversations"]]
     said = said[1:] if said and said[0][0] == "system" else said
     roles = [role for role, _ in said]

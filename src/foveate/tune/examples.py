@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..demo import language
 from ..demo.draw import draw
 from ..demo.world import Scene, sample
+from ..models import prompts
+from ..models.images import beside, check_image, open_image
+from ..models.loaded import Loaded
 
 
 @dataclass(frozen=True)
@@ -91,51 +94,41 @@ def _row(row: dict[str, Any], folder: Path) -> Example:
     prompt, answer = row["prompt"], row["response"]
     if not (isinstance(prompt, str) and isinstance(answer, str) and answer.strip()):
         raise ValueError("prompt and response must be text, the response not empty")
-    return Example(pictures([folder / name for name in names]), prompt, answer)
+    return Example(pictures([beside(name, folder) for name in names]), prompt, answer)
 
 
-def pictures(paths: Sequence[Path]) -> Callable[[], list[Image.Image]]:
+def pictures(sources: Sequence[str | Path]) -> Callable[[], list[Image.Image]]:
     """What loads images when they are wanted; that they can be read is checked now.
 
     Raises:
         ValueError: one cannot.
     """
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                picture.verify()
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise ValueError(f"cannot read the image {path.name}: {error}") from error
-    return lambda: [Image.open(path).convert("RGB") for path in paths]
+    for source in sources:
+        check_image(source)
+    return lambda: [open_image(source) for source in sources]
 
 
-def encode(processor: Any, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], int]:
+def encode(loaded: Loaded, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], int]:
     """The model's inputs for prompts with their answers, and how many columns the prompts take.
 
     Prompts are padded on the left, answers, which end in the end-of-sequence token, on the right. Positions are given.
     """
     pictures = [example.images() for example in examples]
-    texts = [_prompt(processor, len(p), e) for p, e in zip(pictures, examples, strict=True)]
-    tokenizer = processor.tokenizer
-    tokenizer.padding_side = "left"
-    flat = [picture for several in pictures for picture in several]
-    inputs = dict(processor(images=flat or None, text=texts, return_tensors="pt", padding=True))
+    texts = [
+        prompts.prompt(loaded.processor, len(p), e.prompt, earlier=e.earlier)
+        for p, e in zip(pictures, examples, strict=True)
+    ]
+    tokenizer = loaded.tokenizer
+    inputs = prompts.tensors(loaded.processor, pictures, texts)
     answers = [[*tokenizer(e.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for e in examples]
     longest = max(map(len, answers))
     prompt = int(inputs["input_ids"].shape[1])
     padded = torch.tensor([a + [tokenizer.pad_token_id or 0] * (longest - len(a)) for a in answers])
     there = torch.tensor([[1] * len(a) + [0] * (longest - len(a)) for a in answers])
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], padded], 1)
-    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], there], 1)
+    per_token = {name for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
+    grown = {"input_ids": padded, "attention_mask": there}
+    for name in per_token:  # token types of an answer are those of text, 0
+        more = grown.get(name, torch.zeros_like(there))
+        inputs[name] = torch.cat([inputs[name], more.to(inputs[name].dtype)], 1)
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     return inputs, prompt
-
-
-def _prompt(processor: Any, images: int, example: Example) -> str:
-    messages: list[dict[str, Any]] = []
-    for asked, answer in (*example.earlier, (example.prompt, None)):
-        content: list[dict[str, Any]] = [] if messages else [{"type": "image"}] * images
-        messages.append({"role": "user", "content": [*content, {"type": "text", "text": asked}]})
-        if answer is not None:
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return str(processor.apply_chat_template(messages, add_generation_prompt=True))

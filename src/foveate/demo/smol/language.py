@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from .base import Base
+from ...models.loaded import Loaded
+from ...models.smol.base import Base
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -42,13 +42,13 @@ class Kept:
 
 
 @torch.inference_mode()
-def language_kept(model: Any, processor: Any, base: Base, longest: int = 32) -> list[Kept]:
+def language_kept(loaded: Loaded, base: Base, longest: int = 32) -> list[Kept]:
     """Asks both models `QUESTIONS`, without an image, greedily."""
-    tokenizer, found = processor.tokenizer, []
+    model, tokenizer, found = loaded.model, loaded.tokenizer, []
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     options = {"max_new_tokens": longest, "do_sample": False, "eos_token_id": end, "pad_token_id": 0}
     for question in QUESTIONS:
-        text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+        text = loaded.prompt(0, question)
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         asked, mask = ids.shape[1], torch.ones_like(ids)
         before = base.model.generate(ids, attention_mask=mask, **options)

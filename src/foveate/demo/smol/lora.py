@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .model import LINEAR, RANK, SCALE, linears
+from ...models.smol.model import LINEAR, RANK, SCALE, linears
 
 
 def attach(model: Any, before: dict[str, Tensor] | None = None) -> list[nn.Parameter]:

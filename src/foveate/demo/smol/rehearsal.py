@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .base import Base
+from ...models.smol.base import Base
 
 COUNT = 512  # conversations made up
 _ASKED, _ANSWERED = 40, 56  # most tokens of a question and of an answer

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ...models.images import beside, check_image, open_image
 from ..metrics import METRICS, named
 from .sample import Sample
 
@@ -62,9 +63,9 @@ def _sample(row: Any, path: Path, number: int) -> Sample:
         raise ValueError(f"max_new_tokens={longest!r}; expected a whole number, 1 or more")
     for name in metrics:
         METRICS[name].check(references)
-    files = [path.parent / name for name in names]
+    files = [beside(name, path.parent) for name in names]
     for file in files:
-        _check(file)
+        check_image(file)
     group, key = str(row.get("group", "|".join(names))), str(row.get("key", number))
     load = partial(_load, files)
     return Sample(
@@ -81,13 +82,5 @@ def _texts(row: dict[str, Any], several: str, one: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _check(file: Path) -> None:
-    try:
-        with Image.open(file) as picture:
-            picture.verify()
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"cannot read the image {file.name}: {error}") from error
-
-
-def _load(files: list[Path]) -> list[Image.Image]:
-    return [Image.open(file).convert("RGB") for file in files]
+def _load(files: list[str | Path]) -> list[Image.Image]:
+    return [open_image(file) for file in files]

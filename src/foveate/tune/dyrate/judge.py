@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core.predictor import RatePredictor
 from ...measure.cost import shapes
+from ...models.loaded import Loaded
 from ..examples import Example
 from .flops import flops
 from .plan import Plan
@@ -42,15 +43,17 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def judge(model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> Judged:
+def judge(loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> Judged:
     """What the predictor does with its likeliest rates, as inference takes them."""
     sums, kept = torch.zeros(4, dtype=torch.float64), []
     for start in range(0, len(examples), plan.batch):
-        made = batch_of(model, processor, examples[start : start + plan.batch])
+        made = batch_of(loaded, examples[start : start + plan.batch])
         batch, _, total = made
-        found = roll_out(model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode)
-        losses = [float(answer_losses(logits, batch).sum()) for logits in (found.logits, unpruned_logits(model, batch))]
-        sums += torch.tensor([*_spent(model, made, found.kept, plan), *losses], dtype=torch.float64)
+        found = roll_out(loaded.model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode)
+        losses = [
+            float(answer_losses(logits, batch).sum()) for logits in (found.logits, unpruned_logits(loaded.model, batch))
+        ]
+        sums += torch.tensor([*_spent(loaded.model, made, found.kept, plan), *losses], dtype=torch.float64)
         for row, there, whole in zip(found.kept.tolist(), batch.answered.tolist(), total.tolist(), strict=True):
             kept.append([k / max(1, whole) for k, t in zip(row, there, strict=True) if t])
     longest = max(map(len, kept))
@@ -61,7 +64,7 @@ def judge(model: Any, processor: Any, predictor: RatePredictor, examples: Sequen
 
 
 def calibrate(
-    model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan, rounds: int = 10
+    loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan, rounds: int = 10
 ) -> float:
     """Shifts the predictor's bias towards or away from high rates until its likeliest rates cost the budget.
 
@@ -71,27 +74,27 @@ def calibrate(
     Returns:
         The ratio then met on `examples`.
     """
-    rates = torch.tensor(predictor.rates, device=model.device)
+    rates = torch.tensor(predictor.rates, device=loaded.model.device)
     base, low, high, ratio = predictor.linear.bias.detach().clone(), -30.0, 30.0, math.nan
     best = (math.inf, base)
     for _ in range(rounds):
         middle = (low + high) / 2
         predictor.linear.bias.data.copy_(base + middle * rates)
-        ratio = ratio_of(model, processor, predictor, examples, plan)
+        ratio = ratio_of(loaded, predictor, examples, plan)
         if abs(ratio - plan.budget) < best[0]:
             best = (abs(ratio - plan.budget), predictor.linear.bias.detach().clone())
         low, high = (middle, high) if ratio > plan.budget else (low, middle)
     predictor.linear.bias.data.copy_(best[1])
-    return ratio_of(model, processor, predictor, examples, plan)
+    return ratio_of(loaded, predictor, examples, plan)
 
 
-def ratio_of(model: Any, processor: Any, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> float:
+def ratio_of(loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> float:
     """`Judged.ratio` alone, without running what would only tell the loss."""
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(examples), plan.batch):
-        made = batch_of(model, processor, examples[start : start + plan.batch])
-        kept = counts(model, predictor, plan.score, plan.layer, made[0], likeliest, plan.decode)
-        sums += torch.tensor(_spent(model, made, kept, plan), dtype=torch.float64)
+        made = batch_of(loaded, examples[start : start + plan.batch])
+        kept = counts(loaded.model, predictor, plan.score, plan.layer, made[0], likeliest, plan.decode)
+        sums += torch.tensor(_spent(loaded.model, made, kept, plan), dtype=torch.float64)
     return float(sums[0] / sums[1])
 
 

@@ -24,6 +24,7 @@ from ...core.view import View
 from ...engine.anatomy import Anatomy, anatomy_of
 from ...engine.assumptions import without_cache
 from ...engine.checks import check_teacher_forcing
+from ...models.loaded import Loaded
 from ..examples import Example, encode
 from .attention import soft_keys
 from .steps import Steps, rows_at, run_below
@@ -230,12 +231,11 @@ def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, T
     return (real & ~visual).sum(1), visual.sum(1)
 
 
-def batch_of(model: Any, processor: Any, chosen: Sequence[Example]) -> tuple[Batch, Tensor, Tensor]:
+def batch_of(loaded: Loaded, chosen: Sequence[Example]) -> tuple[Batch, Tensor, Tensor]:
     """Examples as a batch on the model's device, with the text and the visual tokens of each prompt."""
-    inputs, prompt = encode(processor, chosen)
-    text, total = sizes(model, inputs, prompt)
-    moved = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
-    return Batch(moved, prompt), text.to(model.device), total.to(model.device)
+    inputs, prompt = encode(loaded, chosen)
+    text, total = sizes(loaded.model, inputs, prompt)
+    return Batch(loaded.moved(inputs), prompt), text.to(loaded.model.device), total.to(loaded.model.device)
 
 
 def answer_losses(logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, B]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...core.predictor import RatePredictor
-from ...engine.anatomy import anatomy_of
 from ...measure.cost import Shapes, shapes
+from ...models.loaded import Loaded
 from ..examples import Example
 from ..search.processes import Processes
 from .flops import flops
@@ -49,8 +48,7 @@ class Table:
 
 
 def tabulate(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     examples: Sequence[Example],
     plan: Plan,
     path: Path | None = None,
@@ -61,7 +59,7 @@ def tabulate(
     """Runs every example at every rate of the plan; the layers below the prune layer once for all rates.
 
     Args:
-        model, processor: of a supported family.
+        loaded: of a supported family.
         examples: prompts with answers.
         plan: layer, ranking, rates and batch; its other numbers do not matter here, so one table serves all budgets.
         path: where to keep what is done, and to go on from.
@@ -77,10 +75,10 @@ def tabulate(
     facts = {"of": json.dumps([plan.layer, plan.ranking, plan.rates, plan.batch, plan.protect]), "source": source}
     rows = _resume(path, facts)
     done = {int(i) for i in rows["at"]} if rows else set()
-    shape = shapes(model)
+    shape = shapes(loaded.model)
     for step, batch in enumerate(batches):
         if batch[0] not in done:
-            found = _run(model, processor, [examples[i] for i in batch], plan, shape)
+            found = _run(loaded, [examples[i] for i in batch], plan, shape)
             found["at"] = torch.tensor(batch)
             rows = {key: torch.cat([rows[key], value]) if rows else value for key, value in found.items()}
             if path is not None and (step % _SAVE_EVERY == 0 or step + 1 == len(batches)):
@@ -103,12 +101,10 @@ def _so_far(loss: Float[Tensor, "E K"]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _run(
-    model: Any, processor: Any, examples: Sequence[Example], plan: Plan, shape: Shapes
-) -> dict[str, Float[Tensor, ...]]:
-    batch, text, total = batch_of(model, processor, examples)
-    heads = anatomy_of(model).heads
-    shares, answers = at_every_rate(model, RatePredictor(heads, plan.rates), plan.score, plan.layer, batch)
+def _run(loaded: Loaded, examples: Sequence[Example], plan: Plan, shape: Shapes) -> dict[str, Float[Tensor, ...]]:
+    batch, text, total = batch_of(loaded, examples)
+    predictor = RatePredictor(loaded.anatomy.heads, plan.rates)
+    shares, answers = at_every_rate(loaded.model, predictor, plan.score, plan.layer, batch)
     plain, columns = None, []
     for logits, kept in answers:
         chances = logits.float().log_softmax(-1)

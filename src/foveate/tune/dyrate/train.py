@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...core.predictor import RatePredictor
-from ...engine.anatomy import anatomy_of
 from ...measure.cost import Shapes, shapes
 from ...measure.evaluate import fingerprint
+from ...models.loaded import Loaded
 from ..examples import Example, encode
 from ..search.processes import Processes
 from .exact import fit
@@ -32,8 +32,7 @@ ANSWERS = "answers.safetensors"
 
 
 def train(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     examples: Sequence[Example],
     plan: Plan,
     folder: Path,
@@ -44,7 +43,7 @@ def train(
     """Trains a predictor, or what is left of it in `folder`; the model stays frozen.
 
     Args:
-        model, processor: of a supported family.
+        loaded: of a supported family.
         examples: prompts with answers; step number s takes those from s x batch on, round and round. What is `exact`
             takes each once.
         plan: the numbers; a folder belongs to one plan.
@@ -57,21 +56,20 @@ def train(
         ValueError: a budget that no rate of the grid reaches, a layer outside the decoder, a folder of another plan,
             model or data, or fewer examples in a batch than processes.
     """
-    state, shape = _processes(), shapes(model)
+    state, shape = _processes(), shapes(loaded.model)
     _check_sizes(plan, len(shape.layers), state.num_processes)
-    _check_budget(model, processor, examples, plan, shape)
-    source = source_of(model, examples)
-    with _frozen(model):
+    _check_budget(loaded, examples, plan, shape)
+    source = source_of(loaded.model, examples)
+    with _frozen(loaded.model):
         if plan.exact:
             path, processes = answers or folder / ANSWERS, Processes(state.process_index, state.num_processes)
             chosen = examples[: plan.steps * plan.batch]
-            return fit(tabulate(model, processor, chosen, plan, path, source, report, processes), plan).to(model.device)
-        return _descend(model, processor, examples, plan, folder, source, report, save_every, state)
+            return fit(tabulate(loaded, chosen, plan, path, source, report, processes), plan).to(loaded.model.device)
+        return _descend(loaded, examples, plan, folder, source, report, save_every, state)
 
 
 def _descend(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     examples: Sequence[Example],
     plan: Plan,
     folder: Path,
@@ -81,14 +79,13 @@ def _descend(
     state: Any,
 ) -> RatePredictor:
     """Stochastic gradients through soft masks."""
-    shape = shapes(model)
-    heads = anatomy_of(model).heads
-    predictor = RatePredictor(heads, plan.rates, plan.response).to(model.device)
+    shape = shapes(loaded.model)
+    predictor = RatePredictor(loaded.anatomy.heads, plan.rates, plan.response).to(loaded.model.device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(resume(folder, plan, source, predictor, optimizer), plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.lr_at(step / plan.steps)
-        seen = _step(model, processor, predictor, optimizer, examples, plan, step, shape, state)
+        seen = _step(loaded, predictor, optimizer, examples, plan, step, shape, state)
         if report is not None:
             report({"step": step + 1, **seen})
         if state.is_main_process and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
@@ -129,9 +126,9 @@ def _check_sizes(plan: Plan, depth: int, processes: int) -> None:
         raise ValueError(f"batch={plan.batch}; expected {processes} or more, one for every process")
 
 
-def _check_budget(model: Any, processor: Any, examples: Sequence[Example], plan: Plan, shape: Shapes) -> None:
-    inputs, prompt = encode(processor, [examples[i % len(examples)] for i in range(plan.batch)])
-    text, total = sizes(model, inputs, prompt)
+def _check_budget(loaded: Loaded, examples: Sequence[Example], plan: Plan, shape: Shapes) -> None:
+    inputs, prompt = encode(loaded, [examples[i % len(examples)] for i in range(plan.batch)])
+    text, total = sizes(loaded.model, inputs, prompt)
     answered = inputs["attention_mask"][:, prompt:].bool()
     floors = [least_ratio(shape, layer, text, total, answered, plan.rates[-1]) for layer in range(plan.layer + 1)]
     if not floors[-1] <= plan.budget <= 1:
@@ -144,8 +141,7 @@ def _check_budget(model: Any, processor: Any, examples: Sequence[Example], plan:
 
 
 def _step(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     predictor: RatePredictor,
     optimizer: torch.optim.Optimizer,
     examples: Sequence[Example],
@@ -163,7 +159,7 @@ def _step(
     for part in parts:
         chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
         uniform = torch.rand(len(part), len(plan.rates), generator=noise)
-        found = through_masks(model, predictor, batch_of(model, processor, chosen), plan, shape, uniform, tau)
+        found = through_masks(loaded.model, predictor, batch_of(loaded, chosen), plan, shape, uniform, tau)
         _add(found.gradients, predictor, len(part) / len(share))
         for key, value in found.figures.items():
             seen[key] = seen.get(key, 0.0) + value * len(part) / len(share)

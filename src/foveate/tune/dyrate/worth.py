@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...models.loaded import Loaded
 from ..examples import Example
 from .plan import Plan
 from .table import Table, tabulate
@@ -93,8 +93,7 @@ def hindsight(table: Table, ratio: float, group: Int[Tensor, "E"] | None = None)
 
 
 def compare(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     examples: Sequence[Example],
     plan: Plan,
     ratio: float,
@@ -104,9 +103,9 @@ def compare(
     """The controls on some examples, with a table of their own; at the least that the rates can cost, if that is more.
 
     Args:
-        model, processor, examples, plan, path, source: as of `table.tabulate`.
+        loaded, examples, plan, path, source: as of `table.tabulate`.
         ratio: the predictor's FLOPs over unpruned.
     """
-    table = tabulate(model, processor, examples, plan, path, source)
+    table = tabulate(loaded, examples, plan, path, source)
     ratio = max(ratio, of_choice(table, torch.full((len(examples),), len(plan.rates) - 1)).ratio)
     return Beside(fixed(table, ratio).loss, of_choice(table, hindsight(table, ratio)).loss)

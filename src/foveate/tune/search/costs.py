@@ -13,6 +13,7 @@ import torch
 
 from ...core.schedules import mean_keep
 from ...measure.cost import Cost, Shapes, cost_of_counts, shapes
+from ...models.loaded import Loaded
 from ..dyrate.rollout import batch_of, sizes
 from ..examples import Example, encode
 from .runner import Runner
@@ -29,12 +30,12 @@ class Sizes:
     counts: tuple[tuple[tuple[int, int, int], int], ...]
 
     @classmethod
-    def of(cls, model: Any, processor: Any, examples: Sequence[Example], batch: int = 16) -> Sizes:
+    def of(cls, loaded: Loaded, examples: Sequence[Example], batch: int = 16) -> Sizes:
         """Read off the encoded examples."""
         found: Counter[tuple[int, int, int]] = Counter()
         for start in range(0, len(examples), batch):
-            inputs, prompt = encode(processor, examples[start : start + batch])
-            text, visual = sizes(model, inputs, prompt)
+            inputs, prompt = encode(loaded, examples[start : start + batch])
+            text, visual = sizes(loaded.model, inputs, prompt)
             words = inputs["attention_mask"][:, prompt:].sum(1)
             found.update(zip(text.tolist(), visual.tolist(), words.tolist(), strict=True))
         return cls(tuple(sorted(found.items())))
@@ -86,13 +87,13 @@ def _between(table: Sequence[float], share: float) -> float:
 
 
 @torch.no_grad()
-def measure_layer(runner: Runner, processor: Any, example: Example, points: int = 9, repeats: int = 7) -> list[float]:
+def measure_layer(runner: Runner, loaded: Loaded, example: Example, points: int = 9, repeats: int = 7) -> list[float]:
     """Seconds of the middle layer's prefill for one sample, keeping shares 0, 1/(points-1), .. 1 of its visual tokens.
 
     The median of `repeats`, in turn, after one that does not count; made never to fall, as noise might have it.
     Layers are taken to be equally fast; the tower, the head and the ranking are left out.
     """
-    batch, _, _ = batch_of(runner.model, processor, [example])
+    batch, _, _ = batch_of(loaded, [example])
     state = runner.start(batch)
     visual = runner.view(state).visual[0].tolist()
     times: list[list[float]] = [[] for _ in range(points)]

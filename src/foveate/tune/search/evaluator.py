@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 from ...core.contract import Score
 from ...core.method import Method
 from ...core.schedules import PerLayer
+from ...models.loaded import Loaded
 from ..dyrate.rollout import batch_of
 from ..examples import Example
 from .objective import Objective, Trial, greedy
@@ -45,8 +46,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
+        loaded: Loaded,
         examples: Sequence[Example],
         objective: Objective,
         score: Score,
@@ -57,8 +57,8 @@ class Evaluator:
     ) -> None:
         if not examples:
             raise ValueError("got no examples to judge schedules on; give at least one")
-        self.processor, self.examples, self.objective, self.batch = processor, examples, objective, batch
-        self.runner = Runner(model, score, within)
+        self.loaded, self.examples, self.objective, self.batch = loaded, examples, objective, batch
+        self.runner = Runner(loaded.model, score, within)
         self.within, self.processes, self.cache_bytes = within, processes or Processes(), cache_bytes
         self.depth = len(self.runner.layers)
         self.batches = -(-len(examples) // batch)
@@ -67,7 +67,7 @@ class Evaluator:
         self.held_bytes = self.most_bytes = 0
         self.last: dict[int, float] = {}
         self.prefix: tuple[float, ...] = ()
-        tokenize = processor.tokenizer
+        tokenize = loaded.tokenizer
         words = [len(tokenize(e.answer, add_special_tokens=False)["input_ids"]) + 1 for e in examples]
         self.weights = torch.tensor(words if objective.by_word else [1] * len(examples), dtype=torch.float64)
 
@@ -120,7 +120,7 @@ class Evaluator:
             model.get_output_embeddings(),
             lambda: self._plain(index, state) if keep == whole else self.runner.to_end(state, keep),
             lambda: self._plain(index, state if set(state.keep) <= {1.0} else None),
-            lambda: greedy(model, self.processor, state.prompt.batch, method, longest),
+            lambda: greedy(self.loaded, state.prompt.batch, method, longest),
             [e.answer for e in examples],
         )
         return self.objective.of(trial)
@@ -139,7 +139,7 @@ class Evaluator:
         return state
 
     def _start(self, index: int) -> State:
-        batch, _, _ = batch_of(self.runner.model, self.processor, self.examples[self._rows(index)])
+        batch, _, _ = batch_of(self.loaded, self.examples[self._rows(index)])
         return self.runner.start(batch)
 
     def _plain(self, index: int, state: State | None = None) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from ...core.method import Method
 from ...engine.apply import apply
 from ...measure.metrics import METRICS, TOKENIZERS
 from ...measure.metrics.metric import Judged
+from ...models.loaded import Loaded
 from ..dyrate.rollout import Batch
 
 
@@ -133,11 +133,11 @@ OBJECTIVES = {
 
 
 @torch.no_grad()
-def greedy(model: Any, processor: Any, batch: Batch, method: Method, longest: int) -> list[str]:
+def greedy(loaded: Loaded, batch: Batch, method: Method, longest: int) -> list[str]:
     """Greedy answers to a batch's prompts under a method."""
     by_column = ("input_ids", "attention_mask")
     inputs = {k: v[:, : batch.prompt] if k in by_column else v for k, v in batch.inputs.items() if k != "position_ids"}
-    with apply(model, method):
-        out = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
-    said: list[str] = processor.batch_decode(out[:, batch.prompt :], skip_special_tokens=True)
+    with apply(loaded.model, method):
+        out = loaded.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
+    said: list[str] = loaded.processor.batch_decode(out[:, batch.prompt :], skip_special_tokens=True)
     return said

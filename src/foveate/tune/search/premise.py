@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...methods import score_of
+from ...models.loaded import Loaded
 from ..dyrate.rollout import batch_of
 from ..examples import Example
 from .runner import Runner
@@ -76,12 +76,11 @@ class Premise:
 
 
 @torch.no_grad()
-def premise(model: Any, processor: Any, examples: Sequence[Example], ranking: str = "last", batch: int = 8) -> Premise:
+def premise(loaded: Loaded, examples: Sequence[Example], ranking: str = "last", batch: int = 8) -> Premise:
     """Measures on the prompts of some examples.
 
     Args:
-        model: of a supported family.
-        processor: the model's.
+        loaded: a model of a supported family with its processor.
         examples: prompts with images; their answers are not looked at.
         ranking: as `methods.score_of` takes it.
         batch: examples at a time.
@@ -92,7 +91,7 @@ def premise(model: Any, processor: Any, examples: Sequence[Example], ranking: st
     score = score_of(ranking)
     found: list[Tensor] = []
     for start in range(0, len(examples), batch):
-        found += _scores(Runner(model, score), processor, examples[start : start + batch])
+        found += _scores(Runner(loaded.model, score), loaded, examples[start : start + batch])
     if not found:
         raise ValueError("none of the examples has an image, so there is no visual ranking to measure")
     overlap = {share: np.mean([overlaps(scores, share) for scores in found], 0) for share in SHARES}
@@ -100,9 +99,9 @@ def premise(model: Any, processor: Any, examples: Sequence[Example], ranking: st
     return Premise(np.mean([kendall(scores) for scores in found], 0), overlap, essential)
 
 
-def _scores(runner: Runner, processor: Any, examples: Sequence[Example]) -> list[Tensor]:
+def _scores(runner: Runner, loaded: Loaded, examples: Sequence[Example]) -> list[Tensor]:
     """Per sample with an image, the scores (L N) of its visual tokens by the attention of every layer."""
-    batch, _, _ = batch_of(runner.model, processor, examples)
+    batch, _, _ = batch_of(loaded, examples)
     state, rows = runner.start(batch), []
     for _ in runner.layers:
         state = runner.advance(state, 1.0)

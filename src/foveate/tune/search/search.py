@@ -24,6 +24,7 @@ from ...engine.apply import apply
 from ...measure.cost import shapes
 from ...methods import score_of
 from ...methods.schedule import schedule as method_of
+from ...models.loaded import Loaded
 from ...schedules.store import ScheduleFile
 from ...versions import versions
 from ..dyrate.rollout import batch_of
@@ -105,8 +106,7 @@ class Data:
 
 
 def find_schedule(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     plan: Search,
     data: Data,
     name: str = "",
@@ -117,8 +117,7 @@ def find_schedule(
     """Searches a schedule, and judges it on held-out examples.
 
     Args:
-        model: of a supported family.
-        processor: the model's.
+        loaded: a model of a supported family with its processor.
         plan: what to search, and how.
         data: calibration and held-out examples.
         name: of the model, for the record.
@@ -131,17 +130,17 @@ def find_schedule(
     """
     together = processes or Processes()
     plan = replace(plan, knobs=settled(plan.algorithm, plan.knobs))
-    facts = model_facts(model, name)
+    facts = model_facts(loaded.model, name)
     journal = _journal(plan, data, facts, record, together)
-    judge = _evaluator(model, processor, plan, data.calibration, plan.objective, together)
-    sizes = Sizes.of(model, processor, data.calibration, plan.batch)
-    problem = _problem(model, processor, plan, data, sizes, judge, journal, report)
+    judge = _evaluator(loaded, plan, data.calibration, plan.objective, together)
+    sizes = Sizes.of(loaded, data.calibration, plan.batch)
+    problem = _problem(loaded, plan, data, sizes, judge, journal, report)
     keep = search(plan.algorithm, problem, **plan.knobs)
-    found = _file(plan, data, facts, keep, ratios(shapes(model), sizes, keep))
+    found = _file(plan, data, facts, keep, ratios(shapes(loaded.model), sizes, keep))
     if plan.cost == "seconds":
-        timed = journal.once("timed", lambda: time_prefill(model, processor, data.calibration[0], method_of(found)))
+        timed = journal.once("timed", lambda: time_prefill(loaded, data.calibration[0], method_of(found)))
         found.costs.update({"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed})
-    found.scores.update(_scores(model, processor, plan, data, problem, keep, together))
+    found.scores.update(_scores(loaded, plan, data, problem, keep, together))
     found.search.update(_spent(problem, plan, data, judge, sizes))
     return found
 
@@ -173,8 +172,7 @@ def _file(
 
 
 def _problem(
-    model: Any,
-    processor: Any,
+    loaded: Loaded,
     plan: Search,
     data: Data,
     sizes: Sizes,
@@ -185,26 +183,28 @@ def _problem(
     """The calibration examples as a problem."""
 
     def seconds() -> list[float]:
-        runner = Runner(model, plan.score)
-        mine = measure_layer(runner, processor, data.calibration[0])
+        runner = Runner(loaded.model, plan.score)
+        mine = measure_layer(runner, loaded, data.calibration[0])
         found: list[float] = judge.processes.of_first(mine)
         return found
 
     @cache
     def recipe() -> Recipe:
         starts = range(0, len(data.calibration), plan.batch)
-        given = (_prompts(model, processor, data.calibration[s : s + plan.batch]) for s in starts)
-        return Recipe(model, [prompts for prompts in given if prompts.get("pixel_values") is not None], plan.first)
+        given = (_prompts(loaded, data.calibration[s : s + plan.batch]) for s in starts)
+        return Recipe(
+            loaded.model, [prompts for prompts in given if prompts.get("pixel_values") is not None], plan.first
+        )
 
-    cost = cost_of(plan.cost, model, sizes, lambda: journal.once("seconds", seconds))
+    cost = cost_of(plan.cost, loaded.model, sizes, lambda: journal.once("seconds", seconds))
     return Problem(
         judge, cost, judge.depth, plan.first, journal, plan.seed, report, lambda tolerance: recipe().keep(tolerance)
     )
 
 
-def _prompts(model: Any, processor: Any, examples: Sequence[Example]) -> dict[str, Tensor]:
+def _prompts(loaded: Loaded, examples: Sequence[Example]) -> dict[str, Tensor]:
     """The model's arguments for prompts without their answers."""
-    batch, _, _ = batch_of(model, processor, examples)
+    batch, _, _ = batch_of(loaded, examples)
     columns = ("input_ids", "attention_mask", "position_ids")
     return {k: v[:, : batch.prompt] if k in columns else v for k, v in batch.inputs.items()}
 
@@ -224,22 +224,22 @@ def model_facts(model: Any, name: str) -> dict[str, Any]:
 
 
 def _evaluator(
-    model: Any, processor: Any, plan: Search, examples: Sequence[Example], objective: str, together: Processes
+    loaded: Loaded, plan: Search, examples: Sequence[Example], objective: str, together: Processes
 ) -> Evaluator:
     size = plan.cache_gb * 1e9
     made = OBJECTIVES[objective]
-    return Evaluator(model, processor, examples, made, plan.score, plan.within, plan.batch, size, together)
+    return Evaluator(loaded, examples, made, plan.score, plan.within, plan.batch, size, together)
 
 
 def _scores(
-    model: Any, processor: Any, plan: Search, data: Data, problem: Problem, keep: Sequence[float], together: Processes
+    loaded: Loaded, plan: Search, data: Data, problem: Problem, keep: Sequence[float], together: Processes
 ) -> dict[str, Any]:
     """Quality of the schedule and unpruned, and their paired difference, with 95 % intervals over examples."""
     out: dict[str, Any] = {"objective": plan.objective}
     weights = problem.judge.weights
     out["calibration"] = compared(problem.parts(keep), problem.parts(problem.unpruned), weights, plan.seed)
     for objective in dict.fromkeys((plan.objective, "likelihood")):
-        judge = _evaluator(model, processor, plan, data.held_out, objective, together)
+        judge = _evaluator(loaded, plan, data.held_out, objective, together)
         ours, plain = judge.parts(keep), judge.parts(problem.unpruned)
         if ours is not None and plain is not None:
             title = "held out" if objective == plan.objective else f"held out, {objective}"
@@ -284,15 +284,15 @@ def _spent(problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: 
 
 
 @torch.no_grad()
-def time_prefill(model: Any, processor: Any, example: Example, method: Method, repeats: int = 7) -> float:
+def time_prefill(loaded: Loaded, example: Example, method: Method, repeats: int = 7) -> float:
     """Seconds of a prefill under the method over those of the unpruned model: medians, measured in turn."""
-    inputs = _prompts(model, processor, [example])
+    inputs = _prompts(loaded, [example])
     times: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(repeats + 1):
         for pruned in (True, False):
-            with apply(model, *([method] if pruned else [])):
+            with apply(loaded.model, *([method] if pruned else [])):
                 begin = time.perf_counter()
-                model(**inputs, use_cache=True, logits_to_keep=1).logits.cpu()
+                loaded.model(**inputs, use_cache=True, logits_to_keep=1).logits.cpu()
             if turn:
                 times[pruned].append(time.perf_counter() - begin)
     return statistics.median(times[True]) / statistics.median(times[False])

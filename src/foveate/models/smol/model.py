@@ -14,10 +14,9 @@ from transformers import (
     LlavaProcessor,
 )
 
-from ..conversations import Dialect
-from ..world import SIDE
 from .base import Base
 
+SIDE = 224  # pixels of the picture that the tower sees
 PATCH = 14  # pixels of a visual token's side: 16 x 16 = 256 tokens
 GRID = SIDE // PATCH
 RANK, SCALE = 16, 2.0  # of the low-rank update W + SCALE * B A
@@ -97,25 +96,6 @@ def build_model(base: Base, attention: str = "sdpa") -> Any:
     chosen.eos_token_id, chosen.bos_token_id, chosen.pad_token_id = text.eos_token_id, text.bos_token_id, 0
     chosen.max_new_tokens, chosen.do_sample = 96, False
     return model
-
-
-def dialect(tokenizer: Any, text: int) -> Dialect:
-    """How `CHAT_TEMPLATE` writes a conversation, with `text` places for text in a training row."""
-
-    def encode(words: str) -> list[int]:
-        return list(tokenizer(words, add_special_tokens=False)["input_ids"])
-
-    image = tokenizer.convert_tokens_to_ids(IMAGE)
-    return Dialect(
-        encode=encode,
-        prefix=(*encode(OPENING), *([image] * GRID * GRID), *encode("\n")),
-        opening=tuple(encode("\n<|im_start|>user\n")),
-        asked=tuple(encode(ASKED)),
-        answered=tuple(encode(ANSWERED)),
-        pad=0,
-        grid=GRID,
-        text=text,
-    )
 
 
 def linears(model: Any) -> dict[str, nn.Module]:

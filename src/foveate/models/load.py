@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-from .smol.load import LEARNED, load_smol
+from .loaded import Loaded
+from .processors import load_processor, pictures_only, pictures_only_note
+from .smol.assemble import LEARNED, load_smol
 
 BUNDLED = {name: Path(__file__).parent / name for name in ("scenes", "smol")}
 
@@ -16,13 +20,6 @@ BUNDLED = {name: Path(__file__).parent / name for name in ("scenes", "smol")}
 def ships(name: str) -> bool:
     """Whether the weights of the bundled model are in this installation."""
     return any(BUNDLED[name].glob("*.safetensors"))
-
-
-class Loaded(NamedTuple):
-    """A model in evaluation mode, and its processor."""
-
-    model: Any
-    processor: Any
 
 
 def load(
@@ -40,8 +37,11 @@ def load(
             apart; or a folder, or a hub id.
         device: such as "cpu" or "cuda:0".
         dtype: "auto" (what the weights are in), "float32", "bfloat16" or "float16".
-        attention: transformers' `attn_implementation`.
+        attention: transformers' `attn_implementation`; modules that have no sdpa take what they have.
         revision: of a hub id.
+
+    A processor that wants torchvision for videos is loaded for pictures alone where that is missing, with a note on
+    stderr.
 
     Raises:
         ValueError: there is no such model or device, it is no vision-language model, or the dtype is unknown.
@@ -58,23 +58,33 @@ def load(
     if (Path(source) / LEARNED).is_file():
         model, processor = load_smol(Path(source), attention)
         wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-        return Loaded(model.to(device, wanted).eval(), processor)
+        return Loaded(model.to(device, wanted).eval(), processor, name, revision)
     config = _config(name, source, revision)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(f"{name!r} is a {config.model_type} model, not a vision-language model")
-    model, processor = _stock(name, source, revision, dtype, attention)
-    return Loaded(model.to(device).eval(), processor)
+    model, processor = _stock(name, source, revision, dtype, attention, config)
+    if pictures_only(processor):
+        print(f"note: {name}: {pictures_only_note(processor)}", file=sys.stderr)
+    return Loaded(model.to(device).eval(), processor, name, revision)
 
 
-def _stock(name: str, source: str, revision: str | None, dtype: str, attention: str) -> tuple[Any, Any]:
+def _stock(name: str, source: str, revision: str | None, dtype: str, attention: str, config: Any) -> tuple[Any, Any]:
     """Model and processor by transformers' own loaders."""
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, dtype=dtype, attn_implementation=attention
-        )
-        return model, AutoProcessor.from_pretrained(source, revision=revision)
+        return _weights(source, revision, dtype, attention), load_processor(source, revision, config)
     except Exception as error:  # damaged files fail in as many ways as there are libraries that read them
         raise ValueError(f"cannot load {name!r}: {type(error).__name__}: {error}") from error
+
+
+def _weights(source: str, revision: str | None, dtype: str, attention: str) -> Any:
+    """The model. Where one of its modules has no sdpa, as Gemma 2's, each takes the best that it has."""
+    ask = partial(AutoModelForImageTextToText.from_pretrained, source, revision=revision, dtype=dtype)
+    try:
+        return ask(attn_implementation=attention)
+    except ValueError as error:
+        if attention != "sdpa" or "does not support an attention implementation" not in str(error):
+            raise
+        return ask()
 
 
 def check_device(device: str) -> None:

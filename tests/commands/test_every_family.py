@@ -1,0 +1,104 @@
+"""Every command on every family, from a folder with model and processor, as users run it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.cli.app import run
+from foveate.models.processors import missing_packages
+from models.processors import PROCESSORS
+from models.saved import save
+
+METHOD = "fastv:layer=1,keep=0.5"
+PROMPT = "what is this ?"
+COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, DATA, ROWS and OUT stand for paths
+    "generate": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", METHOD, "--max-new-tokens", "2",
+                 "--repeats", "1", "--json"],
+    "eval": ["eval", "--model", "MODEL", "--data", "DATA", "--method", METHOD, "--batch", "2", "--json"],
+    "doctor": ["doctor", "MODEL", "--json"],
+    "inspect attention": ["inspect", "attention", "IMAGE", "--prompt", PROMPT, "--model", "MODEL",
+                          "--max-new-tokens", "2", "--json"],
+    "plot mask": ["plot", "mask", "IMAGE", "--prompt", PROMPT, "--model", "MODEL", "--method", METHOD,
+                  "--max-new-tokens", "2", "--out", "OUT/mask.png"],
+    "cost": ["cost", "MODEL", "--method", METHOD, "--image-size", "40x24", "--json"],
+    "search": ["search", "MODEL", "--data", "ROWS", "--out", "OUT/found.json", "--algorithm", "random", "--budget",
+               "0.6", "--trials", "2", "--start-layer", "1", "--batch", "2", "--json"],
+    "train dyrate": ["train", "dyrate", "--model", "MODEL", "--data", "ROWS", "--out", "OUT/predictor", "--steps", "1",
+                     "--batch", "2", "--layer", "1", "--budget", "0.8", "--held-out", "1", "--masks"],
+}  # fmt: skip
+REFUSALS = {  # what the engine does not do yet, in the words that a user reads
+    "plot mask": "tokens form no grid over the image",
+    "cost": r"how many tokens \w+ makes of a picture is not known|its cost is not known",
+    "search": "training and searching do not support yet",
+    "train dyrate": "training and searching do not support yet",
+}
+SLICE = ("qwen2_5_vl", "internvl", "llava", "smolvlm", "gemma3")  # in the default run; the others are slow
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folders of the families, two pictures, samples to judge and rows to learn from."""
+    home = tmp_path_factory.mktemp("commands")
+    rng = np.random.default_rng(0)
+    for name, (width, height) in {"a.png": (40, 24), "b.png": (20, 44)}.items():
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(home / name)
+    asked = [("a.png", PROMPT), ("b.png", "what is that ?"), ("a.png", "is this that ?"), ("b.png", PROMPT)]
+    samples = [
+        {"image": image, "prompt": text, "reference": "this", "metric": "exact", "max_new_tokens": 2}
+        for image, text in asked[:3]
+    ]
+    rows = [{"image": image, "prompt": text, "response": "this is that"} for image, text in asked]
+    for name, body in {"data.jsonl": samples, "rows.jsonl": rows}.items():
+        (home / name).write_text("".join(json.dumps(row) + "\n" for row in body))
+    return home
+
+
+def ran(command: str, name: str, files: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error."""
+    save(name, files / name)
+    swap = {"MODEL": files / name, "IMAGE": files / "a.png", "DATA": files / "data.jsonl", "ROWS": files / "rows.jsonl"}
+    args = [str(swap.get(part, part)).replace("OUT", str(out)) for part in COMMANDS[command]]
+    capsys.readouterr()
+    code = run(args)
+    said = capsys.readouterr()
+    return code, said.out, " ".join(re.sub(r"\x1b\[[0-9;]*m", "", said.err).split())
+
+
+def crossed() -> list[Any]:
+    """Every command on every family; outside the slice they are slow."""
+    return [
+        pytest.param(command, name, marks=[] if name in SLICE else [pytest.mark.slow])
+        for name in PROCESSORS
+        for command in COMMANDS
+    ]
+
+
+@pytest.mark.parametrize(("command", "name"), crossed())
+def test_it_works_or_says_why_not(
+    command: str, name: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, said = ran(command, name, files, tmp_path, capsys)
+    assert "Traceback" not in said
+    if code == 2:
+        assert re.search(REFUSALS.get(command, "never refused"), said), said
+        return
+    assert code == 0, said
+    if command == "generate":
+        plain, fewer = json.loads(out)["rows"]
+        assert plain["kept"] == 1 and 0.6 < fewer["kept"] < 0.7  # half from layer 1 of 4 on
+        assert 0 < fewer["flops"]["ratio"]["flops"] < 1
+    if command == "eval":
+        assert json.loads(out)["samples"] == 3 and 0.6 < json.loads(out)["methods"][METHOD]["work"]["tokens"] < 0.7
+    if command == "doctor":
+        found = json.loads(out)
+        wanted = PROCESSORS[name]()
+        whole = wanted.video is None or not missing_packages()
+        assert found["healthy"] and found["note"] == "on a picture of noise"
+        assert found["facts"]["processor"].startswith(f"{wanted.kind}: {'whole' if whole else 'its processor takes'}")
