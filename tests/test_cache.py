@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from foveate.engine.cache.layer.layer import KeptLayer
+from foveate.engine.cache.layer.slots import Slots
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache, Lfm2Config, MistralConfig, MistralForCausalLM
 
 import foveate
 from cases import CASES
-from foveate.engine.cache import KeptLayer
-from foveate.engine.slots import Slots
 from test_engine import DECODING
 from test_oracles import LAYOUTS, oracles
 from tiny import batch, cache_in, held, model

@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import foveate
 from foveate.cli import demo
 from foveate.cli.app import run
-from foveate.demo.draw import draw
-from foveate.demo.world import sample
 from foveate.models.prompts import prompt
+from foveate.world.draw import draw
+from foveate.world.scenes import sample
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ from foveate import Method, Needs, Schedule, Score, View
 from foveate.core.contract import ScoreOf
 from foveate.core.schedules import Cut
 from foveate.core.scores import RANKINGS, Accumulated, AnyOf, Even, LastQuery, LayersMax
-from foveate.measure import equal
-from foveate.measure.cost import UnforeseenError, kept_by, shapes
-from foveate.measure.parts import parts
-from foveate.measure.records import Record
+from foveate.cost.flops import UnforeseenError, kept_by, shapes
+from foveate.eval import equal_work as equal
+from foveate.eval.records import Record
 from foveate.methods import factories, parse, spec
 from foveate.methods.dyrate.sparing import Sparing
+from foveate.timing.breakdown import parts
 from tiny import LAYERS, Layout, batch, model
 
 LAYOUT = Layout(((3, 0, 5), (7, 0, 2)))

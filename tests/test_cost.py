@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 import foveate
 from cases import LISTED
 from choosers import tiny_predictor
-from foveate.measure.control import control_step
-from foveate.measure.cost import cost_of_counts, cost_of_trace, kept_by, shapes
-from foveate.measure.vision import vision_flops
+from foveate.cost.controller import control_step
+from foveate.cost.flops import cost_of_counts, cost_of_trace, kept_by, shapes
+from foveate.cost.vision import vision_flops
 from foveate.methods import dyrate
 from tiny import LAYERS, Layout, batch, cache_in, model
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from foveate.cli.app import run
-from foveate.measure.cost import shapes
-from foveate.measure.decoding import Decoding
-from foveate.measure.evaluate import answer
-from foveate.measure.tasks import bundled
+from foveate.cost.flops import shapes
+from foveate.eval.answers import answer
+from foveate.eval.decoding import Decoding
+from foveate.eval.tasks import bundled
 from foveate.methods import parse
 from foveate.models.load import load
 from foveate.models.loaded import Loaded

@@ -16,17 +16,19 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import foveate
 from foveate.cli.demo import quality_tables
-from foveate.demo import conversations, evaluate, grounding, language, model
-from foveate.demo.draw import draw
-from foveate.demo.easyvqa import EasyVQA
-from foveate.demo.export import export
-from foveate.demo.model import SPECIAL, build_model, build_processor, vocabulary
-from foveate.demo.muon import orthogonalise
-from foveate.demo.tower import GROUPS, dense_example
-from foveate.demo.train import Recipe, train, weights_hash
-from foveate.demo.world import EDGE, GRID, PLACES, SIDE, sample
+from foveate.demo import evaluate
 from foveate.models.load import BUNDLED, load
 from foveate.models.prompts import prompt
+from foveate.world import language
+from foveate.world.draw import draw
+from foveate.world.easyvqa import EasyVQA
+from foveate.world.scenes import EDGE, GRID, PLACES, SIDE, sample
+from lab import conversations, grounding, model
+from lab.export import export
+from lab.model import SPECIAL, build_model, build_processor, vocabulary
+from lab.muon import orthogonalise
+from lab.tower import GROUPS, dense_example
+from lab.training import Recipe, train, weights_hash
 
 SPLITS = st.sampled_from(["train", "val", "test"])
 DIALECT = model.dialect()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import foveate
 from choosers import tiny_predictor
+from foveate.artefacts.predictors import Card, from_pretrained, save_pretrained
 from foveate.core.contract import Schedule
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor, rate_grid
@@ -20,7 +21,6 @@ from foveate.core.schedules import Cut
 from foveate.core.scores import RANKINGS, AnyOf, LayersMax
 from foveate.methods import dyrate, fastv, parse
 from foveate.methods.dyrate.sparing import Sparing
-from foveate.predictors.store import Card, from_pretrained, save_pretrained
 from tiny import LAYERS, Layout, batch, cache_in, model
 
 CARD = Card("tiny", LAYERS, 4, 1, (0.0, 0.25, 0.5, 0.75), True, "received", 0.5, {"seed": 1})

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from foveate.engine.cache.layer.layer import KeptLayer
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, DynamicCache, OPTConfig, Phi3Config
 
 import foveate
 from foveate.core.method import Method
 from foveate.core.scores import Even
-from foveate.engine.cache import KeptLayer
 from foveate.methods import fastv, random, vtw
 from tiny import TEXT, Layout, batch, cache_in, held, llava, llava_next, model
 

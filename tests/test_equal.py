@@ -13,10 +13,11 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.schedules import ByStep
 from foveate.core.scores import Random
-from foveate.measure import equal, records
-from foveate.measure.cost import costs_of_samples, shapes
-from foveate.measure.evaluate import answer
-from foveate.measure.tasks import bundled
+from foveate.cost.flops import costs_of_samples, shapes
+from foveate.eval import equal_work as equal
+from foveate.eval import records
+from foveate.eval.answers import answer
+from foveate.eval.tasks import bundled
 from foveate.methods import parse
 from foveate.models.load import load
 from tiny import LAYERS, Layout, batch, model

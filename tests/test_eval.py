@@ -17,17 +17,17 @@ import foveate
 from cases import LISTED
 from foveate.cli.app import run
 from foveate.cli.output import write_json
-from foveate.demo.draw import draw
-from foveate.demo.world import sample
+from foveate.cost.flops import Cost, cost_of_trace, costs_of_samples, shapes
+from foveate.eval import records, report
+from foveate.eval.answers import answer, batches, evaluate
+from foveate.eval.tasks import TASKS, bundled, from_file
 from foveate.lmms import tasks
-from foveate.measure import records, report
-from foveate.measure.cost import Cost, cost_of_trace, costs_of_samples, shapes
-from foveate.measure.evaluate import answer, batches, evaluate
-from foveate.measure.processes import Processes
-from foveate.measure.tasks import TASKS, bundled, from_file
 from foveate.methods import parse
 from foveate.models.load import load
 from foveate.models.loaded import Loaded
+from foveate.processes import Processes
+from foveate.world.draw import draw
+from foveate.world.scenes import sample
 from tiny import LAYERS, Layout, batch, model
 
 SPEC = "fastv:layer=2,keep=0.25"

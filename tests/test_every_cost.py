@@ -16,18 +16,19 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 import foveate
 from families import FAMILIES, build, model
-from foveate.cli import rows
 from foveate.cli.app import run
+from foveate.cost import roofline as limits
+from foveate.cost.architecture import architecture
+from foveate.cost.devices import DEVICES
+from foveate.cost.flops import Cost, cost_of_counts, cost_of_trace, kept_by, shapes
+from foveate.cost.pictures import KNOWN, picture
+from foveate.cost.plan import Request
+from foveate.cost.vision import vision_flops
 from foveate.engine.anatomy import anatomy_of, hollow
 from foveate.engine.sizes import layer_shape
-from foveate.measure import bench, limits
-from foveate.measure.architecture import architecture
-from foveate.measure.cost import Cost, cost_of_counts, cost_of_trace, kept_by, shapes
-from foveate.measure.devices import DEVICES
-from foveate.measure.pictures import KNOWN, picture
-from foveate.measure.plan import Request
-from foveate.measure.vision import vision_flops
 from foveate.methods import fastv, random, vtw
+from foveate.timing import comparison
+from foveate.timing import race as bench
 from prompts import features, prompt, together
 from tiny import IMAGE, VIDEO
 
@@ -299,8 +300,8 @@ class Words:
 def test_the_rows_of_generate_know_every_family(name: str) -> None:
     """What `foveate generate` does once a processor has done its part."""
     made, batch = model(name, FAMILIES[name].backends[0]), inputs(name)
-    table = rows.rows_of(["fastv:layer=2,keep=0.25"])
-    rows.run(made, Words(), [batch], table, 2, 1, lambda: None)
+    table = comparison.rows_of(["fastv:layer=2,keep=0.25"])
+    comparison.run(made, Words(), [batch], table, 2, 1, lambda: None)
     plain, pruned = table
     ratio = pruned.cost.ratio(plain.cost)
     assert plain.cost.tower == pruned.cost.tower == vision_flops(made, batch) > 0

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.predictor import RatePredictor
-from foveate.tune.dyrate import table as tables
-from foveate.tune.dyrate.exact import fit
-from foveate.tune.dyrate.judge import judge, ratio_of
-from foveate.tune.dyrate.plan import Plan
-from foveate.tune.dyrate.rollout import at_every_rate, batch_of, roll_out
-from foveate.tune.dyrate.table import Table, tabulate
-from foveate.tune.dyrate.worth import compare, fixed, hindsight, of_choice
 from foveate.tune.search.processes import Processes
+from foveate.tune.train.dyrate import table as tables
+from foveate.tune.train.dyrate.adapting import compare, fixed, hindsight, of_choice
+from foveate.tune.train.dyrate.exact import fit
+from foveate.tune.train.dyrate.judge import judge, ratio_of
+from foveate.tune.train.dyrate.plan import Plan
+from foveate.tune.train.dyrate.rollout import at_every_rate, batch_of, roll_out
+from foveate.tune.train.dyrate.table import Table, tabulate
 
 PLAN = Plan(budget=0.5, layer=1, num_rates=4, ranking="diverse", decode=False, exact=True, batch=2)
 

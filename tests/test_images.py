@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from foveate.cli.app import run
-from foveate.measure.tasks import from_file
+from foveate.eval.tasks import from_file
 from foveate.models.images import open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
-from foveate.measure.bootstrap import difference, estimate
-from foveate.measure.metrics import GROUPS, METRICS, TOKENIZERS, named, remembering
-from foveate.measure.metrics.metric import Judged, share
-from foveate.measure.metrics.short import distance, normal_vqa, says_yes
+from foveate.eval.intervals import difference, estimate
+from foveate.eval.metrics import GROUPS, METRICS, TOKENIZERS, named, remembering
+from foveate.eval.metrics.metric import Judged, share
+from foveate.eval.metrics.short import distance, normal_vqa, says_yes
 
 
 def judged(

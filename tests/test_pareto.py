@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from foveate.cli.app import run
-from foveate.plots.pareto import front, line_of, lines
+from foveate.explore.pareto import front, line_of, lines
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from transformers import LlamaConfig
 
 import foveate
 from foveate.cli.app import run
-from foveate.measure import conventions
-from foveate.measure.architecture import architecture
-from foveate.measure.cost import cost_of_trace
-from foveate.measure.models import config_of
-from foveate.measure.plan import Request, cost_of, papers, request
-from foveate.measure.vision import vision_flops
+from foveate.cost import conventions
+from foveate.cost.architecture import architecture
+from foveate.cost.configurations import config_of
+from foveate.cost.flops import cost_of_trace
+from foveate.cost.plan import Request, cost_of, papers, request
+from foveate.cost.vision import vision_flops
 from foveate.methods import parse
 from tiny import FAMILIES, Layout, batch, model
 
@@ -52,7 +52,7 @@ def test_a_plan_is_what_a_run_costs() -> None:
     for spec in ("random:layer=0,keep=0.5", "vtw:layer=2", "downsample:layer=1,keep=0.25"):
         with foveate.apply(made, *parse(spec)) as trace:
             made.generate(**data.inputs, max_new_tokens=4, do_sample=False)
-        ran = cost_of_trace(foveate.measure.cost.shapes(made), trace, tower=vision_flops(made, data.inputs))
+        ran = cost_of_trace(foveate.cost.flops.shapes(made), trace, tower=vision_flops(made, data.inputs))
         planned = cost_of(found, asked, parse(spec))
         assert (planned.prefill, planned.decode, planned.tower) == (ran.prefill, ran.decode, ran.tower)
         assert (planned.kv_bytes, planned.head) == (ran.kv_bytes, ran.head)

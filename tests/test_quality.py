@@ -6,7 +6,7 @@ import pytest
 
 import foveate
 from foveate.demo import evaluate
-from foveate.demo.easyvqa import EasyVQA
+from foveate.world.easyvqa import EasyVQA
 
 FLOORS = {
     "object recall": 0.92,

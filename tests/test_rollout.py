@@ -14,8 +14,8 @@ from foveate.core.predictor import RatePredictor
 from foveate.core.scores import RANKINGS
 from foveate.methods import dyrate
 from foveate.methods.dyrate import ranked
-from foveate.tune.dyrate.attention import soft_key_attention
-from foveate.tune.dyrate.rollout import Batch, Rollout, roll_out
+from foveate.tune.train.dyrate.attention import soft_key_attention
+from foveate.tune.train.dyrate.rollout import Batch, Rollout, roll_out
 from tiny import FAMILIES, IMAGE, Layout, batch, model
 
 NEW = 8

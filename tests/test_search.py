@@ -21,15 +21,15 @@ from PIL import Image
 import foveate
 from cases import SEARCHED
 from foveate.cli.app import run
-from foveate.demo.draw import draw
-from foveate.demo.world import sample
 from foveate.methods import parse
 from foveate.methods import schedule as schedule_method
 from foveate.tune import find_vtw_layer
-from foveate.tune.dyrate.rollout import batch_of
 from foveate.tune.examples import scene_examples
 from foveate.tune.search.search import Data, Search, find_schedule
+from foveate.tune.train.dyrate.rollout import batch_of
 from foveate.versions import versions
+from foveate.world.draw import draw
+from foveate.world.scenes import sample
 from tiny import LAYERS, Layout, batch, model
 
 QUICK = Search(knobs={"tolerance": 0.1, "grid": 8, "stride": 2}, batch=2)

@@ -13,15 +13,15 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.schedules import PerLayer
 from foveate.core.scores import RANKINGS
-from foveate.demo.language import describe
-from foveate.demo.world import sample as world_sample
-from foveate.measure.cost import cost_of_trace, shapes
-from foveate.tune.dyrate.rollout import batch_of
+from foveate.cost.flops import cost_of_trace, shapes
 from foveate.tune.search.costs import Sizes, ratios
 from foveate.tune.search.evaluator import Evaluator
 from foveate.tune.search.objective import OBJECTIVES, PER_ANSWER, judged, metric
 from foveate.tune.search.premise import Premise, essential_share, kendall, overlaps, premise
 from foveate.tune.search.search import Data, compared
+from foveate.tune.train.dyrate.rollout import batch_of
+from foveate.world.language import describe
+from foveate.world.scenes import sample as world_sample
 from test_search_runner import decoded
 
 KEEP = (1.0, 1.0, 0.5, 0.25, 0.25, 0.25, 0.1, 0.0)

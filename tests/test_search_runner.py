@@ -13,8 +13,8 @@ from foveate.core.method import Method
 from foveate.core.schedules import PerLayer
 from foveate.core.scores import RANKINGS
 from foveate.methods import score_of
-from foveate.tune.dyrate.rollout import Batch
 from foveate.tune.search.runner import Runner
+from foveate.tune.train.dyrate.rollout import Batch
 from tiny import FAMILIES, IMAGE, LAYERS, Layout, batch, cache_in, held, model
 
 NEW = 5

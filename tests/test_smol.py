@@ -16,14 +16,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import foveate
 from foveate.cli.app import run
-from foveate.demo import conversations, language, pupils
-from foveate.demo.draw import draw
-from foveate.demo.export import export
-from foveate.demo.smol import lora, rehearsal
-from foveate.demo.smol.dialect import dialect as dialect_of
-from foveate.demo.smol.language import QUESTIONS, language_kept
-from foveate.demo.train import Recipe, normalise, train, weights_hash
-from foveate.demo.world import sample
 from foveate.methods import fastv
 from foveate.models.load import BUNDLED, load
 from foveate.models.loaded import Loaded
@@ -31,6 +23,15 @@ from foveate.models.prompts import prompt
 from foveate.models.smol import assemble as loading
 from foveate.models.smol import base as language_model
 from foveate.models.smol import model as parts
+from foveate.world import language
+from foveate.world.draw import draw
+from foveate.world.scenes import sample
+from lab import conversations, pupils
+from lab.export import export
+from lab.smol import lora, rehearsal
+from lab.smol.dialect import dialect as dialect_of
+from lab.smol.language import QUESTIONS, language_kept
+from lab.training import Recipe, normalise, train, weights_hash
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 RECIPE = Recipe(

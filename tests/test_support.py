@@ -15,12 +15,12 @@ from transformers import CONFIG_MAPPING
 import foveate
 from families import FAMILIES, model
 from foveate.cli.app import run
+from foveate.doctor.examine import examine
+from foveate.doctor.selfcheck import placeholder_inputs, self_check
 from foveate.engine.adapters import adapter_for, adapters
 from foveate.engine.anatomy import anatomy_of, hollow
 from foveate.engine.decoders import PROVEN
 from foveate.engine.refused import REFUSED
-from foveate.measure.doctor import examine
-from foveate.measure.selfcheck import placeholder_inputs, self_check
 from foveate.methods import vtw
 from foveate.models.loaded import Loaded
 from prompts import prompt, together

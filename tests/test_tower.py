@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from foveate.engine.tower.watch.form import TowerForm, known_tower
+from foveate.engine.tower.watch.watch import Watch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, SiglipVisionConfig
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as home
@@ -15,8 +17,6 @@ import foveate
 from foveate.core.contract import Needs, Score
 from foveate.core.method import Method
 from foveate.core.scores import Even
-from foveate.engine.tower import Watch
-from foveate.engine.towerform import TowerForm, known_tower
 from foveate.methods import divprune, flowcut, parse, tome, visionzip
 from test_oracles import LAYOUTS, TOLERANCE, hooks
 from tiny import FAMILIES, NEWEST, PATCHES, Layout, batch, llava, model

@@ -17,19 +17,19 @@ from safetensors.torch import load_file
 import foveate
 from foveate.cli.app import run
 from foveate.core.predictor import RatePredictor
-from foveate.demo.draw import draw
-from foveate.demo.world import sample
+from foveate.cost.flops import cost_of_trace, shapes
 from foveate.engine.anatomy import anatomy_of
-from foveate.measure.cost import cost_of_trace, shapes
 from foveate.methods import dyrate
 from foveate.tune.chats import folder_examples
-from foveate.tune.dyrate import gradients
-from foveate.tune.dyrate.flops import flops_ratio
-from foveate.tune.dyrate.judge import calibrate, judge, likeliest
-from foveate.tune.dyrate.plan import Plan
-from foveate.tune.dyrate.rollout import batch_of, roll_out
-from foveate.tune.dyrate.train import train
 from foveate.tune.examples import encode, file_examples
+from foveate.tune.train.dyrate import gradients
+from foveate.tune.train.dyrate.flops import flops_ratio
+from foveate.tune.train.dyrate.judge import calibrate, judge, likeliest
+from foveate.tune.train.dyrate.plan import Plan
+from foveate.tune.train.dyrate.rollout import batch_of, roll_out
+from foveate.tune.train.dyrate.train import train
+from foveate.world.draw import draw
+from foveate.world.scenes import sample
 from tiny import cache_in, held
 
 PLAN = Plan(budget=0.7, layer=2, num_rates=5, steps=3, batch=2)
@@ -253,8 +253,8 @@ def test_two_processes_learn_the_same_predictor_as_each_other(plan: str, tmp_pat
     script = tmp_path / "two.py"
     script.write_text(
         "import sys, torch\nfrom pathlib import Path\n"
-        "from foveate.models.load import load\nfrom foveate.tune.dyrate.plan import Plan\n"
-        "from foveate.tune.dyrate.train import train\nfrom foveate.tune.examples import scene_examples\n"
+        "from foveate.models.load import load\nfrom foveate.tune.train.dyrate.plan import Plan\n"
+        "from foveate.tune.train.dyrate.train import train\nfrom foveate.tune.examples import scene_examples\n"
         "import torch.distributed as dist\nfrom safetensors.torch import save_file\n"
         "loaded = load('scenes')\n"
         f"made = train(loaded, scene_examples('train', 6).rows, {plan}, Path(sys.argv[1]))\n"

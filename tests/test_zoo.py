@@ -12,7 +12,7 @@ from torch import Tensor
 import foveate
 from foveate.core.scores import RANKINGS, Even
 from foveate.core.stairs import Stairs, placed
-from foveate.measure.cost import kept_by
+from foveate.cost.flops import kept_by
 from foveate.methods import dart, fitprune, parse, pdrop, psigmoid, sparsevlm, st3, vscan2
 from foveate.methods.sparsevlm.recycling import density_peaks
 from foveate.tune import fit_prune

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import foveate
-from foveate.measure.models import SHAPES, config_of
-from foveate.measure.plan import request
+from foveate.cost.configurations import SHAPES, config_of
+from foveate.cost.plan import request
 from foveate.models.load import check_device
 
 HERE = Path(__file__).parent

@@ -1,16 +1,16 @@
 """Foveate: keep only the visual tokens that matter, on stock transformers models."""
 
 from . import methods
+from .artefacts.schedules import ScheduleFile, load_schedule
 from .core.contract import Merge, Needs, Schedule, Score
 from .core.method import Method
 from .core.tokens import Kind, TokenMap
 from .core.view import View
 from .engine.apply import apply
-from .engine.cache import KeptCache
+from .engine.cache.layer import KeptCache
 from .engine.trace import Trace
 from .models.load import load
 from .models.loaded import Loaded
-from .schedules.store import ScheduleFile, load_schedule
 from .versions import __version__
 
 __all__ = [

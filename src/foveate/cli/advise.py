@@ -9,10 +9,11 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..measure import limits, plan
-from ..measure.architecture import Architecture, architecture
-from ..measure.devices import DEVICES, Device, device_of
-from ..measure.models import SHAPES, config_of
+from ..cost import plan
+from ..cost import roofline as limits
+from ..cost.architecture import Architecture, architecture
+from ..cost.configurations import SHAPES, config_of
+from ..cost.devices import DEVICES, Device, device_of
 from ..methods import parse
 from . import options
 from .output import console, print_json

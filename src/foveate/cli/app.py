@@ -22,14 +22,12 @@ from . import (
     generate,
     inspect,
     inspect_ranking,
-    language,
     methods,
     plot,
     plot_pareto,
     plot_schedule,
     search,
     train,
-    train_dyrate,
 )
 from .output import errors
 
@@ -56,10 +54,8 @@ plot.app.command("schedule")(plot_schedule.schedule)
 plot.app.command("pareto")(plot_pareto.pareto)
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(plot.app, name="plot")
-app.add_typer(train_dyrate.app, name="train")
+app.add_typer(train.app, name="train")
 app.add_typer(demo.app, name="demo")
-demo.app.command("train")(train.train_model)
-demo.app.command("language")(language.language)
 demo.app.command("evaluate")(evaluate.evaluate_model)
 
 
@@ -82,12 +78,17 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
-def run(argv: list[str]) -> int:
-    """As `main`, but returns the exit code: 1 for what should not have happened."""
+def run(argv: list[str], commands: Any = app) -> int:
+    """As `main`, but returns the exit code: 1 for what should not have happened.
+
+    Args:
+        argv: what was typed.
+        commands: a typer application; the laboratory has one of its own.
+    """
     logging.disable_progress_bar()  # ours is enough, and --json must print nothing else
     logging.set_verbosity_error()
     try:
-        return _run(argv)
+        return _run(argv, commands)
     except Exception as error:
         if "--debug" in argv:
             raise
@@ -95,10 +96,10 @@ def run(argv: list[str]) -> int:
         return 1
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], commands: Any) -> int:
     """As `run`, for the errors that are a user's."""
     try:
-        result: Any = app(argv, standalone_mode=False)
+        result: Any = commands(argv, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.Abort:
         return 130

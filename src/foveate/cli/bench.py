@@ -17,13 +17,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..core.method import Method
+from ..cost import plan
+from ..cost.architecture import Architecture, architecture
+from ..cost.configurations import SHAPES, config_of
 from ..engine.anatomy import anatomy_of
-from ..measure import bench, plan
-from ..measure.architecture import Architecture, architecture
-from ..measure.models import SHAPES, config_of
-from ..measure.parts import PARTS, parts
 from ..methods import parse
 from ..models.load import check_device
+from ..timing import race as bench
+from ..timing.breakdown import PARTS, parts
 from ..versions import versions
 from . import options
 from .output import console, errors, print_json, write_json

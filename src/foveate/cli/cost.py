@@ -9,9 +9,9 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..measure import plan
-from ..measure.architecture import Architecture, architecture
-from ..measure.models import SHAPES, config_of
+from ..cost import plan
+from ..cost.architecture import Architecture, architecture
+from ..cost.configurations import SHAPES, config_of
 from ..methods import parse
 from . import options
 from .output import console, flops, print_json

@@ -13,13 +13,15 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from ..demo import evaluate, language
-from ..demo.draw import draw
-from ..demo.world import sample
+from ..demo import evaluate
 from ..models.load import load, ships
 from ..models.loaded import Loaded
 from ..models.smol.base import at_hand, how_to_install
-from . import options, rows
+from ..timing import comparison
+from ..world import language
+from ..world.draw import draw
+from ..world.scenes import sample
+from . import options, tables
 from .output import console, errors, print_json
 
 app = typer.Typer(help="The bundled model at work; see also its `train` and `evaluate`.", invoke_without_command=True)
@@ -57,7 +59,7 @@ def demo(
     if context.invoked_subcommand is not None:
         return _refuse_misplaced(context)
     model = chosen(model)
-    table = rows.rows_of(method or METHODS[model])
+    table = comparison.rows_of(method or METHODS[model])
     loaded = load(model)
     scenes = [sample("test", index) for index in range(pictures)]
     out.mkdir(parents=True, exist_ok=True)
@@ -68,26 +70,26 @@ def demo(
         prompts.append(loaded.inputs([image], language.DESCRIPTION_PROMPTS[0]))
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("describing pictures", total=(repeats + 1) * len(table) * pictures)
-        rows.run(loaded, prompts, table, 64, repeats, lambda: progress.advance(task))
+        comparison.run(loaded, prompts, table, 64, repeats, lambda: progress.advance(task))
     more = HELD_OUT[model] if held_out is None else held_out
     asked = [q for q in evaluate.questions("test", more, start=pictures) if q.kind != "caption"]
     reports = score(loaded, table, asked) if asked else []
     truths = [language.describe(scene) for scene in scenes]
     if as_json:
         scored = {r.method: {"figures": r.figures, "intervals": r.intervals} for r in reports}
-        done = [rows.as_dict(row, table[0]) for row in table]
+        done = [comparison.as_dict(row, table[0]) for row in table]
         print_json({"model": model, "pictures": truths, "rows": done, "held_out": scored})
         return
     console.print(_about(model), highlight=False)
     _show({str(out / f"test-{index}.png"): truth for index, truth in enumerate(truths)}, table, reports)
 
 
-def _show(truths: dict[str, str], table: list[rows.Row], reports: list[evaluate.Report]) -> None:
+def _show(truths: dict[str, str], table: list[comparison.Row], reports: list[evaluate.Report]) -> None:
     """Answers picture by picture (path -> what was drawn), their cost, and the held-out quality."""
     for index, (path, truth) in enumerate(truths.items()):
         _print_answers(path, truth, [(row.spec, row.answers[index]) for row in table])
     console.rule(f"what these {len(truths)} descriptions cost")
-    console.print(rows.table(table))
+    console.print(tables.compared(table))
     if reports:
         console.rule(f"quality on {reports[0].pictures} more held-out pictures, in % with 95 % intervals")
         console.print(quality_tables(reports))
@@ -123,7 +125,7 @@ def _refuse_misplaced(context: typer.Context) -> None:
         raise ValueError(f"{named} came before {context.invoked_subcommand!r}; give its options after its name")
 
 
-def score(loaded: Loaded, table: list[rows.Row], asked: list[evaluate.Question]) -> list[evaluate.Report]:
+def score(loaded: Loaded, table: list[comparison.Row], asked: list[evaluate.Question]) -> list[evaluate.Report]:
     """The questions answered and judged under every method, with a progress bar."""
     reports = []
     with Progress(console=errors, transient=True) as progress:

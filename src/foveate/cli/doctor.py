@@ -12,9 +12,9 @@ from rich import box
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from ..doctor.examine import Finding, examine
+from ..doctor.selfcheck import placeholder_inputs, self_check
 from ..engine.anatomy import hollow
-from ..measure.doctor import Finding, examine
-from ..measure.selfcheck import placeholder_inputs, self_check
 from ..models.load import BUNDLED, load
 from ..models.loaded import Loaded
 from . import options

@@ -15,17 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..core.method import Method
-from ..measure import equal, records, report
-from ..measure.cost import shapes
-from ..measure.decoding import Decoding
-from ..measure.evaluate import answer, evaluate, fingerprint
-from ..measure.metrics import tokenizer_of
-from ..measure.processes import Processes, processes
-from ..measure.records import Record
-from ..measure.tasks import TASKS, Sample, bundled, from_file, identity
+from ..cost.flops import shapes
+from ..eval import equal_work as equal
+from ..eval import records, report
+from ..eval.answers import answer, evaluate, fingerprint
+from ..eval.decoding import Decoding
+from ..eval.metrics import tokenizer_of
+from ..eval.records import Record
+from ..eval.tasks import TASKS, Sample, bundled, from_file, identity
 from ..methods import parse
 from ..models.load import load
 from ..models.loaded import Loaded
+from ..processes import Processes, processes
 from ..versions import versions
 from . import options
 from .output import console, errors, print_json, write_json

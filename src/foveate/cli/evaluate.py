@@ -9,16 +9,17 @@ from typing import Annotated
 import typer
 
 from ..demo import evaluate
-from ..demo.easyvqa import EasyVQA
 from ..models.load import load
-from . import options, rows
+from ..timing import comparison
+from ..world.easyvqa import EasyVQA
+from . import options
 from .demo import quality_tables, score
 from .output import console, print_json
 
 
 def evaluate_model(
     method: options.Methods = None,
-    model: Annotated[str, typer.Option(help="scenes, smol, or a folder that `foveate demo train` filled.")] = "scenes",
+    model: Annotated[str, typer.Option(help="scenes, smol, or a folder that `python -m lab train` filled.")] = "scenes",
     split: Annotated[str, typer.Option(help="val or test; never seen in training.")] = "test",
     pictures: Annotated[int, typer.Option(min=1, help="Scenes to score on.")] = 200,
     first: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0,
@@ -32,7 +33,7 @@ def evaluate_model(
         raise ValueError(f"split {split!r}; expected val or test (train was seen in training)")
     if save is not None and not save.parent.is_dir():
         raise ValueError(f"cannot write {save}: there is no folder {save.parent}")
-    table = rows.rows_of(method or [])
+    table = comparison.rows_of(method or [])
     asked = list(evaluate.questions(split, pictures, first))
     if easy_vqa:
         data = EasyVQA.find()

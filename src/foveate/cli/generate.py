@@ -11,7 +11,8 @@ from rich.progress import Progress
 
 from ..models.images import names_file, open_image
 from ..models.load import load
-from . import options, rows
+from ..timing import comparison
+from . import options, tables
 from .output import console, errors, print_json
 
 
@@ -32,7 +33,7 @@ def generate(
         raise ValueError(f"got {prompt!r} alone; expected at least one image, then the prompt")
     if not prompt.strip() or names_file(prompt):
         raise ValueError(f"the last argument is the prompt, but got {prompt!r}; expected a question about the images")
-    table = rows.rows_of(method or [])
+    table = comparison.rows_of(method or [])
     pictures = [open_image(path) for path in paths]
     if trace is not None and not trace.parent.is_dir():
         raise ValueError(f"cannot write {trace}: there is no folder {trace.parent}")
@@ -40,14 +41,14 @@ def generate(
     encoded = loaded.inputs(pictures, prompt)
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("generating", total=(repeats + 1) * len(table))
-        rows.run(loaded, [encoded], table, max_new_tokens, repeats, lambda: progress.advance(task))
+        comparison.run(loaded, [encoded], table, max_new_tokens, repeats, lambda: progress.advance(task))
     if trace is not None:
         for number, row in enumerate(table[1:] or table):
             row.traces[0].save(trace if number == 0 else trace.with_stem(f"{trace.stem}-{number + 1}"))
     if as_json:
-        done = [rows.as_dict(row, table[0]) for row in table]
+        done = [comparison.as_dict(row, table[0]) for row in table]
         print_json({"model": model, "prompt": prompt, "images": paths, "rows": done})
         return
     for row in table:
         console.print(f"[bold]{row.spec}[/bold]: {escape(row.answers[0])}", highlight=False)
-    console.print(rows.table(table))
+    console.print(tables.compared(table))

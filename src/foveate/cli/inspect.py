@@ -13,13 +13,13 @@ from rich.progress import track
 from rich.table import Table
 
 from ..core.features import TYPES
-from ..demo import language
-from ..demo.draw import draw
-from ..demo.world import sample
-from ..measure.attention import attention_shares, mean_over_answers
+from ..explore.attention import plot_shares
+from ..inspect.attention import attention_shares, mean_over_answers
 from ..models.images import open_image
 from ..models.load import load
-from ..plots.attention import plot_shares
+from ..world import language
+from ..world.draw import draw
+from ..world.scenes import sample
 from . import options
 from .output import console, errors, print_json
 from .plot import check_picture

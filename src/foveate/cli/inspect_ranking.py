@@ -10,8 +10,8 @@ import typer
 from rich import box
 from rich.table import Table
 
+from ..explore.ranking import plot_ranking
 from ..models.load import load
-from ..plots.ranking import plot_ranking
 from ..tune.chats import folder_examples
 from ..tune.examples import Example, file_examples, scene_examples
 from ..tune.search.premise import MASS, SHARES, Premise, premise

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ..core.scores import RANKINGS
-from ..measure import plan
+from ..cost import plan
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]

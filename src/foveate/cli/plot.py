@@ -9,14 +9,14 @@ import typer
 from PIL import Image
 from rich.progress import track
 
-from ..demo import language
-from ..demo.draw import draw
-from ..demo.world import sample
-from ..measure.kept import kept_sets
+from ..explore.kept import plot_kept, plot_rates
+from ..inspect.kept import kept_sets
 from ..methods import parse
 from ..models.images import open_image
 from ..models.load import load
-from ..plots.kept import plot_kept, plot_rates
+from ..world import language
+from ..world.draw import draw
+from ..world.scenes import sample
 from . import options
 from .output import console, errors
 

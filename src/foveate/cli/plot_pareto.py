@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..plots.pareto import WORKS, front, lines, plot_pareto
+from ..explore.pareto import WORKS, front, lines, plot_pareto
 from .output import console
 from .plot import Out, check_picture
 

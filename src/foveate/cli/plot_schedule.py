@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..plots.schedule import plot_schedules
-from ..schedules.store import load_schedule
+from ..artefacts.schedules import load_schedule
+from ..explore.schedule import plot_schedules
 from .output import console
 from .plot import Out, check_picture
 

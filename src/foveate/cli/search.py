@@ -9,9 +9,9 @@ import typer
 from rich import box
 from rich.table import Table
 
+from ..artefacts.schedules import ScheduleFile
+from ..explore.schedule import plot_schedules
 from ..models.load import load
-from ..plots.schedule import plot_schedules
-from ..schedules.store import ScheduleFile
 from ..tune.chats import folder_examples
 from ..tune.examples import Examples, file_examples, scene_examples
 from ..tune.search.costs import COSTS

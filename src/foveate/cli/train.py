@@ -1,93 +1,181 @@
-"""`foveate demo train`: the whole recipe of a bundled model."""
+"""`foveate train dyrate`: a predictor of DyRate for any model."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..demo.export import export
-from ..demo.pupils import FILES
-from ..demo.train import RECIPES, Recipe, train, weights_hash
-from ..models.load import BUNDLED
+from ..artefacts.predictors import Card, save_pretrained
+from ..core.predictor import RatePredictor
+from ..core.scores import RANKINGS
+from ..models.load import load
+from ..models.loaded import Loaded
+from ..tune.chats import folder_examples
+from ..tune.examples import Example, Examples, file_examples, scene_examples
+from ..tune.train.dyrate.adapting import Beside, compare
+from ..tune.train.dyrate.judge import Judged, calibrate, judge, ratio_of
+from ..tune.train.dyrate.plan import Plan
+from ..tune.train.dyrate.train import ANSWERS, source_of, train
+from ..versions import versions
+from ..world.language import KINDS
 from . import options
 from .output import console, errors
 
-Eyes = Annotated[
-    Path | None, typer.Option(help="Take the tower of the finished scenes in this folder. [smol: the bundled one]")
+app = typer.Typer(help="Train what a method needs for a model.", no_args_is_help=True)
+_KINDS = tuple(kind for asked in KINDS for kind in ("description", "caption", asked))
+
+
+@app.callback()
+def training() -> None:
+    """Train what a method needs for a model."""
+
+
+Data = Annotated[
+    Path | None, typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes.")
 ]
 
 
-def train_model(
-    model: Annotated[str, typer.Argument(help=f"One of {', '.join(RECIPES)}.")] = "scenes",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints and result; give it again to resume. [runs/MODEL]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights; data are numbered and need none.")] = Recipe.seed,
-    tower_steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 1, dense labels.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 2, conversations.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures per step of stage 2.")] = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate of stage 2.")] = None,
-    tower_learns: Annotated[bool, typer.Option(help="Whether the tower learns on in stage 2.")] = False,
-    easy_vqa: Annotated[float, typer.Option(min=0, max=1, help="Share of easy-vqa in stage 2.")] = Recipe.easy_vqa,
-    start: Annotated[
-        Path | None, typer.Option(help="Go on from the finished model in this folder; stage 1 only if --tower-steps.")
-    ] = None,
-    eyes: Eyes = None,
-    skip: Annotated[int, typer.Option(min=0, help="Training scenes to pass over: those that it has seen.")] = 0,
+Budget = Annotated[float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")]
+Ranking = Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")]
+Decode = Annotated[bool, typer.Option(help="Whether it decides before decode steps too, or in the prefill alone.")]
+Protect = Annotated[str, typer.Option(help="unseen: what the answer has not looked at leaves last.")]
+Exact = Annotated[
+    bool, typer.Option("--exact/--masks", help="Learn from all rates of every answer; or through masks, as the paper.")
+]
+Answers = Annotated[
+    Path | None, typer.Option(help="Where --exact keeps its answers, which serve every budget; else in --out.")
+]
+
+
+@app.command("dyrate")
+def train_dyrate(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")],
+    model: options.Model = "scenes",
+    data: Data = None,
+    budget: Budget = Plan.budget,
+    layer: Annotated[int, typer.Option(help="Decides before this layer.")] = Plan.layer,
+    ranking: Ranking = Plan.ranking,
+    num_rates: Annotated[int, typer.Option(help="Rates to choose from: 0, 1/n, .. (n-1)/n.")] = Plan.num_rates,
+    drop_all: Annotated[bool, typer.Option(help="Whether dropping all is a rate too (our extension).")] = Plan.drop_all,
+    decode: Decode = Plan.decode,
+    protect: Protect = Plan.protect,
+    response: Annotated[bool, typer.Option(help="Whether the response's share is a feature.")] = Plan.response,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps; with --exact, batches of answers.")] = Plan.steps,
+    batch: Annotated[int, typer.Option(min=1, help="Examples per step, over all processes.")] = Plan.batch,
+    parts: Annotated[int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")] = Plan.parts,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")] = Plan.lr,
+    kl: Annotated[float, typer.Option(help="Weight of the divergence from the unpruned model.")] = Plan.kl,
+    weight: Annotated[float, typer.Option(help="Of the budget in the loss.")] = Plan.weight,
+    exact: Exact = Plan.exact,
+    answers: Answers = None,
+    cold: Annotated[float, typer.Option(help="Temperature of sampling at the end (2 at the start).")] = Plan.cold,
+    seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out examples for the report.")] = 64,
     device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
 ) -> None:
-    """Train a bundled model from nothing or from `--start`; interrupt and resume at will, to the same result."""
-    if model not in RECIPES:
-        raise ValueError(f"there is no recipe for {model!r}; expected one of {', '.join(RECIPES)}")
-    usual = RECIPES[model]
-    recipe = replace(
-        usual,
-        seed=seed,
-        tower_steps=tower_steps or (usual.tower_steps if start is None else 0),
-        steps=steps or usual.steps,
-        batch=batch or usual.batch,
-        lr=lr or usual.lr,
-        tower_learns=tower_learns,
-        easy_vqa=easy_vqa,
-        skip=skip,
-    )
-    recipe, eyes = _begun(recipe, start, eyes)
-    folder = out or Path("runs") / model
-    trained = _run(folder, recipe, device, start, eyes)
-    export(trained, folder / "final", recipe, start)
-    console.print(f"finished: {folder / 'final'}; score it with: foveate demo evaluate --model {folder / 'final'}")
+    """Train DyRate's predictor for a model, meet its budget, and report on held-out data."""
+    plan = Plan(
+        budget, layer, num_rates, ranking, response, steps, batch, lr, weight, kl=kl, cold=cold, seed=seed,
+        drop_all=drop_all, parts=parts, decode=decode, protect=protect, exact=exact,
+    )  # fmt: skip
+    if answers is not None and not exact:
+        raise ValueError(f"--answers {answers} goes with --exact; add it, or leave --answers out")
+    learned, judged_on = _data(data, steps * batch, held_out)
+    loaded = load(model, device=device, dtype=dtype)
+    predictor = _train(loaded, learned, plan, out, answers)
+    met = _met(loaded, predictor, learned.rows[:held_out], plan)
+    found = judge(loaded, predictor, judged_on.rows, plan)
+    beside = _beside(loaded, judged_on, plan, found.ratio, answers or out / ANSWERS)
+    card = _card(model, loaded, plan, data, len(learned.unusable), found, met, beside)
+    save_pretrained(predictor, card, out)
+    _print(found, beside, plan, len(judged_on.rows), out)
 
 
-def _begun(recipe: Recipe, start: Path | None, eyes: Path | None) -> tuple[Recipe, Path | None]:
-    """The recipe with the hashes of what it starts from, and the folder whose tower it takes."""
-    if start is not None and eyes is not None:
-        raise ValueError("got --start and --eyes; a finished model has its tower, so give one of them")
-    eyes = BUNDLED["scenes"] if start is None and eyes is None and recipe.model == "smol" else eyes
-    for option, given, model in (("--start", start, recipe.model), ("--eyes", eyes, "scenes")):
-        if given is not None and not (given / FILES[model]).is_file():
-            raise ValueError(f"{option} {given}; expected the folder of a finished {model}, with {FILES[model]}")
-    if start is not None:  # it needs no easier scenes first
-        recipe = replace(recipe, start=weights_hash(start, recipe.model), ramp=0)
-    return (recipe if eyes is None else replace(recipe, eyes=weights_hash(eyes))), eyes
-
-
-def _run(folder: Path, recipe: Recipe, device: str, start: Path | None, eyes: Path | None) -> object:
-    """The training, with a progress bar for each stage."""
+def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path, answers: Path | None) -> RatePredictor:
+    """The training, with a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as progress:
-        tasks = {
-            "tower": progress.add_task("tower", total=recipe.tower_steps, visible=recipe.tower_steps > 0),
-            "chat": progress.add_task("chat", total=recipe.steps),
-        }
+        task = progress.add_task("training", total=plan.steps)
 
-        def report(stage: str, seen: dict[str, float]) -> None:
-            line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k != "step")
-            progress.update(tasks[stage], completed=seen["step"], description=f"{stage} {line}")
-            if seen["step"] % 50 == 0:  # what stays to be read, also in a log file, where there is no bar
-                progress.console.print(f"{stage} step {seen['step']:.0f}: {line}", highlight=False)
+        def report(seen: dict[str, float]) -> None:
+            line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k not in ("step", "steps"))
+            progress.update(task, completed=seen["step"], total=seen.get("steps", plan.steps), description=line)
 
-        return train(folder, recipe, device, report, start=start, eyes=eyes)
+        return train(loaded, learned.rows, plan, out, report, answers=answers)
+
+
+def _met(loaded: Loaded, predictor: RatePredictor, examples: list[Example], plan: Plan) -> float:
+    """The FLOPs over unpruned that the likeliest rates come to; what is exact has met the budget on all its answers."""
+    console.print("meeting the budget with the likeliest rates")
+    return (ratio_of if plan.exact else calibrate)(loaded, predictor, examples, plan)
+
+
+def _beside(loaded: Loaded, judged_on: Examples, plan: Plan, ratio: float, answers: Path) -> Beside:
+    """The controls; what is exact keeps their answers beside its own, for other budgets."""
+    path = answers.with_stem(f"{answers.stem}-held-out") if plan.exact else None
+    return compare(loaded, judged_on.rows, plan, ratio, path, source_of(loaded.model, judged_on.rows))
+
+
+def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Examples]:
+    """Training and held-out examples: of a file, the last rows, a tenth at most, are held out; names unusable rows."""
+    if path is None:
+        return scene_examples("train", min(wanted, 4000), 0, _KINDS), scene_examples("val", held_out, 0, _KINDS)
+    found = folder_examples(path) if path.is_dir() else file_examples(path)
+    apart = min(held_out, max(1, len(found.rows) // 10))
+    if len(found.rows) < 2:
+        raise ValueError(f"{path} has one usable row; at least two are needed, to train and to report")
+    for reason in found.unusable:
+        errors.print(f"not used: {reason}", highlight=False)
+    return Examples(found.rows[:-apart], found.unusable), Examples(found.rows[-apart:])
+
+
+def _card(
+    name: str,
+    loaded: Loaded,
+    plan: Plan,
+    data: Path | None,
+    unusable: int,
+    found: Judged,
+    calibrated: float,
+    beside: Beside,
+) -> Card:
+    text = loaded.decoder.config
+    facts = {
+        "plan": asdict(plan),
+        "data": "scenes" if data is None else data.name,
+        "unusable rows": unusable,
+        "held out": {**asdict(found), **asdict(beside), "kept_by_step": [round(k, 4) for k in found.kept_by_step]},
+        "ratio on training data after calibration": calibrated,
+        "versions": versions(),
+        "revision": getattr(loaded.model.config, "_commit_hash", None),
+    }
+    return Card(
+        model=name,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        layer=plan.layer,
+        rates=plan.rates,
+        response=plan.response,
+        ranking=plan.ranking,
+        budget=plan.budget,
+        training=facts,
+        decode=plan.decode,
+        protect=plan.protect,
+    )
+
+
+def _print(found: Judged, beside: Beside, plan: Plan, count: int, out: Path) -> None:
+    console.print(
+        f"held out ({count} examples): FLOPs {found.ratio:.3f} of unpruned (budget {plan.budget:g}), cross-entropy "
+        f"{found.loss:.4f}; unpruned {found.unpruned_loss:.4f}; at the same FLOPs one rate for all "
+        f"{beside.fixed_loss:.4f}, the best rate of each in hindsight {beside.hindsight_loss:.4f}",
+        highlight=False,
+    )
+    shown = [s for s in (0, 1, 2, 4, 8, 16, 32, 64) if s < len(found.kept_by_step)]
+    console.print("kept by step: " + ", ".join(f"{s}: {found.kept_by_step[s]:.0%}" for s in shown), highlight=False)
+    console.print(f"use it with: --method dyrate:predictor={out}")

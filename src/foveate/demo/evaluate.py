@@ -16,10 +16,10 @@ from ..core.method import Method
 from ..engine.apply import apply
 from ..engine.trace import Trace
 from ..models.loaded import Loaded
-from . import language
-from .draw import draw
-from .easyvqa import EasyVQA
-from .world import sample
+from ..world import language
+from ..world.draw import draw
+from ..world.easyvqa import EasyVQA
+from ..world.scenes import sample
 
 Progress = Callable[[int], None]
 

@@ -18,15 +18,15 @@ from ..core.view import View
 from .adapters import Adapter
 from .anatomy import anatomy_of
 from .assumptions import Cache, DynamicCache, names_of
-from .cache import KeptLayer, adopt, not_ours
-from .call import Call, padding_mask, placeholders, regular
+from .cache.layer import KeptLayer, adopt, not_ours
+from .cache.ledger import Ledger
 from .checks import check_call, check_model, check_tower, special_masks
 from .deepstack import DeepStack
 from .forward import Forward, Setting
-from .ledger import Ledger
+from .handover import Call, padding_mask, placeholders, regular
 from .modules import decoder_of
-from .tower import Watch, looked_at
-from .towerform import known_tower
+from .tower.form import known_tower
+from .tower.watch import Watch, looked_at
 from .trace import Pass, Trace
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()

@@ -10,10 +10,10 @@ from torch import Tensor
 from ..core.tower import Layer
 from .adapters import Adapter
 from .assumptions import check_assumptions, checkpointing_off, missing
+from .attention.masks import SUPPORTED
 from .decoders import PROVEN
-from .masks import SUPPORTED
 from .modules import decoder_of
-from .towerform import known_tower
+from .tower.form import known_tower
 
 
 def check_model(model: Any, body: Any, adapter: Adapter) -> None:

@@ -14,16 +14,16 @@ from ..core.tokens import Kind
 from ..core.view import View
 from .adapters import Adapter
 from .assumptions import Cache, check_filled, check_layer_call
-from .cache import KeptLayer
+from .attention.lookback import Lookback
+from .attention.masks import OwnMask, for_backend, needless, own_mask
+from .attention.ran import Ran
+from .attention.rows import replace_rows, take_rows
+from .cache.layer import KeptLayer
+from .cache.ledger import Ledger
+from .cache.slots import Slots
 from .deepstack import DeepStack
-from .ledger import Ledger
-from .lookback import Lookback
-from .masks import OwnMask, for_backend, needless, own_mask
-from .past import Ran
 from .positions import Positions
-from .rows import replace_rows, take_rows
-from .slots import Slots
-from .tower import Sight
+from .tower.watch import Sight
 from .trace import Pass
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .rows import take_rows
+from .attention.rows import take_rows
 
 
 class Positions:

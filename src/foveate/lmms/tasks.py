@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..demo.draw import draw
-from ..demo.world import sample
-from ..measure.tasks import bundled
+from ..eval.tasks import bundled
+from ..world.draw import draw
+from ..world.scenes import sample
 
 _YAML = """task: foveate_questions
 dataset_path: json

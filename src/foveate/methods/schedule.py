@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from ..artefacts.schedules import ScheduleFile, load_schedule
 from ..core.method import Method
-from ..schedules.store import ScheduleFile, load_schedule
 from .spec import score_of
 
 

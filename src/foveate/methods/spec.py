@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .. import methods  # asked when called: the package lists the factories, and imports this module
+from .. import methods
 from ..core.contract import Merge, Score
 from ..core.method import Method
 from ..core.scores import RANKINGS

@@ -11,18 +11,7 @@ from torch import Tensor
 
 from ..core.contract import Needs
 from ..core.method import Method
-from ..core.pictures import (
-    ByImage,
-    EachImage,
-    Mix,
-    MixImage,
-    Picture,
-    Rank,
-    Share,
-    allotted,
-    nearest,
-    shared_out,
-)
+from ..core.pictures import ByImage, EachImage, Mix, MixImage, Picture, Rank, Share, allotted, nearest, shared_out
 from ..core.schedules import spelled
 
 

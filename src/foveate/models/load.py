@@ -53,7 +53,7 @@ def load(
     source = str(BUNDLED.get(name, name))
     if name in BUNDLED and not ships(name):
         raise FileNotFoundError(
-            f"{source} holds no weights; reinstall foveate, or train them: foveate demo train {name}"
+            f"{source} holds no weights; reinstall foveate, or train them: from a checkout, python -m lab train {name}"
         )
     if (Path(source) / LEARNED).is_file():
         model, processor = load_smol(Path(source), attention)

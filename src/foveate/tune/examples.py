@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..demo import language
-from ..demo.draw import draw
-from ..demo.world import Scene, sample
 from ..models import prompts
 from ..models.images import beside, check_image, open_image
 from ..models.loaded import Loaded
+from ..world import language
+from ..world.draw import draw
+from ..world.scenes import Scene, sample
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..core.contract import Schedule
 from ..core.method import Method
 from ..core.view import View
+from ..cost.flops import shapes
 from ..engine.anatomy import anatomy_of
 from ..engine.apply import apply
 from ..engine.sizes import LayerShape
-from ..measure.cost import shapes
 from ..methods.fitprune import SelfTimesCross
 
 Received = dict[int, tuple[Tensor, Tensor]]  # by layer: (B) sums of self- and of cross-attention

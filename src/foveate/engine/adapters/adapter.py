@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..rows import project_keys, project_queries
+from ..attention.rows import project_keys, project_queries
 
 
 @dataclass(frozen=True)

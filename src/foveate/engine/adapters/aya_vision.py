@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..rows import project_keys, project_queries
+from ..attention.rows import project_keys, project_queries
 from .adapter import Adapter
 
 Positions = tuple[Tensor, Tensor]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ...artefacts.predictors import Card, from_pretrained
 from ...core.contract import Schedule, Score
 from ...core.features import shares_by_type
 from ...core.method import Method
@@ -16,7 +17,6 @@ from ...core.predictor import RatePredictor
 from ...core.schedules import ByStep, check_layer
 from ...core.scores import RANKINGS, LastQuery, Ranking
 from ...core.view import View
-from ...predictors.store import Card, from_pretrained
 from .sparing import Sparing
 
 Semantics = Literal["cached", "recompute"]

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from ...core.schedules import mean_keep
-from ...measure.cost import Cost, Shapes, cost_of_counts, shapes
+from ...cost.flops import Cost, Shapes, cost_of_counts, shapes
 from ...models.loaded import Loaded
-from ..dyrate.rollout import batch_of, sizes
 from ..examples import Example, encode
+from ..train.dyrate.rollout import batch_of, sizes
+from .prefix import Ran
 from .runner import Runner
-from .state import Ran
 
 CostOf = Callable[[Sequence[float]], float]
 COSTS = ("keep", "flops", "kv", "seconds")

@@ -13,12 +13,12 @@ from ...core.contract import Score
 from ...core.method import Method
 from ...core.schedules import PerLayer
 from ...models.loaded import Loaded
-from ..dyrate.rollout import batch_of
 from ..examples import Example
+from ..train.dyrate.rollout import batch_of
 from .objective import Objective, Trial, greedy
+from .prefix import State
 from .processes import Processes
 from .runner import Runner
-from .state import State
 
 Keep = Sequence[float]
 

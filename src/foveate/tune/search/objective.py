@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...core.method import Method
 from ...engine.apply import apply
-from ...measure.metrics import METRICS, TOKENIZERS
-from ...measure.metrics.metric import Judged
+from ...eval.metrics import METRICS, TOKENIZERS
+from ...eval.metrics.metric import Judged
 from ...models.loaded import Loaded
-from ..dyrate.rollout import Batch
+from ..train.dyrate.rollout import Batch
 
 
 @dataclass(frozen=True)

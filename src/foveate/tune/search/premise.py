@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...methods import score_of
 from ...models.loaded import Loaded
-from ..dyrate.rollout import batch_of
 from ..examples import Example
+from ..train.dyrate.rollout import batch_of
 from .runner import Runner
 
 SHARES, MASS, ALIKE = (0.5, 0.25, 0.125), 0.9, 0.7

@@ -21,12 +21,12 @@ from ...core.tokens import Kind, classify
 from ...core.view import View
 from ...engine.anatomy import anatomy_of
 from ...engine.assumptions import without_cache
+from ...engine.attention.masks import for_backend, may_see, needless
+from ...engine.attention.rows import attention_rows, take_rows
 from ...engine.checks import check_model, check_teacher_forcing
-from ...engine.masks import for_backend, may_see, needless
-from ...engine.rows import attention_rows, take_rows
-from ..dyrate.rollout import Batch
-from ..sight import Look, watched
-from .state import Prompt, Ran, State, Tally
+from ..tower_view import Look, watched
+from ..train.dyrate.rollout import Batch
+from .prefix import Prompt, Ran, State, Tally
 
 
 class _Reached(Exception):  # noqa: N818

@@ -17,19 +17,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...artefacts.schedules import ScheduleFile
 from ...core.contract import Score
 from ...core.method import Method
+from ...cost.flops import shapes
 from ...engine.anatomy import anatomy_of
 from ...engine.apply import apply
-from ...measure.cost import shapes
 from ...methods import score_of
 from ...methods.schedule import schedule as method_of
 from ...models.loaded import Loaded
-from ...schedules.store import ScheduleFile
 from ...versions import versions
-from ..dyrate.rollout import batch_of
 from ..examples import Example
 from ..fitprune import Recipe
+from ..train.dyrate.rollout import batch_of
 from .costs import Sizes, cost_of, measure_layer, ratios
 from .evaluator import Evaluator
 from .journal import Journal

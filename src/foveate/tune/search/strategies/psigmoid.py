@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ....schedules.store import load_schedule
+from ....artefacts.schedules import load_schedule
 from ..bayes import maximise
 from ..problem import Problem
 

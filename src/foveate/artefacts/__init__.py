@@ -1,0 +1,1 @@
+"""What searches and trainings leave: predictors and schedules, how they are stored, and the bundled ones."""

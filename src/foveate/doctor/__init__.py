@@ -1,0 +1,1 @@
+"""Whether and how foveate works with a model."""

@@ -1,0 +1,1 @@
+"""The KV cache that grows without copying itself and can lose tokens; who lies where in it."""

@@ -1,0 +1,1 @@
+"""The vision tower: how it is built, and its attention, recomputed."""

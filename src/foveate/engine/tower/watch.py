@@ -1,0 +1,241 @@
+"""The vision tower without eager mode: attention rows, keys and states, recomputed from what hooks kept.
+
+A token finds its patches by content: what the projector gave out is looked up among the embeddings that the decoder
+receives. So tiles, newlines between them, beams, and images encoded before `generate` need no case of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ...core.method import Method
+from ...core.tower import Layer, What
+from ..attention.rows import beside
+from ..modules import first_of
+from .form import ATTENTIONS, NORMS, TowerForm
+
+CHUNK = 64  # query rows at a time where there is no [CLS], so that no whole attention matrix ever exists
+
+
+@dataclass
+class Seen:
+    """What a layer was given and gave: hidden states (I T D), or (S D) where images are packed."""
+
+    hidden: Tensor
+    named: dict[str, Any]
+    out: Tensor
+
+
+@dataclass
+class Run:
+    """One run of the tower. `tokens` is what the projector made of it, (R D)."""
+
+    seen: dict[int, Seen] = field(default_factory=dict)
+    tokens: Tensor | None = None
+    pictures: int = 1
+
+
+def looked_at(methods: Sequence[Method]) -> list[Layer]:
+    """The tower's layers that methods look at."""
+    return [layer for method in methods for layer in method.needs.tower]
+
+
+class Watch(threading.local):
+    """Hooks on the layers that scores look at and on the projector; what they saw of the newest images."""
+
+    def __init__(self, form: TowerForm, wanted: set[int]) -> None:
+        self.form, self.wanted = form, wanted
+        self.runs: list[Run] = []
+        self.used = False
+
+    def attach(self) -> list[Any]:
+        """Puts the hooks on."""
+        handles = [self.form.projector.register_forward_hook(self._tokens)]
+        for index in self.wanted:
+            hook = _Keep(self, index)
+            handles.append(self.form.layers[index].register_forward_hook(hook, with_kwargs=True))
+        return handles
+
+    def open(self) -> Run:
+        """The run under way."""
+        if self.used or not self.runs:
+            self.runs, self.used = [], False
+        if not self.runs or self.runs[-1].tokens is not None:
+            self.runs.append(Run())
+        return self.runs[-1]
+
+    def _tokens(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        run = self.open()
+        run.pictures = 1 if self.form.packed else output.shape[0]
+        run.tokens = output.detach().reshape(-1, output.shape[-1])
+
+    def sight(
+        self, embeds: Float[Tensor, "B T D"], visual: Bool[Tensor, "B T"], first: int, spend: Callable[[float], None]
+    ) -> Sight | None:
+        """What was seen of the images in a forward whose columns start at `first`; None if it has none.
+
+        FLOPs are told to `spend`.
+
+        Raises:
+            ValueError: the images did not go through the tower under `apply`, or are not its tokens as they were.
+        """
+        if not bool(visual.any()):
+            return None
+        self.used = True
+        tokens = [run.tokens for run in self.runs if run.tokens is not None]
+        rows = embeds.detach()[visual.to(embeds.device)]
+        if not tokens or tokens[0].shape[1] != rows.shape[1]:
+            raise ValueError(
+                "a method looks at the vision tower, but no image went through it under foveate.apply; give "
+                "pixel_values inside the block, not image features computed before it"
+            )
+        found = _find(rows, torch.cat(tokens).to(rows))
+        index = torch.full((visual.shape[0], first + visual.shape[1]), -1, device=visual.device)
+        index[:, first:][visual] = found.to(visual.device)
+        return Sight(self.form, self.runs, index, spend)
+
+
+class _Keep:
+    """Forward hook of a tower's layer."""
+
+    def __init__(self, watch: Watch, index: int) -> None:
+        self.watch, self.index = watch, index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        if mask is not None:
+            raise ValueError(
+                "the vision tower runs with an attention mask (padded patches), whose rows are not recomputed"
+            )
+        out = output[0] if isinstance(output, tuple) else output
+        self.watch.open().seen[self.index] = Seen(hidden.detach(), kwargs, out.detach())
+
+
+def _find(rows: Float[Tensor, "V D"], tokens: Float[Tensor, "R D"]) -> Int[Tensor, V]:
+    """Which of `tokens` each of `rows` is, bit for bit; -1 for a row that is none, as a newline's."""
+    marks, order = _mark(tokens).sort()
+    wanted = _mark(rows)
+    place = torch.searchsorted(marks, wanted).clamp(max=len(marks) - 1)
+    same = marks[place] == wanted
+    if not bool(same.any()) or len(torch.unique(wanted[~same])) > 1:
+        raise ValueError(
+            f"{int((~same).sum())} of {len(rows)} visual tokens are not what the projector gave out under "
+            "foveate.apply, so their patches are unknown: the family changes its tokens after the projector, or the "
+            "image features were computed elsewhere. Use a method that needs no tower, such as divprune."
+        )
+    return torch.where(same, order[place], -1)
+
+
+def _mark(rows: Float[Tensor, "R D"]) -> Int[Tensor, R]:
+    """A number for every row, from the bits of 64 of its entries: exact, whatever the order of summation."""
+    some = rows[:, :: max(1, rows.shape[1] // 64)].contiguous()
+    bits = some.view(torch.int32 if some.element_size() == 4 else torch.int16).long()
+    factors = torch.randint(2**62, (bits.shape[1],), generator=torch.Generator().manual_seed(0)).to(bits.device)
+    return (bits * factors).sum(1)
+
+
+class Sight:
+    """The tower's view of one forward's images, computed when asked.
+
+    Args:
+        form: of the tower.
+        runs: what the hooks kept.
+        index: which of the projector's tokens each column is (B C), -1 for none.
+        spend: counts FLOPs.
+    """
+
+    def __init__(
+        self, form: TowerForm, runs: list[Run], index: Int[Tensor, "B C"], spend: Callable[[float], None]
+    ) -> None:
+        self.form, self.runs, self.index, self.spend = form, runs, index, spend
+        self.known: dict[tuple[What, int], Tensor] = {}
+
+    def look(self, what: What, layer: Layer, columns: Int[Tensor, "B N"]) -> Float[Tensor, "B N *K"]:
+        """See `core.tower.Tower`."""
+        index = self.index.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1)
+        if what == "known":
+            return (index >= 0).float()
+        key = (what, self.form.index(layer))
+        if key not in self.known:
+            self.known[key] = torch.cat([self._of_run(run, *key) for run in self.runs])
+        values = self.known[key]
+        found = values[index.clamp(min=0).to(values.device)].to(index.device)
+        return found * (index >= 0).view(*index.shape, *([1] * (values.ndim - 1)))
+
+    def _of_run(self, run: Run, what: What, index: int) -> Tensor:
+        if index not in run.seen:
+            raise ValueError(
+                f"tower layer {index} was not announced; a score lists its layers in its needs: "
+                "own = foveate.Needs(tower=(...))"
+            )
+        seen, layer, skip = run.seen[index], self.form.layers[index], int(self.form.summary)
+        if what == "states":
+            found = seen.out if self.form.packed else seen.out[:, skip:].flatten(0, 1)
+        elif what == "attention":
+            found = self._received(layer, seen)
+        else:
+            found = self._project(layer, what[0], seen.hidden, seen.named)
+            found = found if self.form.packed else found[:, skip:].flatten(0, 1)
+        groups = self.form.patches(len(found), 0 if run.tokens is None else len(run.tokens), run.pictures).to(
+            found.device
+        )
+        values = found.float()[groups.clamp(min=0)]
+        return (values * (groups >= 0).view(*groups.shape, *([1] * (values.ndim - 2)))).mean(1)
+
+    def _project(self, layer: Any, which: str, hidden: Tensor, named: dict[str, Any]) -> Tensor:
+        """Queries, keys or values (... H E) of rows of the layer's input; of all rows where they are rotated."""
+        attention, norm = first_of(layer, ATTENTIONS), first_of(layer, NORMS)
+        states = norm(beside(hidden, norm))
+        if hasattr(attention, "qkv"):
+            size = attention.qkv.weight.shape[0] // 3
+            part = slice("qkv".index(which) * size, ("qkv".index(which) + 1) * size)
+            bias = attention.qkv.bias
+            made = nn.functional.linear(states, attention.qkv.weight[part], None if bias is None else bias[part])
+        else:
+            made = getattr(attention, f"{which}_proj")(states)
+            made = getattr(attention, f"{which}_norm", nn.Identity())(made)
+        self.spend(2.0 * states.numel() * made.shape[-1])
+        made = made.view(*made.shape[:-1], attention.num_heads, -1)
+        turn = named.get("position_embeddings")
+        if turn is None or which == "v":
+            return made
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
+        return rotate(made, made, *turn)[0]
+
+    def _received(self, layer: Any, seen: Seen) -> Float[Tensor, "P H"]:
+        attention = first_of(layer, ATTENTIONS)
+        scale = getattr(attention, "scale", None) or attention.scaling
+        keys = self._project(layer, "k", seen.hidden, seen.named)
+        if self.form.summary:
+            asked = self._project(layer, "q", seen.hidden[:, :1], seen.named)
+            return self._rows(asked, keys, scale)[:, :, 0, 1:].transpose(1, 2).flatten(0, 1)
+        queries = self._project(layer, "q", seen.hidden, seen.named)
+        ends = seen.named.get("cu_seqlens")
+        if ends is None:
+            pieces = [(queries[i], keys[i]) for i in range(len(keys))]
+        else:
+            sizes = (ends[1:] - ends[:-1]).tolist()
+            pieces = list(zip(torch.split(queries, sizes), torch.split(keys, sizes), strict=True))
+        longest = max(len(piece[1]) for piece in pieces)
+        found = []
+        for q, k in pieces:
+            chunks = [self._rows(part[None], k[None], scale)[0].sum(1) for part in torch.split(q, CHUNK)]
+            found.append(torch.stack(chunks).sum(0).T / longest)
+        return torch.cat(found)
+
+    def _rows(
+        self, queries: Float[Tensor, "I Q H E"], keys: Float[Tensor, "I T H E"], scale: float
+    ) -> Float[Tensor, "I H Q T"]:
+        """Softmax of the scaled products, in float32."""
+        self.spend(2.0 * queries.numel() * keys.shape[1])
+        products = queries.float().transpose(1, 2) @ keys.float().permute(0, 2, 3, 1)
+        return (products * scale).softmax(-1)

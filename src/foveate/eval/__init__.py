@@ -1,0 +1,1 @@
+"""Answers judged: samples, answers, records, metrics, intervals, equal work, report."""

@@ -1,1 +1,0 @@
-"""What a method costs and what it gives."""

@@ -1,1 +1,0 @@
-"""Searched schedules: how they are stored."""

@@ -1,0 +1,1 @@
+"""Wall-clock time: runs raced in turn, and where the time goes."""

@@ -1,0 +1,81 @@
+"""Where a search's trials stand between two layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ...core.tokens import TokenMap
+from ..tower_view import Look
+from ..train.dyrate.rollout import Batch
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a layer ran on: its input (B T D) and the columns of its rows (B T), -1 at fills."""
+
+    layer: int
+    hidden: Tensor
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """What enters a layer. Tensors are never written to, so that many trials may start here.
+
+    Attributes:
+        layer: the layer about to run.
+        hidden: its input, before anything is dropped there.
+        columns: of the rows, ascending; -1 at fills. A column is a place in `Batch.inputs`.
+        prompt: the batch's own facts.
+        trail: the layers that ran last, as far as the ranking looks back.
+        keep: what the layers before kept.
+        notes: what the ranking has noticed so far, as `View.notes` has it.
+        found: the ranking here, by the counts to keep, or by None where it is the same for all.
+    """
+
+    layer: int
+    hidden: Float[Tensor, "B T D"]
+    columns: Int[Tensor, "B T"]
+    prompt: Prompt
+    trail: tuple[Ran, ...] = ()
+    keep: tuple[float, ...] = ()
+    notes: dict[str, Tensor] = field(default_factory=dict)
+    found: dict[tuple[int, ...] | None, Tensor] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors that this state holds, its batch's inputs included; without rankings, which come later."""
+        held = (self.hidden, *(ran.hidden for ran in self.trail), *self.prompt.batch.inputs.values())
+        return sum(t.numel() * t.element_size() for t in held)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch as its layers need it: `batch`, what every prompt column is, its position embeddings, layer arguments."""
+
+    batch: Batch
+    tokens: TokenMap
+    total: Int[Tensor, B]
+    positions: tuple[Tensor, Tensor]
+    ids: Tensor | None
+    extra: dict[str, Any]
+    look: Look | None = None
+
+
+@dataclass
+class Tally:
+    """What was run.
+
+    Attributes:
+        layers: samples x layers.
+        rows: samples x layers x tokens, fills included.
+        towers: samples whose pictures went through the tower.
+    """
+
+    layers: int = 0
+    rows: int = 0
+    towers: int = 0

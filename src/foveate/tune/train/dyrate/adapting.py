@@ -1,0 +1,111 @@
+"""What adapting is worth: beside a predictor, one rate for all prompts, and the best rate of each in hindsight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ....models.loaded import Loaded
+from ...examples import Example
+from .plan import Plan
+from .table import Table, tabulate
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Two controls at a predictor's FLOPs.
+
+    Attributes:
+        fixed_loss: of one rate for all.
+        hindsight_loss: of the best rate of each, chosen with the answers known: a bound, not an aim.
+    """
+
+    fixed_loss: float
+    hindsight_loss: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mean loss (cross-entropy of an answer, nats) and the FLOPs over the unpruned model's that it took."""
+
+    loss: float
+    ratio: float
+
+
+def of_choice(table: Table, chosen: Int[Tensor, "E"]) -> Point:  # noqa: UP037
+    """One rate of each answer."""
+    loss, spent = (t.gather(1, chosen[:, None]).double() for t in (table.loss, table.flops))
+    return Point(float(loss.mean()), float(spent.sum() / table.full.double().sum()))
+
+
+def one_rate(table: Table, ratio: float) -> Float[Tensor, "K"]:  # noqa: UP037
+    """Chances of each rate, where all prompts draw alike: of the two whose costs enclose `ratio` of the FLOPs.
+
+    Raises:
+        ValueError: no rate of the table costs as little.
+    """
+    spent = table.flops.double().sum(0) / table.full.double().sum()
+    if ratio < spent[-1] - 1e-6:
+        raise ValueError(f"no rate costs {ratio:.3f} of the FLOPs; the highest costs {float(spent[-1]):.3f}")
+    upper = min(int((spent >= ratio).sum()) - 1, len(spent) - 2) if ratio <= spent[0] else 0
+    part = ((ratio - spent[upper + 1]) / (spent[upper] - spent[upper + 1])).clamp(0, 1)
+    chances = torch.zeros_like(spent)
+    chances[upper], chances[upper + 1] = part, 1 - part
+    return chances
+
+
+def fixed(table: Table, ratio: float) -> Point:
+    """What `one_rate` comes to."""
+    chances = one_rate(table, ratio)
+    loss, spent = (t.double().sum(0) @ chances for t in (table.loss, table.flops))
+    return Point(float(loss) / len(table.loss), float(spent / table.full.double().sum()))
+
+
+def hindsight(table: Table, ratio: float, group: Int[Tensor, "E"] | None = None) -> Int[Tensor, "E"]:  # noqa: UP037
+    """The rate of each answer that together lose least, at no more than `ratio` of the FLOPs.
+
+    By a price on FLOPs (Everett 1963): exact for the FLOPs that it comes to. It has seen the answers, so no predictor
+    can be better on them, and none should be expected to be as good.
+
+    Args:
+        table: of answers.
+        ratio: FLOPs over unpruned.
+        group: answers of one number (from 0 on) get one rate; without it, each has its own.
+    """
+    group = torch.arange(len(table.loss)) if group is None else group
+    members = F.one_hot(group).double().T
+    loss, spent = members @ table.loss.double(), members @ table.flops.double() / table.full.double().sum()
+    low, high, best = -40.0, 40.0, spent.argmin(1)
+    for _ in range(100):
+        price = (low + high) / 2
+        chosen = (loss / len(group) + 2.0**price * spent).argmin(1)
+        if float(spent.gather(1, chosen[:, None]).sum()) <= ratio:
+            best, high = chosen, price
+        else:
+            low = price
+    return best[group]
+
+
+def compare(
+    loaded: Loaded,
+    examples: Sequence[Example],
+    plan: Plan,
+    ratio: float,
+    path: Path | None = None,
+    source: str = "",
+) -> Beside:
+    """The controls on some examples, with a table of their own; at the least that the rates can cost, if that is more.
+
+    Args:
+        loaded, examples, plan, path, source: as of `table.tabulate`.
+        ratio: the predictor's FLOPs over unpruned.
+    """
+    table = tabulate(loaded, examples, plan, path, source)
+    ratio = max(ratio, of_choice(table, torch.full((len(examples),), len(plan.rates) - 1)).ratio)
+    return Beside(fixed(table, ratio).loss, of_choice(table, hindsight(table, ratio)).loss)

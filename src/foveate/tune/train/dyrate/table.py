@@ -1,0 +1,143 @@
+"""Every answer at every rate: run once, and learned from as often as wanted, at any budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ....core.predictor import RatePredictor
+from ....cost.flops import Shapes, shapes
+from ....models.loaded import Loaded
+from ...examples import Example
+from ...search.processes import Processes
+from .flops import flops
+from .gradients import divergences
+from .plan import Plan, write
+from .rollout import answer_losses, at_every_rate, batch_of
+
+Report = Callable[[dict[str, float]], None]
+ALONE = Processes()
+_SAVE_EVERY = 10  # batches
+
+
+@dataclass(frozen=True)
+class Table:
+    """Answers at each of several rates, chosen at the prefill and kept.
+
+    Attributes:
+        loss: cross-entropy of each answer, mean over its words, nats.
+        divergence: KL from the unpruned model (the rate 0), mean over its words, nats.
+        flops: of prefill and decode of each.
+        full: those of the unpruned model.
+        shares: what the predictor sees at the prefill.
+    """
+
+    loss: Float[Tensor, "E K"]
+    divergence: Float[Tensor, "E K"]
+    flops: Float[Tensor, "E K"]
+    full: Float[Tensor, "E"]  # noqa: UP037
+    shares: Float[Tensor, "E H 4"]
+
+
+def tabulate(
+    loaded: Loaded,
+    examples: Sequence[Example],
+    plan: Plan,
+    path: Path | None = None,
+    source: str = "",
+    report: Report | None = None,
+    processes: Processes = ALONE,
+) -> Table:
+    """Runs every example at every rate of the plan; the layers below the prune layer once for all rates.
+
+    Args:
+        loaded: of a supported family.
+        examples: prompts with answers.
+        plan: layer, ranking, rates and batch; its other numbers do not matter here, so one table serves all budgets.
+        path: where to keep what is done, and to go on from.
+        source: marks model and data.
+        report: called after each batch that runs, with `step`, `steps`, and mean losses at the first, a middle and the
+            last rate.
+        processes: that share the batches; each keeps a file of its own, and all get the whole table.
+
+    Raises:
+        ValueError: `path` holds answers of another layer, ranking, rates, model or data.
+    """
+    batches, path = _batches(examples, plan.batch)[processes.rank :: processes.world], _own(path, processes)
+    facts = {"of": json.dumps([plan.layer, plan.ranking, plan.rates, plan.batch, plan.protect]), "source": source}
+    rows = _resume(path, facts)
+    done = {int(i) for i in rows["at"]} if rows else set()
+    shape = shapes(loaded.model)
+    for step, batch in enumerate(batches):
+        if batch[0] not in done:
+            found = _run(loaded, [examples[i] for i in batch], plan, shape)
+            found["at"] = torch.tensor(batch)
+            rows = {key: torch.cat([rows[key], value]) if rows else value for key, value in found.items()}
+            if path is not None and (step % _SAVE_EVERY == 0 or step + 1 == len(batches)):
+                write(path, rows, facts)
+        if report is not None and (batch[0] not in done or step + 1 == len(batches)):
+            report({"step": step + 1, "steps": len(batches), **_so_far(rows["loss"])})
+    return _in_order(processes.gather(rows))
+
+
+def _batches(examples: Sequence[Example], size: int) -> list[list[int]]:
+    """Numbers of the examples, those of like length together, for little padding."""
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].answer), i))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _so_far(loss: Float[Tensor, "E K"]) -> dict[str, float]:
+    """Mean losses with all tokens, at a middle rate, and with the fewest."""
+    means = loss.mean(0).tolist()
+    return {"all": means[0], "half": means[len(means) // 2], "least": means[-1]}
+
+
+@torch.no_grad()
+def _run(loaded: Loaded, examples: Sequence[Example], plan: Plan, shape: Shapes) -> dict[str, Float[Tensor, ...]]:
+    batch, text, total = batch_of(loaded, examples)
+    predictor = RatePredictor(loaded.anatomy.heads, plan.rates)
+    shares, answers = at_every_rate(loaded.model, predictor, plan.score, plan.layer, batch)
+    plain, columns = None, []
+    for logits, kept in answers:
+        chances = logits.float().log_softmax(-1)
+        plain = chances if plain is None else plain  # the first rate keeps all
+        spent = flops(shape, plan.layer, text, total, kept, batch.answered)
+        columns.append((answer_losses(logits, batch), divergences(plain, chances, batch), spent))
+    loss, divergence, spent = (torch.stack(column, 1) for column in zip(*columns, strict=True))
+    everything = total[:, None].expand_as(batch.answered).float()
+    full = flops(shape, plan.layer, text, total, everything, batch.answered)
+    found = {"loss": loss, "divergence": divergence, "flops": spent, "full": full, "shares": shares.float()}
+    return {key: value.cpu() for key, value in found.items()}
+
+
+def _resume(path: Path | None, facts: dict[str, str]) -> dict[str, Tensor]:
+    if path is None or not path.exists():
+        return {}
+    with safe_open(path, "pt") as file:
+        stored = file.metadata()
+    if stored.get("of") != facts["of"]:
+        raise ValueError(f"{path} holds answers at another layer, ranking, rates or batch; give another file or folder")
+    if stored.get("source") != facts["source"]:
+        raise ValueError(f"{path} holds answers of another model or other data; give another file or folder")
+    return load_file(path)
+
+
+def _own(path: Path | None, processes: Processes) -> Path | None:
+    """The file of this process."""
+    if path is None or processes.world == 1:
+        return path
+    return path.with_stem(f"{path.stem}-{processes.rank}-of-{processes.world}")
+
+
+def _in_order(parts: list[dict[str, Tensor]]) -> Table:
+    rows = {key: torch.cat([part[key] for part in parts if part]) for key in parts[0]}
+    order = rows.pop("at").argsort()
+    return Table(**{key: value[order] for key, value in rows.items()})

@@ -1,0 +1,1 @@
+"""The drawn scenes that the bundled models know: objects, pictures, words."""
