@@ -27,6 +27,7 @@ from foveate.cost.vision import vision_flops
 from foveate.engine.anatomy import anatomy_of, hollow
 from foveate.engine.sizes import layer_shape
 from foveate.methods import fastv, random, vtw
+from foveate.models.loaded import Loaded
 from foveate.timing import comparison
 from foveate.timing import race as bench
 from prompts import features, prompt, together
@@ -301,7 +302,7 @@ def test_the_rows_of_generate_know_every_family(name: str) -> None:
     """What `foveate generate` does once a processor has done its part."""
     made, batch = model(name, FAMILIES[name].backends[0]), inputs(name)
     table = comparison.rows_of(["fastv:layer=2,keep=0.25"])
-    comparison.run(made, Words(), [batch], table, 2, 1, lambda: None)
+    comparison.run(Loaded(made, Words()), [batch], table, 2, 1, lambda: None)
     plain, pruned = table
     ratio = pruned.cost.ratio(plain.cost)
     assert plain.cost.tower == pruned.cost.tower == vision_flops(made, batch) > 0

@@ -31,11 +31,11 @@ COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, DATA, ROWS and OUT stand for
     "search": ["search", "MODEL", "--data", "ROWS", "--out", "OUT/found.json", "--algorithm", "random", "--budget",
                "0.6", "--trials", "2", "--start-layer", "1", "--batch", "2", "--json"],
     "train dyrate": ["train", "dyrate", "--model", "MODEL", "--data", "ROWS", "--out", "OUT/predictor", "--steps", "1",
-                     "--batch", "2", "--layer", "1", "--budget", "0.8", "--held-out", "1", "--masks"],
+                     "--batch", "2", "--layer", "1", "--budget", "0.9", "--held-out", "1", "--masks"],
 }  # fmt: skip
 REFUSALS = {  # what the engine does not do yet, in the words that a user reads
     "plot mask": "tokens form no grid over the image",
-    "cost": r"how many tokens \w+ makes of a picture is not known|its cost is not known",
+    "cost": r"makes of a picture, and at what cost, is not known|its cost is not known",
     "search": "training and searching do not support yet",
     "train dyrate": "training and searching do not support yet",
 }

@@ -151,12 +151,14 @@ class Forward:
         keep = found.keep | (view.visual == view.newest)  # its state is the prompt's output, even if it is an image's
         if method.merge is not None:
             hidden = replace_rows(hidden, view.place(), keep, method.merge(view, keep, found.counts))
+        # From the view's visual tokens (B N) to all columns (B C). Padding of the view is sent to a spare last column.
         alive = torch.ones((*view.tokens.kind.shape,), dtype=torch.bool, device=keep.device)
         gone = torch.where(view.mask & ~keep, view.visual, -1)
         alive = torch.nn.functional.pad(alive, (0, 1)).scatter(1, torch.where(gone < 0, alive.shape[1], gone), False)
         alive = alive[:, :-1]
         hidden = self._drop_rows(alive, hidden)
         self._evict(index, alive)
+        # What was noted of this layer and deeper ones, by a method before this one, no longer holds.
         self.record.cuts = [cut for cut in self.record.cuts if cut[0] < index] + self._counts(index, hidden.shape[0])
         return hidden
 
@@ -182,12 +184,15 @@ class Forward:
         kept = alive.gather(1, columns.clamp(min=0))
         if bool((kept | ~real).all()):
             return hidden
+        # Padding leaves with the first drop. The fullest sample decides how many rows remain; a stable sort brings the
+        # rows that stay to the right, in order, so that each sample's newest token is last. The others get fills.
         stay = kept & real & (self.ledger.tokens.kind.gather(1, columns.clamp(min=0)) != int(Kind.PADDING))
         length = max(1, int(stay.sum(1).max()))
         order = stay.long().argsort(dim=1, stable=True)[:, -length:]
         valid = stay.gather(1, order)
         table = torch.where(valid, columns.gather(1, order), -1)
         masked = not bool(valid.all())
+        # Columns at the end that stay in every sample need no table: they are a run, and can be taken back later.
         run = self._run_at_the_end(stay)
         self.rows = Slots(table[:, : length - run], masked, self.first + self.count - run, run)
         self.positions = Positions((table - self.first).clamp(min=0), self.backend)
@@ -197,7 +202,7 @@ class Forward:
         """Columns at the end of this forward that stay in every sample: they can be taken back from a cache later."""
         if self.rows.table is not None and self.rows.tail == 0:
             return 0
-        gone = (~stay.all(0)).nonzero()
+        gone = (~stay.all(0)).nonzero()  # rows that some sample loses; the run begins after the last of them
         whole = stay.shape[1] if not len(gone) else stay.shape[1] - 1 - int(gone[-1])
         return whole if self.rows.table is None else min(whole, self.rows.tail)
 
@@ -205,7 +210,7 @@ class Forward:
         """Takes dropped columns out of the caches of this layer and all deeper ones."""
         if self.real is not None:
             alive = alive & self.real
-        plans: dict[int, Any] = {}
+        plans: dict[int, Any] = {}  # layers that hold the same tokens share their slots, and so one plan
         for layer in range(index, self.layers):
             old = self.past[layer]
             if old.length == 0:
@@ -222,6 +227,7 @@ class Forward:
         batch, device = hidden.shape[0], self.device
         rows = self.rows.columns(batch, device)
         tokens = self.ledger.tokens.with_responses(self.ledger.columns)
+        # Tokens alive are those in this layer's cache and those that run. Fills write into a spare last column.
         present = torch.zeros((batch, self.ledger.columns + 1), dtype=torch.bool, device=device)
         cached = self.past[min(index, self.layers - 1)]
         for columns in (cached.columns(batch, device), rows):
@@ -229,7 +235,7 @@ class Forward:
         visual = present[:, :-1] & tokens.are(Kind.IMAGE)
         count = visual.sum(1, keepdim=True)
         most = int(count.max()) if batch else 0
-        order = (~visual).long().argsort(dim=1, stable=True)[:, :most]
+        order = (~visual).long().argsort(dim=1, stable=True)[:, :most]  # columns of visual tokens, ascending (B N)
         mask = torch.arange(most, device=device) < count
         return View(
             layer=index,

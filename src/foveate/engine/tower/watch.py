@@ -97,6 +97,7 @@ class Watch(threading.local):
                 "a method looks at the vision tower, but no image went through it under foveate.apply; give "
                 "pixel_values inside the block, not image features computed before it"
             )
+        # Which patch a column shows: the decoder's embeddings are, bit for bit, rows of what the projector gave out.
         found = _find(rows, torch.cat(tokens).to(rows))
         index = torch.full((visual.shape[0], first + visual.shape[1]), -1, device=visual.device)
         index[:, first:][visual] = found.to(visual.device)
@@ -122,6 +123,7 @@ class _Keep:
 
 def _find(rows: Float[Tensor, "V D"], tokens: Float[Tensor, "R D"]) -> Int[Tensor, V]:
     """Which of `tokens` each of `rows` is, bit for bit; -1 for a row that is none, as a newline's."""
+    # Hash both sides, sort one, and look the other up: V log R, and no product of V x R x D.
     marks, order = _mark(tokens).sort()
     wanted = _mark(rows)
     place = torch.searchsorted(marks, wanted).clamp(max=len(marks) - 1)
@@ -185,6 +187,7 @@ class Sight:
         else:
             found = self._project(layer, what[0], seen.hidden, seen.named)
             found = found if self.form.packed else found[:, skip:].flatten(0, 1)
+        # A token that the projector made of several patches has their mean. [CLS] (-1 here) has 0.
         groups = self.form.patches(len(found), 0 if run.tokens is None else len(run.tokens), run.pictures).to(
             found.device
         )
@@ -196,6 +199,7 @@ class Sight:
         attention, norm = first_of(layer, ATTENTIONS), first_of(layer, NORMS)
         states = norm(beside(hidden, norm))
         if hasattr(attention, "qkv"):
+            # One fused matrix: project with the third of it that is asked for, and spend nothing on the others.
             size = attention.qkv.weight.shape[0] // 3
             part = slice("qkv".index(which) * size, ("qkv".index(which) + 1) * size)
             bias = attention.qkv.bias
@@ -215,9 +219,10 @@ class Sight:
         attention = first_of(layer, ATTENTIONS)
         scale = getattr(attention, "scale", None) or attention.scaling
         keys = self._project(layer, "k", seen.hidden, seen.named)
-        if self.form.summary:
+        if self.form.summary:  # a tower with [CLS]: how much that one row looks at each patch
             asked = self._project(layer, "q", seen.hidden[:, :1], seen.named)
             return self._rows(asked, keys, scale)[:, :, 0, 1:].transpose(1, 2).flatten(0, 1)
+        # A tower without [CLS]: how much all patches of the image (or of its window) look at each, on average.
         queries = self._project(layer, "q", seen.hidden, seen.named)
         ends = seen.named.get("cu_seqlens")
         if ends is None:
@@ -227,7 +232,7 @@ class Sight:
             pieces = list(zip(torch.split(queries, sizes), torch.split(keys, sizes), strict=True))
         longest = max(len(piece[1]) for piece in pieces)
         found = []
-        for q, k in pieces:
+        for q, k in pieces:  # query rows in chunks, so that no (P x P) table is held
             chunks = [self._rows(part[None], k[None], scale)[0].sum(1) for part in torch.split(q, CHUNK)]
             found.append(torch.stack(chunks).sum(0).T / longest)
         return torch.cat(found)

@@ -113,6 +113,7 @@ class Runner:
         """As `to_end`, of a state after the last layer: row s predicts column prompt + s."""
         batch = state.prompt.batch
         samples, length = batch.inputs["input_ids"].shape
+        # The inverse of `columns`: in which row a column lies. Fills write into a spare last column.
         where = torch.zeros((samples, length + 1), dtype=torch.long, device=state.columns.device)
         numbers = torch.arange(state.columns.shape[1], device=where.device).expand_as(state.columns)
         where.scatter_(1, torch.where(state.columns < 0, length, state.columns), numbers)
@@ -137,6 +138,7 @@ class Runner:
         if found is None:
             return state.hidden, state.columns
         keep = found.keep | (view.visual == view.newest)  # as the engine has it: its state is the prompt's output
+        # As in the engine: what stays is sorted to the right; samples that keep fewer get fills (-1).
         length = state.prompt.batch.inputs["input_ids"].shape[1]
         alive = torch.ones((len(keep), length + 1), dtype=torch.bool, device=keep.device)
         alive = alive.scatter(1, torch.where(view.mask & ~keep, view.visual, length), False)
@@ -182,7 +184,10 @@ class Runner:
         )
 
     def _attend(self, state: State, index: int, queries: Tensor) -> Tensor:
-        """Attention of layer `index` from the prompt's columns `queries` to all its columns."""
+        """Attention of layer `index` from the prompt's columns `queries` to all its columns.
+
+        The answer's columns are fills here: a prefill has not seen them.
+        """
         ran = next(r for r in state.trail if r.layer == index)
         module: Any = self.layers[index]
         prompt = state.prompt.batch.prompt
