@@ -28,6 +28,7 @@ import foveate
 from families import FAMILIES
 from foveate.cli.app import run
 from foveate.engine import assumptions
+from foveate.doctor.examine import examine
 from foveate.engine.assumptions import UnsupportedTransformersError
 from foveate.methods import fastv, random
 from foveate.versions import TORCH, TRANSFORMERS, public, versions
@@ -176,7 +177,7 @@ def test_a_name_that_is_missing_is_an_error_at_apply_and_in_doctor(what: str, mo
     with pytest.raises(UnsupportedTransformersError, match=re.escape(said)) as caught:
         foveate.apply(made, random(layer=1, keep=0.5))
     assert public(transformers.__version__) in str(caught.value)
-    found = foveate.doctor.examine.examine("mine", made)
+    found = examine("mine", foveate.Loaded(made))
     assert not found.supported and said in (found.reason or "")
 
 
