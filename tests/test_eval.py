@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_to_the_same_answers(loaded: Loaded, tmp_path: Path
 def test_two_shares_together_are_the_whole(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = bundled(["questions"], 6)
     monkeypatch.setattr(Processes, "wait", lambda self: None)
-    monkeypatch.setattr(Processes, "gather", lambda self, rows: list(rows))
+    monkeypatch.setattr(Processes, "gather", lambda self, rows: [rows])
     shares = (Processes(0, 2), Processes(1, 2))
     first, second = (evaluate(loaded, samples, SPEC, parse(SPEC), 2, among=each) for each in shares)
     assert len(first) == 4 and len(second) == 2

@@ -26,7 +26,7 @@ from ..eval.tasks import TASKS, Sample, bundled, from_file, identity
 from ..methods import parse
 from ..models.load import load
 from ..models.loaded import Loaded
-from ..processes import Processes, processes
+from ..processes import Processes, launched
 from ..versions import versions
 from . import options
 from .output import console, errors, print_json, write_json
@@ -64,7 +64,7 @@ def evaluate_methods(
     decoding = Decoding(num_beams, top_k, top_p, temperature, cache, seed)
     words = tokenizer_of(tokenizer)
     samples = _samples(tasks, data, limit, first)
-    among = processes(device)
+    among = launched()
     loaded = load(model, device=among.device(device), dtype=dtype)
     body = _identity(loaded, samples, model, batch) | {"decoding": asdict(decoding) if decoding.told else None}
     _claim(save, body, among)
