@@ -195,6 +195,9 @@ def test_a_bad_file_is_refused_whole(row: Any, said: str, tmp_path: Path, capsys
         (["--method", "fastv:keep=2.5"], "fraction"),
         (["--tokenizer", "moses"], "unknown tokenizer"),
         (["--limit", "0"], "limit"),
+        (["--pictures", "0"], "pictures"),
+        (["--split", "train"], "test or val"),
+        (["--tasks", "easy-vqa", "--first", "1000"], "easy-vqa has no picture of number 1000"),
         (["--save", __file__], "is a file"),
         (["--model", "/nowhere/at/all"], "cannot load a model"),
     ],
@@ -228,6 +231,22 @@ def test_every_task_gives_samples_that_its_metrics_can_judge() -> None:
     assert found["third"]["questions exact"]["difference"]["value"] == 0
     assert found["unpruned"]["questions exact"]["against"]["low"] == 100
     assert "against" not in found["other"]["questions exact"]
+
+
+def test_tasks_are_counted_by_samples_or_by_pictures() -> None:
+    """Pictures bring all questions on them; a limit cuts in the middle; splits share no picture."""
+    whole = bundled(["descriptions", "questions"], first=5, pictures=4)
+    assert {s.group for s in whole} == {f"test-{i}" for i in range(5, 9)}
+    asked = [s for s in whole if s.task == "questions"]
+    assert len(whole) - len(asked) == 4 and len(asked) > 4 * 4
+    assert len({(s.group, s.kind) for s in asked}) == len(asked)
+    cut = bundled(["questions"], 7, first=5, pictures=4)
+    assert [s.key for s in cut] == [s.key for s in asked[:7]]
+    other = bundled(["questions"], first=5, pictures=4, split="val")
+    assert {s.group for s in other} == {f"val-{i}" for i in range(5, 9)}
+    assert {s.prompt for s in other} != {s.prompt for s in asked}
+    with pytest.raises(ValueError, match="endless"):
+        bundled(["questions"])
 
 
 def test_lines_of_a_file_part_at_line_feeds_alone(tmp_path: Path) -> None:
