@@ -13,15 +13,13 @@ from readings import LOOKS, OWN, READING
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
-SHOWN = {
-    "object recall": "descriptions object-recall",
-    "object precision": "descriptions object-precision",
-    "CIDEr": "captions cider",
-    "questions": "questions exact",
+KEYS = {title: key for key, title in TITLES.items()}
+SHOWN = {title: KEYS[title] for title in ("object recall", "object precision", "CIDEr")} | {
+    "questions": "questions exact"
 }
 ASKED = {  # of the tables of short answers
-    kind: f"questions/{kind} exact" for kind in ("color", "shape", "count", "existence", "position", "relation")
-} | {"all": "questions exact", "easy-vqa": "easy-vqa exact"}
+    kind: KEYS[kind] for kind in ("color", "shape", "count", "existence", "position", "relation")
+} | {"all": "questions exact", "easy-vqa": KEYS["easy-vqa"]}
 BUDGETS = ("0.5", "0.25", "0.125")
 SEARCH = ("gsearch", *BUDGETS)
 INTRODUCTION = """# Results

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import foveate
 from cases import LISTED
@@ -85,6 +86,14 @@ def test_two_shares_together_are_the_whole(loaded: Loaded, monkeypatch: pytest.M
     assert len(first) == 4 and len(second) == 2
     joined = sorted([*first, *second], key=lambda r: r.sample)
     assert joined == evaluate(loaded, samples, SPEC, parse(SPEC), 2)
+
+
+def test_a_process_has_its_own_gpu_and_one_alone_needs_nobody() -> None:
+    assert Processes(3, 4, 1).device("cuda") == "cuda:1" and Processes(3, 4, 1).device("cpu") == "cpu"
+    alone, ones = Processes(), torch.ones(2)
+    alone.wait()
+    assert alone.device("cuda") == "cuda" and alone.gather("a") == ["a"] and alone.of_first("a") == "a"
+    assert torch.equal(alone.mean(ones), ones)
 
 
 @pytest.mark.slow
