@@ -59,10 +59,15 @@ families: $(READY)  # docs/families.md, from the tests
 
 METHODS := fastv:layer=2,keep=0.5 fastv:layer=2,keep=0.5,ranking=received fastv:layer=2,keep=0.5,ranking=mix fastv:layer=2,keep=0.25 vtw:layer=4 random:layer=2,keep=0.5 random:layer=0,keep=0.5 downsample:layer=2,keep=0.5 downsample:layer=0,keep=0.5,pool=true
 
+# Descriptions, captions and questions on drawn scenes; the answers stay in runs/, where a stopped run goes on.
+SCORE := $(BIN)/foveate eval --tasks descriptions,captions,questions --first 1000 --tokenizer words
+SCORE_EASY := $(BIN)/foveate eval --tasks easy-vqa --tokenizer words
 results: $(READY)
 	mkdir -p docs/results
-	$(BIN)/foveate demo evaluate --first 1000 --pictures 200 --easy-vqa 300 --save docs/results/scenes.json
-	$(BIN)/foveate demo evaluate --first 1000 --pictures 60 --save docs/results/methods.json $(addprefix --method ,$(METHODS))
+	$(SCORE) --pictures 200 --save runs/results/scenes
+	$(SCORE_EASY) --pictures 300 --save runs/results/easy-vqa
+	$(SCORE) --pictures 60 --save runs/results/methods $(addprefix --method ,$(METHODS))
+	for t in scenes easy-vqa methods; do cp runs/results/$$t/report.json docs/results/$$t.json || exit 1; done
 	$(BIN)/python benchmarks/prefill.py --save docs/results/prefill.json
 	$(BIN)/python benchmarks/tables.py
 
@@ -71,8 +76,10 @@ results-all: results results-zoo results-dyrate results-peers  # every figure th
 LOOKS := fastv:layer=2,keep=0.5 fastv:layer=8,keep=0.5 fastv:layer=15,keep=0.5 fastv:layer=2,keep=0.25 fastv:layer=2,keep=0.5,ranking=received fastv:layer=2,keep=0.5,ranking=mix vtw:layer=15 vtw:layer=22 random:layer=2,keep=0.5 random:layer=2,keep=0.25 downsample:layer=2,keep=0.5
 results-smol: $(READY) smol  # half an hour on two cores
 	mkdir -p docs/results
-	$(BIN)/foveate demo evaluate --model smol --first 1000 --pictures 60 --easy-vqa 30 --save docs/results/smol.json
-	$(BIN)/foveate demo evaluate --model smol --first 1000 --pictures 12 --save docs/results/methods-smol.json $(addprefix --method ,$(LOOKS))
+	$(SCORE) --model smol --pictures 60 --save runs/results/smol
+	$(SCORE_EASY) --model smol --pictures 30 --save runs/results/easy-vqa-smol
+	$(SCORE) --model smol --pictures 12 --save runs/results/methods-smol $(addprefix --method ,$(LOOKS))
+	for t in smol easy-vqa-smol methods-smol; do cp runs/results/$$t/report.json docs/results/$$t.json || exit 1; done
 	$(BIN)/foveate inspect attention --model smol --plot docs/results/attention-smol.png
 	$(BIN)/python benchmarks/tables.py
 

@@ -14,13 +14,14 @@ There it swells with every object that the answer takes up: six words apart, bri
 ## First methods, at several layers
 
 `make results-smol`: {pictures} test pictures from number 1,000 on, a description, a caption and six questions of
-each, in % with 95 % intervals. Read it so: at half the tokens, FastV's own ranking loses little that twelve pictures
-could show, wherever it cuts; cut deep, fewer of the objects named are right (86, 82, 73 % at layers 2, 8, 15), and at
-a quarter before layer 2 it loses 15 points of objects. Thinning evenly to half loses nothing; random tokens cost
-more, in objects and in questions of colour and shape, where FastV at layer 2 loses too. VTW destroys every
-description, at half and at three quarters of the depth: layers that look at the image come after its cut. Short
-questions of existence and relations are answered before layer 22 already. These are twelve pictures: most intervals
-overlap.
+each, in % with 95 % intervals. {source}
+
+Read it so: at half the tokens, FastV's own ranking loses little that twelve pictures could show, wherever it cuts;
+cut deep, fewer of the objects named are right (86, 82, 73 % at layers 2, 8, 15), and at a quarter before layer 2 it
+loses 15 points of objects. Thinning evenly to half loses nothing; random tokens cost more, in objects and in
+questions of colour and shape, where FastV at layer 2 loses too. VTW destroys every description, at half and at three
+quarters of the depth: layers that look at the image come after its cut. Short questions of existence and relations
+are answered before layer 22 already. These are twelve pictures: most intervals overlap.
 
 """
 READING = {

@@ -7,20 +7,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from foveate.eval.tasks import TITLES
 from foveate.explore.pareto import lines, plot_pareto
 from readings import LOOKS, OWN, READING
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
-SHOWN = {
-    "object recall": "descriptions object-recall",
-    "object precision": "descriptions object-precision",
-    "CIDEr": "captions cider",
-    "questions": "questions exact",
+KEYS = {title: key for key, title in TITLES.items()}
+SHOWN = {title: KEYS[title] for title in ("object recall", "object precision", "CIDEr")} | {
+    "questions": "questions exact"
 }
 ASKED = {  # of the tables of short answers
-    kind: f"questions/{kind} exact" for kind in ("color", "shape", "count", "existence", "position", "relation")
-} | {"all": "questions exact", "easy-vqa": "easy-vqa exact"}
+    kind: KEYS[kind] for kind in ("color", "shape", "count", "existence", "position", "relation")
+} | {"all": "questions exact", "easy-vqa": KEYS["easy-vqa"]}
 BUDGETS = ("0.5", "0.25", "0.125")
 SEARCH = ("gsearch", *BUDGETS)
 INTRODUCTION = """# Results
@@ -146,17 +145,14 @@ def adapted(body: dict[str, Any]) -> list[str]:
 
 
 def looks(body: dict[str, Any]) -> list[str]:
-    """Methods down, figures of a `foveate demo evaluate` across, each with its 95 % interval."""
-    keys = list(next(iter(body["methods"].values()))["figures"])
-    rows = [f"| | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
+    """Methods down, the figures of `TITLES` across, each with its 95 % interval."""
+    keys = [key for key in TITLES if key in next(iter(body["methods"].values()))["figures"]]
+    rows = [f"| | {' | '.join(TITLES[key] for key in keys)} |", "|---" * (len(keys) + 1) + "|"]
     for name, found in body["methods"].items():
-        units = [1 if key == "CIDEr" else 100 for key in keys]
-        values = [
-            (unit * found["figures"][key], *(unit * end for end in found["intervals"][key]))
-            for unit, key in zip(units, keys, strict=True)
-        ]
-        rows.append(f"| `{name}` | {' | '.join(f'{v:.1f} ({low:.0f} to {high:.0f})' for v, low, high in values)} |")
-    return [LOOKS.replace("{pictures}", str(body["pictures"])), *rows, ""]
+        cells = [cell({k: found["figures"][key][k] for k in ("value", "low", "high")}) for key in keys]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    said = LOOKS.replace("{pictures}", str(body["pictures"])).replace("{source}", body.get("source", ""))
+    return [said, *rows, ""]
 
 
 def stored(name: str, model: str) -> str:

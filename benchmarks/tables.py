@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from foveate.eval.tasks import TITLES
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 CARDS = {name: ROOT / "src" / "foveate" / "models" / name / "README.md" for name in ("scenes", "smol")}
@@ -18,32 +20,28 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
 
 
-def quality(body: dict[str, Any]) -> list[str]:
-    """Figures down, methods across."""
-    methods = body["methods"]
-    keys = list(dict.fromkeys(key for m in methods.values() for key in m["figures"]))
-    lines = [f"| | {' | '.join(f'`{m}`' for m in methods)} |", "|---" * (len(methods) + 1) + "|"]
-    for key in keys:
-        cells = []
-        for m in methods.values():
-            unit = 1 if key == "CIDEr" else 100
-            low, high = m["intervals"][key]
-            cells.append(f"{m['figures'][key] * unit:.1f} ({low * unit:.1f}-{high * unit:.1f})")
-        lines.append(f"| {key} | {' | '.join(cells)} |")
+def quality(figures: dict[str, Any]) -> list[str]:
+    """Figures of the unpruned model, one a line."""
+    lines = ["| | `unpruned` |", "|---|---|"]
+    for key, title in TITLES.items():
+        if key in figures:
+            lines.append(f"| {title} | {of(figures[key], '.1f')} |")
     return lines
 
 
 def by_method(body: dict[str, Any]) -> list[str]:
     """Methods down, figures across."""
-    keys = list(dict.fromkeys(key for m in body["methods"].values() for key in m["figures"]))
-    lines = [f"| | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-    for name, m in body["methods"].items():
-        cells = []
-        for key in keys:
-            unit, (low, high) = 1 if key == "CIDEr" else 100, m["intervals"][key]
-            cells.append(f"{m['figures'][key] * unit:.1f} ({low * unit:.0f}-{high * unit:.0f})")
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    methods = body["methods"]
+    keys = [key for key in TITLES if key in next(iter(methods.values()))["figures"]]
+    lines = [f"| | {' | '.join(TITLES[key] for key in keys)} |", "|---" * (len(keys) + 1) + "|"]
+    for name, found in methods.items():
+        lines.append(f"| `{name}` | {' | '.join(of(found['figures'][key], '.0f') for key in keys)} |")
     return lines
+
+
+def of(figure: dict[str, Any], ends: str) -> str:
+    """A figure with its interval, whose ends are printed as `ends` says."""
+    return f"{figure['value']:.1f} ({figure['low']:{ends}}-{figure['high']:{ends}})"
 
 
 def prefill(body: dict[str, Any]) -> list[str]:
@@ -65,17 +63,21 @@ def decode(body: dict[str, Any]) -> list[str]:
     return lines
 
 
-def of_the_model(report: dict[str, Any]) -> list[str]:
-    """A bundled model's report."""
-    named = "" if report["model"] == "scenes" else f"--model {report['model']} "
+def of_the_model(name: str) -> list[str]:
+    """A bundled model's report: on drawn scenes, and on easy-vqa."""
+    model = "" if name == "scenes" else f"--model {name} "
+    scenes, easy = read(name), read("easy-vqa" if name == "scenes" else f"easy-vqa-{name}")
+    drawn = f"--tasks descriptions,captions,questions --first 1000 --pictures {scenes['pictures']}"
+    both = [report["methods"]["unpruned"]["figures"] for report in (scenes, easy)]
     return [
-        f"{report['pictures']} test scenes and {report['easy_vqa_pictures']} pictures of easy-vqa's test split "
-        f"(`foveate demo evaluate {named}--first {report['first']} --pictures {report['pictures']} --easy-vqa "
-        f"{report['easy_vqa_pictures']}`), in % "
-        "with 95 % bootstrap intervals (CIDEr x 100). An object counts as right if size, texture, colour, shape and "
-        "place all are:",
+        f"{scenes['pictures']} test scenes (`foveate eval {model}{drawn}`) and {easy['pictures']} pictures of "
+        f"easy-vqa's test split (`foveate eval {model}--tasks easy-vqa --pictures {easy['pictures']}`), both with "
+        "`--tokenizer words`, in % with 95 % bootstrap intervals over pictures (CIDEr x 100). An object counts as "
+        "right if size, texture, colour, shape and place all are."
+        # Answers of an older command, which `foveate eval` only judged, say so.
+        + (f" {scenes['source']}" if "source" in scenes else ""),
         "",
-        *quality(report),
+        *quality(both[0] | both[1]),
     ]
 
 
@@ -84,7 +86,7 @@ def render() -> str:
     methods, speed = read("methods"), read("prefill")
     lines = [
         *("## Results", "", "All by `make results` (`make results-smol` for `smol`), on held-out seeds.", ""),
-        *(line for name in CARDS for line in (f"**{name}**, unpruned:", "", *of_the_model(read(name)), "")),
+        *(line for name in CARDS for line in (f"**{name}**, unpruned:", "", *of_the_model(name), "")),
         *(f"**Methods on scenes**, {methods['pictures']} test scenes:", "", *by_method(methods), ""),
         f"**Speed**, random weights of shape `{speed['shape']}`, batch {speed['batch']}, 64 text and 576 visual "
         f"tokens, {speed['threads']} CPU threads ({speed['cpu']}), float32, sdpa, median of {speed['repeats']} "
@@ -96,7 +98,7 @@ def render() -> str:
 
 def render_card(name: str) -> str:
     """The part between the marks of a bundled model's card."""
-    return "\n".join([BEGIN, "## Results", "", *of_the_model(read(name)), END])
+    return "\n".join([BEGIN, "## Results", "", *of_the_model(name), END])
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from foveate.cli.app import run
 from foveate.models.prompts import prompt
 from foveate.world.draw import draw
 from foveate.world.scenes import sample
+from lab.__main__ import app as laboratory
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +113,9 @@ def test_demo_takes_smol_where_its_language_model_is(monkeypatch: pytest.MonkeyP
         (["generate", "PICTURE", "what?", "--method", "dyrate:predictor=nowhere"], "no predictor 'nowhere'"),
         (["generate", "PICTURE", "PICTURE"], "last argument is the prompt"),
         (["generate", "PICTURE", " "], "last argument is the prompt"),
-        (["demo", "--pictures", "7", "evaluate"], "after its name"),
+        (["demo", "--pictures", "7", "evaluate"], "unexpected extra argument"),
         (["demo", "--model", "llava"], "expected auto, scenes or smol"),
-        (["demo", "train", "nothing"], "no recipe"),
-        (["demo", "train", "--start", "/nowhere"], "model.safetensors"),
         (["frobnicate"], "frobnicate"),
-        (["demo", "evaluate", "--split", "train"], "val or test"),
         (["demo", "--method", "nothing"], "unknown method"),
     ],
 )
@@ -146,3 +144,13 @@ def test_a_model_of_ones_own_without_a_chat_template_is_prompted_plainly() -> No
         chat_template = None
 
     assert prompt(Plain(), 2, "what?") == "USER: <image> <image> what? ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [(["train", "nothing"], "no recipe"), (["train", "--start", "/nowhere"], "model.safetensors")],
+)
+def test_the_laboratory_refuses_alike(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(args, laboratory) == 2
+    err = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err).split())
+    assert said in err and "Traceback" not in err and "error:" in err

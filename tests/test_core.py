@@ -33,7 +33,6 @@ STOREYS = (  # from the ground up: each may import from those before it, and fro
     "inspect",
     "doctor",
     "tune",
-    "demo",
     "explore",
     "lmms",
     "cli",

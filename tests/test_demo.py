@@ -16,13 +16,14 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import foveate
 from foveate.cli.demo import quality_tables
-from foveate.demo import evaluate
+from foveate.eval.tasks import bundled
 from foveate.models.load import BUNDLED, load
 from foveate.models.prompts import prompt
 from foveate.world import language
 from foveate.world.draw import draw
 from foveate.world.easyvqa import EasyVQA
 from foveate.world.scenes import EDGE, GRID, PLACES, SIDE, sample
+from judging import found, judged
 from lab import conversations, grounding, model
 from lab.export import export
 from lab.model import SPECIAL, build_model, build_processor, vocabulary
@@ -70,13 +71,12 @@ def test_texts_are_true_short_and_in_the_vocabulary(index: int) -> None:
 
 
 def test_descriptions_that_are_wrong_count_as_wrong() -> None:
-    scene = sample("test", 1)
-    right = language.describe(scene)
+    right = language.describe(sample("test", 1))
     broken = right.replace("red", "blue").replace("small", "tiny")
-    asked = [evaluate.Question("description", draw(scene).image, "", (right,), 0)]
-    assert evaluate.judge("m", asked, [right]).figures["object recall"] == 1.0
-    assert evaluate.judge("m", asked, [broken]).figures["object recall"] < 1.0
-    assert evaluate.judge("m", asked, [""]).figures["object recall"] == 0.0
+    asked = bundled(["descriptions"], 1, first=1)
+    assert judged(asked, [right])["descriptions object-recall"] == 100
+    assert judged(asked, [broken])["descriptions object-recall"] < 100
+    assert judged(asked, [""])["descriptions object-recall"] == 0
 
 
 def test_yes_and_no_are_balanced() -> None:
@@ -254,11 +254,10 @@ def test_the_bundled_model_is_small_offline_and_plain(scenes: Any) -> None:
 
 def test_the_bundled_model_sees_and_needs_its_tokens(scenes: Any) -> None:
     """Far better than chance on unseen pictures; half the tokens dropped at random clearly hurts."""
-    asked = [q for q in evaluate.questions("val", 16) if q.kind == "description"]
-    full = evaluate.judge("all", asked, evaluate.answer(scenes, asked, []))
-    half = evaluate.judge("half", asked, evaluate.answer(scenes, asked, [foveate.methods.random(layer=0, keep=0.5)]))
-    assert full.figures["object recall"] > 0.7
-    assert half.figures["object recall"] < full.figures["object recall"] - 0.1
+    asked = bundled(["descriptions"], 16, split="val")
+    full, half = (found(scenes, asked, methods) for methods in ([], [foveate.methods.random(layer=0, keep=0.5)]))
+    assert full["descriptions object-recall"] > 70
+    assert half["descriptions object-recall"] < full["descriptions object-recall"] - 10
 
 
 def test_easy_vqa_is_found_when_installed() -> None:
@@ -267,14 +266,18 @@ def test_easy_vqa_is_found_when_installed() -> None:
     assert data.images("test") == 1000
     assert sum(len(data.turns("test", i)[1]) for i in range(1000)) == 9673
     known = set(vocabulary())
-    for question in evaluate.easy_questions(data, 20):
+    for question in bundled(["easy-vqa"], pictures=20):
         assert {*question.references} <= known
 
 
 @given(st.integers(1, 14))
 def test_tables_of_methods_fit_a_terminal_and_leave_none_out(count: int) -> None:
-    reports = [evaluate.Report(f"method{i}", 1, {"shape": 0.5}, {"shape": (0.25, 1.0)}) for i in range(count)]
-    tables = quality_tables(reports).renderables
+    figures = {
+        f"method{i}": {"questions/shape exact": {"value": 50.0, "low": 25.0, "high": 100.0}} for i in range(count)
+    }
+    tables = quality_tables(figures).renderables
     heads = [[str(column.header) for column in table.columns[1:]] for table in tables]
     assert all(head[0] == "method0" and len(head) <= 5 for head in heads)
-    assert [name for head in heads for name in head[1:]] == [report.method for report in reports[1:]]
+    assert [name for head in heads for name in head[1:]] == list(figures)[1:]
+    assert all(list(table.columns[0].cells) == ["shape"] for table in tables)
+    assert "".join(list(tables[0].columns[1].cells)) == "50.0 [dim]25-100[/dim]"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import foveate
 from cases import LISTED
@@ -79,12 +80,20 @@ def test_a_killed_run_goes_on_to_the_same_answers(loaded: Loaded, tmp_path: Path
 def test_two_shares_together_are_the_whole(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = bundled(["questions"], 6)
     monkeypatch.setattr(Processes, "wait", lambda self: None)
-    monkeypatch.setattr(Processes, "gather", lambda self, rows: list(rows))
+    monkeypatch.setattr(Processes, "gather", lambda self, rows: [rows])
     shares = (Processes(0, 2), Processes(1, 2))
     first, second = (evaluate(loaded, samples, SPEC, parse(SPEC), 2, among=each) for each in shares)
     assert len(first) == 4 and len(second) == 2
     joined = sorted([*first, *second], key=lambda r: r.sample)
     assert joined == evaluate(loaded, samples, SPEC, parse(SPEC), 2)
+
+
+def test_a_process_has_its_own_gpu_and_one_alone_needs_nobody() -> None:
+    assert Processes(3, 4, 1).device("cuda") == "cuda:1" and Processes(3, 4, 1).device("cpu") == "cpu"
+    alone, ones = Processes(), torch.ones(2)
+    alone.wait()
+    assert alone.device("cuda") == "cuda" and alone.gather("a") == ["a"] and alone.of_first("a") == "a"
+    assert torch.equal(alone.mean(ones), ones)
 
 
 @pytest.mark.slow
@@ -195,6 +204,9 @@ def test_a_bad_file_is_refused_whole(row: Any, said: str, tmp_path: Path, capsys
         (["--method", "fastv:keep=2.5"], "fraction"),
         (["--tokenizer", "moses"], "unknown tokenizer"),
         (["--limit", "0"], "limit"),
+        (["--pictures", "0"], "pictures"),
+        (["--split", "train"], "test or val"),
+        (["--tasks", "easy-vqa", "--first", "1000"], "easy-vqa has no picture of number 1000"),
         (["--save", __file__], "is a file"),
         (["--model", "/nowhere/at/all"], "cannot load a model"),
     ],
@@ -228,6 +240,22 @@ def test_every_task_gives_samples_that_its_metrics_can_judge() -> None:
     assert found["third"]["questions exact"]["difference"]["value"] == 0
     assert found["unpruned"]["questions exact"]["against"]["low"] == 100
     assert "against" not in found["other"]["questions exact"]
+
+
+def test_tasks_are_counted_by_samples_or_by_pictures() -> None:
+    """Pictures bring all questions on them; a limit cuts in the middle; splits share no picture."""
+    whole = bundled(["descriptions", "questions"], first=5, pictures=4)
+    assert {s.group for s in whole} == {f"test-{i}" for i in range(5, 9)}
+    asked = [s for s in whole if s.task == "questions"]
+    assert len(whole) - len(asked) == 4 and len(asked) > 4 * 4
+    assert len({(s.group, s.kind) for s in asked}) == len(asked)
+    cut = bundled(["questions"], 7, first=5, pictures=4)
+    assert [s.key for s in cut] == [s.key for s in asked[:7]]
+    other = bundled(["questions"], first=5, pictures=4, split="val")
+    assert {s.group for s in other} == {f"val-{i}" for i in range(5, 9)}
+    assert {s.prompt for s in other} != {s.prompt for s in asked}
+    with pytest.raises(ValueError, match="endless"):
+        bundled(["questions"])
 
 
 def test_lines_of_a_file_part_at_line_feeds_alone(tmp_path: Path) -> None:

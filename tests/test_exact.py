@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.predictor import RatePredictor
-from foveate.tune.search.processes import Processes
+from foveate.processes import Processes
 from foveate.tune.train.dyrate import table as tables
 from foveate.tune.train.dyrate.adapting import compare, fixed, hindsight, of_choice
 from foveate.tune.train.dyrate.exact import fit

@@ -12,7 +12,7 @@ import pytest
 import foveate
 from foveate.lmms import models, tasks
 
-SCENES = Path(foveate.__file__).parent / "demo" / "scenes"
+SCENES = Path(foveate.__file__).parent / "models" / "scenes"
 
 
 def evaluate(folder: Path, method: str) -> subprocess.CompletedProcess[str]:

@@ -27,6 +27,7 @@ from foveate.world import language
 from foveate.world.draw import draw
 from foveate.world.scenes import sample
 from lab import conversations, pupils
+from lab.__main__ import app as laboratory
 from lab.export import export
 from lab.smol import lora, rehearsal
 from lab.smol.dialect import dialect as dialect_of
@@ -202,7 +203,7 @@ def test_a_missing_or_strange_language_model_says_what_to_install(
     monkeypatch.setattr(language_model, "wheel_file", lambda: strange)
     with pytest.raises(ValueError, match="SHA-256"):
         language_model.load_base()
-    assert run(["demo", "train", "smol", "--steps", "1", "--out", str(tmp_path / "out")]) == 2
+    assert run(["train", "smol", "--steps", "1", "--out", str(tmp_path / "out")], laboratory) == 2
     assert "SHA-256" in capsys.readouterr().err
 
 

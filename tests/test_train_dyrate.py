@@ -263,7 +263,7 @@ def test_two_processes_learn_the_same_predictor_as_each_other(plan: str, tmp_pat
     folder = tmp_path / "run"
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(script), str(folder)], check=True, env=environment, timeout=300)
     first, second = (load_file(folder / f"rank{rank}.safetensors")["w"] for rank in range(2))
     assert torch.equal(first, second) and first.abs().max() > 0

@@ -59,7 +59,7 @@ def train_model(
     folder = out or Path("runs") / model
     trained = _run(folder, recipe, device, start, eyes)
     export(trained, folder / "final", recipe, start)
-    console.print(f"finished: {folder / 'final'}; score it with: foveate demo evaluate --model {folder / 'final'}")
+    console.print(f"finished: {folder / 'final'}; score it with: foveate eval --model {folder / 'final'}")
 
 
 def _begun(recipe: Recipe, start: Path | None, eyes: Path | None) -> tuple[Recipe, Path | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Card:
     layers: int
     heads: int
     layer: int
-    rates: tuple[float, ...]
+    rates: Sequence[float]
     response: bool
     ranking: str
     budget: float

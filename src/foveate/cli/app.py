@@ -18,7 +18,6 @@ from . import (
     demo,
     doctor,
     eval,
-    evaluate,
     generate,
     inspect,
     inspect_ranking,
@@ -41,6 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("eval")(eval.evaluate_methods)
 app.command("advise")(advise.advise)
@@ -55,8 +55,6 @@ plot.app.command("pareto")(plot_pareto.pareto)
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(plot.app, name="plot")
 app.add_typer(train.app, name="train")
-app.add_typer(demo.app, name="demo")
-demo.app.command("evaluate")(evaluate.evaluate_model)
 
 
 def _version(value: bool | None) -> None:

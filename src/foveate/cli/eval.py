@@ -22,15 +22,16 @@ from ..eval.answers import answer, evaluate, fingerprint
 from ..eval.decoding import Decoding
 from ..eval.metrics import tokenizer_of
 from ..eval.records import Record
-from ..eval.tasks import TASKS, Sample, bundled, from_file, identity
+from ..eval.tasks import SPLITS, TASKS, Sample, bundled, from_file, identity
 from ..methods import parse
 from ..models.load import load
 from ..models.loaded import Loaded
-from ..processes import Processes, processes
+from ..processes import Processes, launched
 from ..versions import versions
 from . import options
 from .output import console, errors, print_json, write_json
 
+_LIMIT = 200  # samples of a task, if no option says otherwise
 _TUNE_ON = 16  # samples that a method runs on, again and again, if no plan tells its cost
 
 
@@ -39,8 +40,12 @@ def evaluate_methods(
     model: options.Model = "scenes",
     tasks: Annotated[str, typer.Option(help=f"Some of {', '.join(TASKS)}, by commas; empty for none.")] = "",
     data: Annotated[Path | None, typer.Option(help="JSON lines of image(s), prompt, references, metric.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Samples of each task, and of --data.")] = 200,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples of each task, and of --data. [200, unless --pictures is given]")
+    ] = None,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Pictures of each task, with all that is asked.")] = None,
     first: Annotated[int, typer.Option(min=0, help="Number of the first picture of each task.")] = 0,
+    split: Annotated[str, typer.Option(help=f"Of the drawn scenes: {' or '.join(SPLITS)}.")] = "test",
     batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 16,
     match: options.Match = None,
     also: options.Also = None,
@@ -63,8 +68,8 @@ def evaluate_methods(
     _check(specs, as_given, target, against)
     decoding = Decoding(num_beams, top_k, top_p, temperature, cache, seed)
     words = tokenizer_of(tokenizer)
-    samples = _samples(tasks, data, limit, first)
-    among = processes(device)
+    samples = _samples(tasks, data, limit or (None if pictures else _LIMIT), pictures, first, split)
+    among = launched()
     loaded = load(model, device=among.device(device), dtype=dtype)
     body = _identity(loaded, samples, model, batch) | {"decoding": asdict(decoding) if decoding.told else None}
     _claim(save, body, among)
@@ -93,7 +98,8 @@ def _findings(
 ) -> dict[str, Any]:
     found, work = report.figures(samples, runs, words, seed, against), report.costs(runs)
     rows = {spec: {"figures": found[spec], "work": work[spec]} for spec in runs}
-    return {"tokenizer": words, "seed": seed, "methods": rows}
+    pictures = len({sample.group for sample in samples})
+    return {"pictures": pictures, "tokenizer": words, "seed": seed, "methods": rows}
 
 
 def _identity(loaded: Loaded, samples: Sequence[Sample], model: str, batch: int) -> dict[str, Any]:
@@ -109,18 +115,18 @@ def _identity(loaded: Loaded, samples: Sequence[Sample], model: str, batch: int)
     }
 
 
-def _samples(tasks: str, data: Path | None, limit: int, first: int) -> list[Sample]:
+def _samples(
+    tasks: str, data: Path | None, limit: int | None, pictures: int | None, first: int, split: str
+) -> list[Sample]:
     """What is asked: the named tasks and the file; descriptions, captions and questions if neither is given."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names and data is None:
         names = ["descriptions", "captions", "questions"]
-    samples = bundled(names, limit, first)
+    samples = bundled(names, limit, first, split=split, pictures=pictures) if names else []
     if data is not None:
         if data.stem in names:
             raise ValueError(f"the file {data.name} is named like the task {data.stem!r}; rename it")
         samples += from_file(data, limit)
-    if not samples:
-        raise ValueError(f"no samples: the tasks have none from picture {first} on")
     return samples
 
 

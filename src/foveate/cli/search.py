@@ -12,12 +12,12 @@ from rich.table import Table
 from ..artefacts.schedules import ScheduleFile
 from ..explore.schedule import plot_schedules
 from ..models.load import load
+from ..processes import launched
 from ..tune.chats import folder_examples
 from ..tune.examples import Examples, file_examples, scene_examples
 from ..tune.search.costs import COSTS
 from ..tune.search.objective import OBJECTIVES
 from ..tune.search.premise import premise
-from ..tune.search.processes import Processes, launched
 from ..tune.search.search import Data, Search, find_schedule
 from ..tune.search.strategies import settled, strategies
 from . import options
@@ -100,11 +100,6 @@ def _check_paths(out: Path, plot: Path | None) -> None:
         check_picture(plot)
 
 
-def _own(device: str, together: Processes) -> str:
-    """Every process of a launcher has its own GPU, if any."""
-    return f"cuda:{together.local}" if device == "cuda" and together.world > 1 else device
-
-
 def _data(path: Path | None, kinds: str, wanted: int, held_out: int) -> Data:
     """Calibration and held-out examples: of a file, the last rows are held out, a third of them at most."""
     if path is None:
@@ -123,8 +118,8 @@ def _data(path: Path | None, kinds: str, wanted: int, held_out: int) -> Data:
 def _run(plan: Search, used: Data, model: str, out: Path, device: str, dtype: str, quiet: bool) -> ScheduleFile | None:
     """The premise, then the search, with its trials as they come; None in all processes but the first."""
     together = launched()
-    loaded = load(model, device=_own(device, together), dtype=dtype)
-    if plan.algorithm == "gsearch" and not quiet and together.rank == 0:
+    loaded = load(model, device=together.device(device), dtype=dtype)
+    if plan.algorithm == "gsearch" and not quiet and together.index == 0:
         print_premise(premise(loaded, used.calibration[:16], plan.ranking))
     record, count = out.with_suffix(".trials.jsonl"), 0
     with errors.status("searching") as status:
@@ -135,7 +130,7 @@ def _run(plan: Search, used: Data, model: str, out: Path, device: str, dtype: st
             status.update(f"trial {count}: {schedule}")
 
         found = find_schedule(loaded, plan, used, model, record, together, report)
-    return found if together.rank == 0 else None
+    return found if together.index == 0 else None
 
 
 def _print(found: ScheduleFile, plan: Search) -> None:

@@ -14,6 +14,7 @@ from ..core.predictor import RatePredictor
 from ..core.scores import RANKINGS
 from ..models.load import load
 from ..models.loaded import Loaded
+from ..processes import launched
 from ..tune.chats import folder_examples
 from ..tune.examples import Example, Examples, file_examples, scene_examples
 from ..tune.train.dyrate.adapting import Beside, compare
@@ -86,7 +87,7 @@ def train_dyrate(
     if answers is not None and not exact:
         raise ValueError(f"--answers {answers} goes with --exact; add it, or leave --answers out")
     learned, judged_on = _data(data, steps * batch, held_out)
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=launched().device(device), dtype=dtype)
     predictor = _train(loaded, learned, plan, out, answers)
     met = _met(loaded, predictor, learned.rows[:held_out], plan)
     found = judge(loaded, predictor, judged_on.rows, plan)

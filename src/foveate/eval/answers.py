@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..cost.flops import Cost, Shapes, costs_of_samples, shapes
 from ..engine.apply import apply
 from ..engine.trace import Trace
 from ..models.loaded import Loaded
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from . import records
 from .decoding import GREEDY, Decoding
 from .records import Record
@@ -98,7 +99,7 @@ def evaluate(
     methods: Sequence[Method],
     size: int,
     *,
-    among: Processes | None = None,
+    among: Processes = ALONE,
     folder: Path | None = None,
     progress: Progress | None = None,
     decoding: Decoding = GREEDY,
@@ -116,7 +117,7 @@ def evaluate(
         progress: called with the samples of each batch that this process answers or finds answered.
         decoding: how answers are generated; samples drawn hang on the seed and the batch alone.
     """
-    among, tick, plan = among or Processes(), progress or (lambda count: None), batches(samples, size)
+    tick, plan = progress or (lambda count: None), batches(samples, size)
     home = None if folder is None else records.place(folder, spec)
     done = {} if home is None else records.read(home, [len(batch) for batch in plan])
     among.wait()  # nobody writes until all have read
@@ -129,4 +130,4 @@ def evaluate(
             records.append(home, among.index, rows)
         mine += rows
         tick(len(rows))
-    return sorted([*found, *among.gather(mine)], key=lambda r: r.sample)
+    return sorted([*found, *chain.from_iterable(among.gather(mine))], key=lambda r: r.sample)

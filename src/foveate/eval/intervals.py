@@ -49,6 +49,18 @@ def estimate(parts: Float[np.ndarray, "n k"], groups: Sequence[str], value: Valu
     return _interval(float(value(sums.sum(0, keepdims=True))[0]), value(_drawn(sums, seed)))
 
 
+def weighted(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
+    """The sum of the values over that of the weights, of samples that are drawn one by one.
+
+    Args:
+        values: what each sample adds above.
+        weights: what it adds below; ones make the mean.
+        seed: of the draws.
+    """
+    each = [str(number) for number in range(len(values))]
+    return estimate(np.stack([values, weights], 1), each, lambda sums: sums[..., 0] / sums[..., 1], seed)
+
+
 def difference(
     ours: Float[np.ndarray, "n k"],
     theirs: Float[np.ndarray, "n k"],

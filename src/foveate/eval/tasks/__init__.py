@@ -1,7 +1,7 @@
 """What models are asked: tasks that come with the package, and a user's own file."""
 
-from .bundled import TASKS, bundled
+from .bundled import SPLITS, TASKS, TITLES, bundled
 from .file import from_file
 from .sample import Sample, identity
 
-__all__ = ["TASKS", "Sample", "bundled", "from_file", "identity"]
+__all__ = ["SPLITS", "TASKS", "TITLES", "Sample", "bundled", "from_file", "identity"]

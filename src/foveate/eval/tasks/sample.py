@@ -20,7 +20,7 @@ class Sample:
         images: loads the pictures when they are wanted.
         prompt: what is asked.
         references: the answers that count as right, or that are compared with.
-        metrics: names from `measure.metrics.METRICS`.
+        metrics: names from `eval.metrics.METRICS`.
         group: what is drawn as one in the bootstrap, as all questions about one picture.
         kind: within the task; figures are given for each kind too, and MME's score adds them up.
         max_new_tokens: longest answer.

@@ -13,11 +13,11 @@ from ...core.contract import Score
 from ...core.method import Method
 from ...core.schedules import PerLayer
 from ...models.loaded import Loaded
+from ...processes import ALONE, Processes
 from ..examples import Example
 from ..train.dyrate.rollout import batch_of
 from .objective import Objective, Trial, greedy
 from .prefix import State
-from .processes import Processes
 from .runner import Runner
 
 Keep = Sequence[float]
@@ -53,13 +53,13 @@ class Evaluator:
         within: Literal["sample", "image"] = "sample",
         batch: int = 8,
         cache_bytes: float = 2e9,
-        processes: Processes | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         if not examples:
             raise ValueError("got no examples to judge schedules on; give at least one")
         self.loaded, self.examples, self.objective, self.batch = loaded, examples, objective, batch
         self.runner = Runner(loaded.model, score, within)
-        self.within, self.processes, self.cache_bytes = within, processes or Processes(), cache_bytes
+        self.within, self.processes, self.cache_bytes = within, processes, cache_bytes
         self.depth = len(self.runner.layers)
         self.batches = -(-len(examples) // batch)
         self.held: dict[int, State] = {}
@@ -82,7 +82,7 @@ class Evaluator:
         )  # a Gaussian process may round differently elsewhere
         mine: dict[int, Tensor] = {}
         given_up = False
-        ours = range(self.processes.rank, self.batches, self.processes.world)
+        ours = range(self.processes.index, self.batches, self.processes.count)
         for index in sorted(ours, key=lambda index: self.last.get(index, 0.0)):  # the worst first: it may settle it
             mine[index] = self._of(index, same).cpu()
             self.last[index] = float(mine[index].sum())

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...eval.intervals import weighted
 from ...methods import score_of
 from ...models.loaded import Loaded
 from ..examples import Example
@@ -46,13 +47,9 @@ class Premise:
 
     def growth(self, seed: int = 0) -> list[tuple[int, float, float, float]]:
         """(layer, growth of the mean essential share over the layer before, and its 95 % bootstrap interval)."""
-        rng, steps = np.random.default_rng(seed), np.diff(self.essential, axis=1)
-        drawn = steps[rng.integers(len(steps), size=(2000, len(steps)))].mean(1)
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-        return [
-            (layer + 1, float(mean), float(a), float(b))
-            for layer, (mean, a, b) in enumerate(zip(steps.mean(0), low, high, strict=True))
-        ]
+        steps, ones = np.diff(self.essential, axis=1), np.ones(len(self.essential))
+        means = [weighted(of_layer, ones, seed) for of_layer in steps.T]
+        return [(layer, mean.value, mean.low, mean.high) for layer, mean in enumerate(means, 1)]
 
     def warnings(self) -> list[str]:
         """Where the premise fails, in plain words; layer 0 is left out, as the paper leaves out the first."""

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,9 +22,11 @@ from ...core.method import Method
 from ...cost.flops import shapes
 from ...engine.anatomy import anatomy_of
 from ...engine.apply import apply
+from ...eval.intervals import weighted
 from ...methods import score_of
 from ...methods.schedule import schedule as method_of
 from ...models.loaded import Loaded
+from ...processes import ALONE, Processes
 from ...versions import versions
 from ..examples import Example
 from ..fitprune import Recipe
@@ -35,7 +36,6 @@ from .evaluator import Evaluator
 from .journal import Journal
 from .objective import OBJECTIVES
 from .problem import RECIPE, Problem, Report
-from .processes import Processes
 from .runner import Runner
 from .strategies import search, settled
 
@@ -111,7 +111,7 @@ def find_schedule(
     data: Data,
     name: str = "",
     record: Path | None = None,
-    processes: Processes | None = None,
+    processes: Processes = ALONE,
     report: Report | None = None,
 ) -> ScheduleFile:
     """Searches a schedule, and judges it on held-out examples.
@@ -128,11 +128,10 @@ def find_schedule(
     Raises:
         ValueError: a plan that fits no such model or data, a budget out of reach, or another search's record.
     """
-    together = processes or Processes()
     plan = replace(plan, knobs=settled(plan.algorithm, plan.knobs))
     facts = model_facts(loaded.model, name)
-    journal = _journal(plan, data, facts, record, together)
-    judge = _evaluator(loaded, plan, data.calibration, plan.objective, together)
+    journal = _journal(plan, data, facts, record, processes)
+    judge = _evaluator(loaded, plan, data.calibration, plan.objective, processes)
     sizes = Sizes.of(loaded, data.calibration, plan.batch)
     problem = _problem(loaded, plan, data, sizes, judge, journal, report)
     keep = search(plan.algorithm, problem, **plan.knobs)
@@ -140,7 +139,7 @@ def find_schedule(
     if plan.cost == "seconds":
         timed = journal.once("timed", lambda: time_prefill(loaded, data.calibration[0], method_of(found)))
         found.costs.update({"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed})
-    found.scores.update(_scores(loaded, plan, data, problem, keep, together))
+    found.scores.update(_scores(loaded, plan, data, problem, keep, processes))
     found.search.update(_spent(problem, plan, data, judge, sizes))
     return found
 
@@ -149,7 +148,7 @@ def _journal(plan: Search, data: Data, model: dict[str, Any], record: Path | Non
     """The record of this very search; the first process has the file, and all know what is in it."""
     facts = {"model": model, "data": data.facts(), **asdict(plan)}
     facts.pop("cache_gb")  # the same is found with any
-    journal = Journal(record if together.rank == 0 else None, facts)
+    journal = Journal(record if together.index == 0 else None, facts)
     journal.known = together.of_first(journal.known)
     return journal
 
@@ -251,15 +250,9 @@ def compared(
     ours: Float[Tensor, " N"], plain: Float[Tensor, " N"], weights: Float[Tensor, " N"], seed: int
 ) -> dict[str, dict[str, float]]:
     """Sums over weights: of ours, of plain, and of ours minus plain, each with its bootstrap interval over examples."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(weights), size=(2000, len(weights)))
-    below = weights.numpy()
-    out = {}
-    for name, sums in {"schedule": ours, "unpruned": plain, "difference": ours - plain}.items():
-        above = sums.double().numpy()
-        low, high = np.quantile(above[drawn].sum(1) / below[drawn].sum(1), [0.025, 0.975])
-        out[name] = {"value": float(above.sum() / below.sum()), "low": float(low), "high": float(high)}
-    return out
+    sums = {"schedule": ours, "unpruned": plain, "difference": ours - plain}
+    below = weights.double().numpy()
+    return {name: asdict(weighted(above.double().numpy(), below, seed)) for name, above in sums.items()}
 
 
 def _spent(problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: Sizes) -> dict[str, Any]:

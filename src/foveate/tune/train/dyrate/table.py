@@ -16,15 +16,14 @@ from torch import Tensor
 from ....core.predictor import RatePredictor
 from ....cost.flops import Shapes, shapes
 from ....models.loaded import Loaded
+from ....processes import ALONE, Processes
 from ...examples import Example
-from ...search.processes import Processes
 from .flops import flops
 from .gradients import divergences
 from .plan import Plan, write
 from .rollout import answer_losses, at_every_rate, batch_of
 
 Report = Callable[[dict[str, float]], None]
-ALONE = Processes()
 _SAVE_EVERY = 10  # batches
 
 
@@ -71,7 +70,7 @@ def tabulate(
     Raises:
         ValueError: `path` holds answers of another layer, ranking, rates, model or data.
     """
-    batches, path = _batches(examples, plan.batch)[processes.rank :: processes.world], _own(path, processes)
+    batches, path = _batches(examples, plan.batch)[processes.index :: processes.count], _own(path, processes)
     facts = {"of": json.dumps([plan.layer, plan.ranking, plan.rates, plan.batch, plan.protect]), "source": source}
     rows = _resume(path, facts)
     done = {int(i) for i in rows["at"]} if rows else set()
@@ -132,9 +131,9 @@ def _resume(path: Path | None, facts: dict[str, str]) -> dict[str, Tensor]:
 
 def _own(path: Path | None, processes: Processes) -> Path | None:
     """The file of this process."""
-    if path is None or processes.world == 1:
+    if path is None or processes.count == 1:
         return path
-    return path.with_stem(f"{path.stem}-{processes.rank}-of-{processes.world}")
+    return path.with_stem(f"{path.stem}-{processes.index}-of-{processes.count}")
 
 
 def _in_order(parts: list[dict[str, Tensor]]) -> Table:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +16,8 @@ from ....core.predictor import RatePredictor
 from ....cost.flops import Shapes, shapes
 from ....eval.answers import fingerprint
 from ....models.loaded import Loaded
+from ....processes import Processes, launched
 from ...examples import Example, encode
-from ...search.processes import Processes
 from .exact import fit
 from .flops import least_ratio
 from .gradients import through_masks
@@ -56,16 +54,16 @@ def train(
         ValueError: a budget that no rate of the grid reaches, a layer outside the decoder, a folder of another plan,
             model or data, or fewer examples in a batch than processes.
     """
-    state, shape = _processes(), shapes(loaded.model)
-    _check_sizes(plan, len(shape.layers), state.num_processes)
+    together, shape = launched(), shapes(loaded.model)
+    _check_sizes(plan, len(shape.layers), together.count)
     _check_budget(loaded, examples, plan, shape)
     source = source_of(loaded.model, examples)
     with _frozen(loaded.model):
         if plan.exact:
-            path, processes = answers or folder / ANSWERS, Processes(state.process_index, state.num_processes)
+            path = answers or folder / ANSWERS
             chosen = examples[: plan.steps * plan.batch]
-            return fit(tabulate(loaded, chosen, plan, path, source, report, processes), plan).to(loaded.model.device)
-        return _descend(loaded, examples, plan, folder, source, report, save_every, state)
+            return fit(tabulate(loaded, chosen, plan, path, source, report, together), plan).to(loaded.model.device)
+        return _descend(loaded, examples, plan, folder, source, report, save_every, together)
 
 
 def _descend(
@@ -76,7 +74,7 @@ def _descend(
     source: str,
     report: Report | None,
     save_every: int,
-    state: Any,
+    together: Processes,
 ) -> RatePredictor:
     """Stochastic gradients through soft masks."""
     shape = shapes(loaded.model)
@@ -85,10 +83,10 @@ def _descend(
     for step in range(resume(folder, plan, source, predictor, optimizer), plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.lr_at(step / plan.steps)
-        seen = _step(loaded, predictor, optimizer, examples, plan, step, shape, state)
+        seen = _step(loaded, predictor, optimizer, examples, plan, step, shape, together)
         if report is not None:
             report({"step": step + 1, **seen})
-        if state.is_main_process and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
+        if together.index == 0 and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
             save(folder, plan, source, predictor, optimizer, step + 1)
     return predictor
 
@@ -110,13 +108,6 @@ def _frozen(model: Any) -> Iterator[None]:
     finally:
         for p in asking:
             p.requires_grad_(True)
-
-
-def _processes() -> Any:
-    """accelerate's state of the processes that train together, one where there is no launcher."""
-    if importlib.util.find_spec("accelerate") is None:
-        raise ValueError("training needs accelerate; pip install 'foveate[train]'")
-    return importlib.import_module("accelerate").PartialState()
 
 
 def _check_sizes(plan: Plan, depth: int, processes: int) -> None:
@@ -148,11 +139,11 @@ def _step(
     plan: Plan,
     step: int,
     shape: Shapes,
-    state: Any,
+    together: Processes,
 ) -> dict[str, float]:
-    share = range(plan.batch)[state.process_index :: state.num_processes]
+    share = range(plan.batch)[together.index :: together.count]
     tau = plan.hot + (plan.cold - plan.hot) * step / max(1, plan.steps - 1)
-    noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 4096 + state.process_index)
+    noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 4096 + together.index)
     optimizer.zero_grad(set_to_none=True)
     seen: dict[str, float] = {}
     parts = [share[start :: plan.parts] for start in range(min(plan.parts, len(share)))]
@@ -164,7 +155,8 @@ def _step(
         for key, value in found.figures.items():
             seen[key] = seen.get(key, 0.0) + value * len(part) / len(share)
     for p in predictor.parameters():
-        p.grad = importlib.import_module("accelerate.utils").reduce(p.grad, "mean")
+        if p.grad is not None:
+            p.grad = together.mean(p.grad)
     optimizer.step()
     if not math.isfinite(seen["loss"]):
         raise FloatingPointError(f"the loss of step {step + 1} is {seen['loss']}; try a lower learning rate")

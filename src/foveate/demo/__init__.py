@@ -1,1 +1,0 @@
-"""The bundled model ``scenes``: its world and its recipe."""
