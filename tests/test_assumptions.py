@@ -27,8 +27,8 @@ from transformers.models.llama import modeling_llama
 import foveate
 from families import FAMILIES
 from foveate.cli.app import run
-from foveate.engine import assumptions
 from foveate.doctor.examine import examine
+from foveate.engine import assumptions
 from foveate.engine.assumptions import UnsupportedTransformersError
 from foveate.methods import fastv, random
 from foveate.versions import TORCH, TRANSFORMERS, public, versions

@@ -67,10 +67,11 @@ def from_pretrained(source: Path | str) -> tuple[RatePredictor, Card]:
     """
     folder = _folder(str(source))
     try:
-        card = Card(**json.loads((folder / CARD).read_text()))
+        facts = json.loads((folder / CARD).read_text())
+        card = Card(**{**facts, "rates": tuple(facts["rates"])})
         predictor = RatePredictor(card.heads, card.rates, card.response)
         predictor.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"{folder} is no whole predictor ({CARD} and {WEIGHTS}): {first}") from error
     return predictor.eval(), card
