@@ -27,7 +27,7 @@ test-slow: $(READY)
 
 LMMS ?= .venv-lmms
 test-lmms: $(LMMS)/.ready  # lmms-eval's own dependencies are many and pin others; these are those it needs to run
-	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests/test_lmms.py
+	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests/commands/test_lmms.py
 
 $(LMMS)/.ready: pyproject.toml constraints.txt
 	test -d $(LMMS) || $(PYTHON) -m venv $(LMMS)
@@ -37,7 +37,7 @@ $(LMMS)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 fuzz: $(READY)
-	$(BIN)/python -m pytest tests/test_oracles.py tests/test_cache.py tests/test_core.py -m "slow or not slow" --hypothesis-profile=fuzz -k "any_layout or eviction or quotas or fractions"
+	$(BIN)/python -m pytest tests/oracles/test_oracles.py tests/engine/test_cache.py tests/unit/test_core.py -m "slow or not slow" --hypothesis-profile=fuzz -k "any_layout or eviction or quotas or fractions"
 
 # The whole suite on the oldest torch and transformers that pyproject.toml allows, and on what pip picks today.
 OLDEST := transformers==5.17.0 torch==2.11.0

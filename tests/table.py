@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from families import FAMILIES
 from foveate.engine.adapters import adapters
 from foveate.engine.decoders import PROVEN
 from foveate.engine.refused import REFUSED
+from models.families import FAMILIES
 from models.processors import PROCESSORS
-from test_families import CROSSED
-from tiny import FAMILIES as ALIKE
+from models.tiny import FAMILIES as ALIKE
+from oracles.crossing import CROSSED
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 HEAD = """# Families
@@ -25,9 +25,9 @@ runs such checks on your weights. The tests passed with transformers 5.17.0 and 
 
 Proven: transformers' own flash path (which mask, which positions, what is unpadded) around kernels written in Python
 gives what sdpa gives: LLaVA and Qwen2.5-VL, alone and in ragged batches, in the prefill and in decode steps, LLaVA in a
-second turn too (tests/test_flash.py). Read in transformers 5.23, not run: the mask that is given covers exactly the
-keys in the cache, and its end the rows that run, which is where transformers looks for the queries; keys are views of a
-larger buffer with their last dimension contiguous, all that the kernels ask for; float32 states are cast there as
+second turn too (tests/engine/test_flash.py). Read in transformers 5.23, not run: the mask that is given covers exactly
+the keys in the cache, and its end the rows that run, which is where transformers looks for the queries; keys are views
+of a larger buffer with their last dimension contiguous, all that the kernels ask for; float32 states are cast there as
 without Foveate. Not proven: no real kernel, of flash attention 2 or 3, was ever run with Foveate. Families with masks
 of their own (marked *), sliding windows or queries scaled by position are refused under it, since its kernels would
 count over the tokens that are left.
@@ -35,7 +35,7 @@ count over the tokens that are left.
 ## What is proven
 
 PerceptionLM and FastVLM are tested with another tower than theirs, which needs timm. Chat template, processor and
-`generate` are run as users run them (tests/test_users_path.py) for {processors}.
+`generate` are run as users run them (tests/oracles/test_users_path.py) for {processors}.
 """
 
 
@@ -51,7 +51,7 @@ def table() -> str:
     alike = [name for name in ALIKE if name not in FAMILIES]
     lines += [
         "",
-        f"{', '.join(alike)}: proven with every method, by an oracle of their own (tests/test_oracles.py).",
+        f"{', '.join(alike)}: proven with every method, by an oracle of their own (tests/oracles/test_oracles.py).",
         "",
     ]
     lines += ["Decoders: " + ", ".join(PROVEN) + ". Any other is refused, whatever the family.", ""]

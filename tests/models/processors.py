@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
-from tiny import END, IMAGE, PAD, ROW, START, VIDEO
+from models.tiny import END, IMAGE, PAD, ROW, START, VIDEO
 
 WORDS = ["<unk>", "User:", "Assistant:", "what", "is", "this", "and", "that", "?", "\n"]
 TEMPLATE = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import tiny
-from families import FAMILIES
-from families import model as of_family
+from models import tiny
+from models.families import FAMILIES
+from models.families import model as of_family
 from models.processors import PROCESSORS
 
 

@@ -11,7 +11,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 Size = tuple[int, int]  # width, height
 
-# Families whose tokens and towers' FLOPs are known from a configuration: tests/test_every_cost.py runs each of them.
+# Families whose tokens and towers' FLOPs are known from a configuration: test_every_cost.py runs each of them.
 # Others are measured on the live model alone (see `vision`): Pixtral's pictures see one another, GOT-OCR's and
 # FastVLM's towers are convolutions, Aria, Idefics2 and Ovis2 resample.
 KNOWN = (

@@ -1,7 +1,7 @@
 """Decoders for which the engine is proven right, by transformers' `model_type` of the language model.
 
 A decoder is listed when the tests run it, and show that dropping equals masking and that recomputed attention rows are
-the model's own (tests/test_families.py).
+the model's own (tests/oracles/test_families.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Independent oracles: what is dropped is what masking would have dropped."""

@@ -1,0 +1,192 @@
+"""DESIGN §4, oracle 7: one teacher-forced pass equals cached decoding with eviction, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import foveate
+from foveate.core.predictor import RatePredictor
+from foveate.core.scores import RANKINGS
+from foveate.methods import dyrate
+from foveate.methods.dyrate import ranked
+from foveate.tune.train.dyrate.attention import soft_key_attention
+from foveate.tune.train.dyrate.rollout import Batch, Rollout, roll_out
+from models.tiny import FAMILIES, IMAGE, Layout, batch, model
+from oracles.choosers import tiny_predictor
+
+NEW = 8
+LAYOUTS = {
+    "one": Layout(((3, 0, 5),)),
+    "ragged": Layout(((3, 0, 5), (2, 0, 2), (6, 0, 1)), seed=1),
+    "several": Layout(((3, 0, 2, 0, 4), (5,), (2, 0, 0, 3)), seed=3),
+}
+ALL = LAYOUTS | {"ends in an image": Layout(((3, 0), (2, 0, 2)), seed=4)}
+
+
+def growing() -> RatePredictor:
+    """A predictor whose rate rises with the response's share of attention, so that tokens leave while decoding."""
+    made = tiny_predictor()
+    k = torch.arange(4.0)
+    with torch.no_grad():
+        made.linear.weight.mul_(0.05)
+        made.linear.weight.view(4, 4, 4)[:, :, 3] += 4 * k[:, None]  # (rate, head, type): 2 k s r / heads, s = 8
+        made.linear.bias.copy_(-k.square() + k)
+    return made
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+
+
+def predictor_for(decode: bool) -> RatePredictor:
+    """One that drops while decoding, or, where it acts in the prefill alone, one that drops there."""
+    return growing() if decode else tiny_predictor()
+
+
+def decoded(family: str, backend: str, ranking: Any, layer: int, layout: str, **knobs: Any) -> tuple[Any, Batch, Any]:
+    """A cached generation with eviction, and the batch that teaches the same words."""
+    made, inputs = model(family, backend), batch(family, ALL[layout], backend).inputs
+    predictor = predictor_for(knobs.get("decode", True))
+    with foveate.apply(made, dyrate(predictor, layer=layer, ranking=ranking, **knobs)) as trace:
+        out = made.generate(
+            **inputs, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True,
+            suppress_tokens=[IMAGE],
+        )  # fmt: skip
+    prompt = inputs["input_ids"].shape[1]
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    whole = {**inputs, "input_ids": out.sequences, "attention_mask": mask, "position_ids": positions}
+    return out, Batch(whole, prompt), trace
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ranking", ["last", "received", "accumulated", "mix"])
+def test_a_teacher_forced_pass_equals_decoding_with_eviction(
+    ranking: Any, family: str, backend: str, layout: str
+) -> None:
+    layer = 2
+    out, taught, trace = decoded(family, backend, ranking, layer, layout)
+    made = model(family, backend)
+    with torch.no_grad():
+        found = roll_out(made, growing(), RANKINGS[ranking], layer, taught, likeliest)
+        plain = made(**taught.inputs).logits[:, taught.prompt - 1 : -1]
+    wanted = torch.stack(out.logits, 1)
+    torch.testing.assert_close(found.logits, wanted, atol=2e-4, rtol=1e-3)
+    kept = torch.tensor([trace.prefill(call)[layer] for call in range(NEW)]).T
+    assert torch.equal(found.kept.long(), kept)
+    has = found.total > 0
+    assert (plain - wanted)[has].abs().max() > 0.01, "nothing was dropped, so this test could not fail"
+    assert (kept[has].diff(dim=1) < 0).any(), "nothing was dropped while decoding"
+
+
+FURTHER: list[tuple[str, int, dict[str, Any]]] = [
+    ("tower", 2, {}), ("diverse", 1, {}), ("mix", 2, {"protect": "unseen"}), ("even", 0, {"protect": "unseen"}),
+    ("tower", 0, {}), ("received", 2, {"decode": False}), ("last", 2, {"layouts": ("ends in an image",)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("ranking", "layer", "knobs"), FURTHER)
+def test_teacher_forcing_is_decoding_with_other_rankings_layers_and_knobs(
+    ranking: str, layer: int, knobs: dict[str, Any], family: str
+) -> None:
+    knobs = dict(knobs)
+    made, decode = model(family), knobs.get("decode", True)
+    predictor = predictor_for(decode)
+    layouts = knobs.pop("layouts", ("ragged", "several"))
+    changed = 0.0
+    for layout in layouts:
+        out, taught, trace = decoded(family, "sdpa", ranking, layer, layout, **knobs)
+        score = ranked(ranking, knobs.get("protect", "nothing"), layer)
+        with torch.no_grad():
+            found = roll_out(made, predictor, score, layer, taught, likeliest, decode)
+            plain = made(**taught.inputs).logits[:, taught.prompt - 1 : -1]
+            bare = roll_out(made, predictor, ranked(ranking, "nothing", layer), layer, taught, likeliest)
+        wanted = torch.stack(out.logits, 1)
+        torch.testing.assert_close(found.logits, wanted, atol=2e-4, rtol=1e-3)
+        kept = torch.tensor([trace.prefill(call)[layer] for call in range(NEW)]).T
+        assert torch.equal(found.kept.long(), kept)
+        has = found.total > 0
+        assert (plain - wanted)[has].abs().max() > 0.01, "nothing was dropped, so this test could not fail"
+        assert bool((kept[has].diff(dim=1) < 0).any()) == decode
+        changed = max(changed, float((bare.logits - wanted)[has].abs().max()))
+    assert (changed > 0.01) == bool(knobs), f"{knobs} changed nothing"
+
+
+def rolled(ranking: str = "last") -> tuple[Any, Any, Rollout]:
+    _, taught, _ = decoded("llava", "sdpa", ranking, 1, "ragged")
+    made, predictor = model("llava"), tiny_predictor()
+    for p in made.parameters():
+        p.requires_grad_(False)
+    torch.manual_seed(0)
+
+    def choose(logits: Tensor) -> Tensor:
+        return torch.nn.functional.gumbel_softmax(logits, tau=1.0, hard=True)
+
+    return made, predictor, roll_out(made, predictor, RANKINGS[ranking], 1, taught, choose)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_leaving_out_what_was_dropped_equals_masking_it(family: str) -> None:
+    """Where the prefill alone decides, no gradient is wanted and one set holds for all steps."""
+    made, predictor = model(family), predictor_for(decode=False)
+    for layout in ("ragged", "several"):
+        _, taught, _ = decoded(family, "sdpa", "received", 2, layout, decode=False)
+        with torch.no_grad():
+            left_out = roll_out(made, predictor, RANKINGS["received"], 2, taught, likeliest, decode=False)
+
+        def masked(logits: torch.Tensor) -> torch.Tensor:
+            return likeliest(logits) + (soft := logits.softmax(-1)) - soft.detach()
+
+        hidden = roll_out(made, predictor, RANKINGS["received"], 2, taught, masked, decode=False)
+        assert hidden.logits.requires_grad and not left_out.logits.requires_grad
+        assert torch.equal(hidden.kept.detach(), left_out.kept) and (left_out.kept < left_out.total[:, None]).any()
+        torch.testing.assert_close(
+            left_out.logits[taught.answered], hidden.logits[taught.answered].detach(), atol=2e-5, rtol=1e-4
+        )
+
+
+def test_gradients_reach_the_predictor_and_nothing_else() -> None:
+    made, predictor, found = rolled()
+    found.logits.square().mean().backward()
+    assert predictor.linear.weight.grad is not None and predictor.linear.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in made.parameters())
+    predictor.zero_grad()
+    _, predictor, found = rolled()
+    found.kept.mean().backward()
+    assert predictor.linear.bias.grad[0] > 0 > predictor.linear.bias.grad[-1], "rate 0 keeps more, the last rate less"
+
+
+def test_the_model_attends_as_before_afterwards() -> None:
+    made, _, _ = rolled()
+    inputs = batch("llava", LAYOUTS["one"]).inputs
+    assert made.model.language_model.config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        assert torch.equal(made(**inputs).logits, made(**inputs).logits)
+
+
+def test_soft_keys_are_plain_attention_at_one_and_have_a_gradient_at_zero() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    seen = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, -1, -1)
+    weight = torch.ones(2, 5, 5)
+    plain = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen[:, None], scale=0.3, enable_gqa=True
+    )
+    torch.testing.assert_close(soft_key_attention(q, k, v, 0.3, seen, weight), plain.transpose(1, 2))
+    weight[:, 3:, 1] = 0
+    weight.requires_grad_()
+    out = soft_key_attention(q, k, v, 0.3, seen, weight)
+    without = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=(seen & (weight > 0))[:, None], scale=0.3, enable_gqa=True
+    )
+    torch.testing.assert_close(out, without.transpose(1, 2))
+    out[:, 4].sum().backward()
+    assert weight.grad is not None and weight.grad[0, 4, 1].abs() > 0
+    assert (weight.grad[:, 4, 4] != 0).all() and (weight.grad[:, 2] == 0).all()

@@ -1,0 +1,106 @@
+"""`foveate cost`: the papers' own figures, and what a run then really costs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+import foveate
+from foveate.cli.app import run
+from foveate.cost import conventions
+from foveate.cost.architecture import architecture
+from foveate.cost.configurations import config_of
+from foveate.cost.flops import cost_of_trace
+from foveate.cost.plan import Request, cost_of, papers, request
+from foveate.cost.vision import vision_flops
+from foveate.methods import parse
+from models.tiny import FAMILIES, Layout, batch, model
+
+
+def told(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, dict[str, dict[str, float]]]:
+    assert run(["cost", *args, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["methods"]
+
+
+def test_fastvs_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """Table 1 prints 99.3 B a layer for LLaVA-1.5-7B and 54.6 B for K=2, R=50 % but no prompt length.
+
+    612 tokens give 99.3; with 576 of them visual 54.8 follows, with 578 (whatever the paper's prompt was) 54.6.
+    """
+    spec = "fastv:layer=2,rate=0.5"
+    for text, visual, want in ((36, 576, 54.8), (34, 578, 54.6)):
+        found = told(
+            capsys, "llava-1.5-7b", "--prompt-tokens", str(text), "--visual-tokens", str(visual), "--method", spec
+        )
+        assert round(found["unpruned"]["papers"]["fastv"]["flops"] / 32e9, 1) == 99.3
+        assert round(found[spec]["papers"]["fastv"]["flops"] / 32e9, 1) == want
+
+
+def test_pyramiddrops_figure() -> None:
+    """3.82 T for LLaVA-1.5-7B is its 576 visual tokens alone, with all three matrices of the MLP."""
+    assert round(conventions.prefill([576] * 32, 0, 4096, 11008, "pyramiddrop") / 1e12, 2) == 3.82
+
+
+def test_a_plan_is_what_a_run_costs() -> None:
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 5),) * 2))
+    found = architecture(FAMILIES["llava"](), dtype="float32")
+    asked = request(FAMILIES["llava"](), text=8, images=1, new_tokens=4, batch=2)
+    for spec in ("random:layer=0,keep=0.5", "vtw:layer=2", "downsample:layer=1,keep=0.25"):
+        with foveate.apply(made, *parse(spec)) as trace:
+            made.generate(**data.inputs, max_new_tokens=4, do_sample=False)
+        ran = cost_of_trace(foveate.cost.flops.shapes(made), trace, tower=vision_flops(made, data.inputs))
+        planned = cost_of(found, asked, parse(spec))
+        assert (planned.prefill, planned.decode, planned.tower) == (ran.prefill, ran.decode, ran.tower)
+        assert (planned.kv_bytes, planned.head) == (ran.kv_bytes, ran.head)
+
+
+def test_layers_add_up_and_ratios_fall(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["llava-1.5-7b", "--batch", "3", "--method", "fastv", "--method", "random:layer=0,keep=64"]
+    found = told(capsys, *args)
+    for row in found.values():
+        for part in ("prefill", "decode"):
+            assert sum(layer[part] for layer in row["layers"]) == pytest.approx(row["flops"][part])
+        assert sum(layer["kv_bytes"] for layer in row["layers"]) == pytest.approx(row["kv_bytes"])
+    assert found["unpruned"]["ratio"]["flops"] == 1
+    assert found["random:layer=0,keep=64"]["ratio"]["prefill"] < found["fastv"]["ratio"]["prefill"] < 0.6
+    assert found["unpruned"]["flops"]["prefill"] == pytest.approx(3 * 8.4e12, rel=0.02)
+    assert run(["cost", *args, "--per-layer"]) == 0
+    assert "convention" in capsys.readouterr().out
+
+
+def test_a_configuration_file_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FAMILIES["llava"]().save_pretrained(tmp_path)
+    whole = told(capsys, str(tmp_path))
+    assert told(capsys, str(tmp_path / "config.json")) == whole
+    shallow = told(capsys, str(tmp_path), "--layers", "2")
+    assert shallow["unpruned"]["flops"]["prefill"] == whole["unpruned"]["flops"]["prefill"] / 2
+    assert papers(architecture(config_of(str(tmp_path))), Request(4, 4, 1), [])["fastv"]["ratio"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["/nowhere/at/all"], "neither a known shape"),
+        (["TEXT-ONLY"], "not a vision-language model's"),
+        (["BROKEN"], "no configuration"),
+        (["qwen2.5-vl-7b"], "give --image-size"),
+        (["qwen2.5-vl-7b", "--image-size", "12"], "width x height"),
+        (["llava-1.5-7b", "--method", "vtw:layer=40"], "layers 0 to 31"),
+        (["llava-1.5-7b", "--method", "fastvv"], "did you mean"),
+        (["llava-1.5-7b", "--output-tokens", "0"], "output-tokens"),
+        (["llava-1.5-7b", "--dtype", "int4"], "unknown dtype"),
+        (["llava-1.5-7b", "--images", "-1"], "images"),
+        ([], "model"),
+    ],
+)
+def test_mistakes_are_one_line(args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    (tmp_path / "broken.json").write_text("{}")
+    swap = {"TEXT-ONLY": str(tmp_path), "BROKEN": str(tmp_path / "broken.json")}
+    assert run(["cost", *(swap.get(a, a) for a in args)]) == 2
+    err = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err).split())
+    assert said.lower() in err.lower() and "Traceback" not in err and "error:" in err
