@@ -60,6 +60,15 @@ def test_no_import_runs_upwards_and_core_imports_torch_alone() -> None:
                     assert not any(n.startswith("transformers") for n in names), path
 
 
+def test_commands_import_no_commands() -> None:
+    shared = {"options", "output", "tables"}
+    for path in (SOURCE / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if path.name not in ("app.py", "__init__.py") and isinstance(node, ast.ImportFrom) and node.level == 1:
+                named = {node.module} if node.module else {alias.name for alias in node.names}
+                assert named <= shared, f"{path} imports {named - shared}"
+
+
 def test_nothing_asserts_and_no_option_is_an_environment_variable() -> None:
     for path in SOURCE.rglob("*.py"):
         text = path.read_text()

@@ -22,7 +22,6 @@ from ..world.draw import draw
 from ..world.scenes import sample
 from . import options
 from .output import console, errors, print_json
-from .plot import check_picture
 
 app = typer.Typer(help="What a model looks at, and where.", no_args_is_help=True)
 
@@ -46,7 +45,7 @@ def attention(
 ) -> None:
     """Attention shares of system, image, instruction and response, by step and layer (DyRate, Figure 2)."""
     if plot is not None:
-        check_picture(plot)
+        options.check_picture(plot)
     looked_at = [open_image(path) for path in images] if images else _scenes(pictures)
     loaded = load(model, device=device, dtype=dtype)
     answers = []

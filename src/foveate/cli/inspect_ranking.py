@@ -7,17 +7,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich import box
-from rich.table import Table
 
 from ..explore.ranking import plot_ranking
 from ..models.load import load
 from ..tune.chats import folder_examples
 from ..tune.examples import Example, file_examples, scene_examples
-from ..tune.search.premise import MASS, SHARES, Premise, premise
-from . import options
-from .output import console, errors, print_json
-from .plot import check_picture
+from ..tune.search.premise import MASS, Premise, premise
+from . import options, tables
+from .output import errors, print_json
 
 
 def ranking(
@@ -32,7 +29,7 @@ def ranking(
 ) -> None:
     """Kendall's tau of the visual ranking between layers, common top tokens, essential counts (2412.00556)."""
     if plot is not None:
-        check_picture(plot)
+        options.check_picture(plot)
     looked_at = _examples(data, samples)
     loaded = load(model, device=device, dtype=dtype)
     with errors.status("looking"):
@@ -43,7 +40,7 @@ def ranking(
     if as_json:
         print_json({"model": model, "ranking": by, **as_dict(found)})
         return
-    print_premise(found)
+    tables.print_premise(found)
 
 
 def _examples(data: Path | None, samples: int) -> list[Example]:
@@ -65,25 +62,3 @@ def as_dict(found: Premise) -> dict[str, Any]:
         ],
         "warnings": found.warnings(),
     }
-
-
-def print_premise(found: Premise) -> None:
-    """A row per layer, and what is wrong with them in plain words."""
-    title = "does every layer rank the visual tokens alike?"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    names = ("layer", "tau with the layer before", *(f"common in top {s:.1%}" for s in SHARES), "mean tau")
-    for name in (*names, f"tokens with {MASS:.0%} of the score"):
-        table.add_column(name, justify="right")
-    others = (found.tau.sum(1) - 1) / max(1, len(found.tau) - 1)
-    for layer in range(len(found.tau)):
-        first = layer == 0
-        near = ["", *("" for _ in SHARES)] if first else [f"{found.tau[layer, layer - 1]:.2f}"]
-        near += [] if first else [f"{100 * found.overlap[s][layer, layer - 1]:.0f} %" for s in SHARES]
-        share = found.essential.mean(0)[layer]
-        table.add_row(str(layer), *near, f"{others[layer]:.2f}", "" if np.isnan(share) else f"{100 * share:.1f} %")
-    console.print(table)
-    said = found.warnings()
-    for line in said:
-        console.print(f"[yellow]warning:[/yellow] {line}", highlight=False)
-    if not said:
-        console.print("the premise of G-Search holds here: rankings agree, and essential counts do not grow")

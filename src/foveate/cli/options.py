@@ -39,6 +39,7 @@ ImageSize = Annotated[str | None, typer.Option(help="Of a picture in pixels, lik
 Tiles = Annotated[int, typer.Option(min=1, help="Of a picture, where the processor decides (InternVL, Idefics3).")]
 VisualTokens = Annotated[int | None, typer.Option(min=0, help="Of a sample, in place of what the pictures make.")]
 OutputTokens = Annotated[int, typer.Option(min=1, help="Tokens generated.")]
+Picture = Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples at once.")]
 Layers = Annotated[int | None, typer.Option(min=1, help="Depth of the decoder, in place of the model's.")]
 
@@ -117,3 +118,11 @@ def writable(path: Path | None) -> None:
     """Raises ValueError if a file cannot be put there."""
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def check_picture(out: Path) -> None:
+    """Raises ValueError if no picture can be written there."""
+    if not out.parent.is_dir():
+        raise ValueError(f"cannot write {out}: there is no folder {out.parent}")
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"cannot write {out}: expected a name that ends in .png, .svg or .pdf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +20,6 @@ from . import options
 from .output import console, errors
 
 app = typer.Typer(help="What a method keeps, as pictures; see also `foveate inspect attention --plot`.")
-Out = Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
 Spec = Annotated[str, typer.Option(help="Such as fastv:layer=2,keep=0.5 or dyrate:predictor=...")]
 Prompt = Annotated[str, typer.Option(help="Asked about the image.")]
 Longest = Annotated[int, typer.Option(min=1, help="Longest answer.")]
@@ -36,7 +34,7 @@ def plot() -> None:
 def mask(
     image: Annotated[str, typer.Argument(help="The image; or scene:N, the held-out scene number N.")],
     method: Spec,
-    out: Out,
+    out: options.Picture,
     prompt: Prompt = language.DESCRIPTION_PROMPTS[0],
     model: options.Model = "scenes",
     frames: Annotated[int, typer.Option(min=1, max=12, help="Steps to show.")] = 6,
@@ -44,7 +42,7 @@ def mask(
     device: options.Device = "cpu",
 ) -> None:
     """Kept patches over the image at successive steps (DyRate, Figure 4)."""
-    check_picture(out)
+    options.check_picture(out)
     methods, picture = parse(method), _picture(image)
     loaded = load(model, device=device)
     inputs = loaded.inputs([picture], prompt)
@@ -57,7 +55,7 @@ def mask(
 @app.command("rate")
 def rate(
     method: Spec,
-    out: Out,
+    out: options.Picture,
     images: Annotated[list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")] = None,
     prompt: Prompt = language.DESCRIPTION_PROMPTS[0],
     model: options.Model = "scenes",
@@ -66,7 +64,7 @@ def rate(
     device: options.Device = "cpu",
 ) -> None:
     """Share of the visual tokens alive at each step, answer by answer and on average."""
-    check_picture(out)
+    options.check_picture(out)
     methods = parse(method)
     looked_at = [_picture(name) for name in images or [f"scene:{index}" for index in range(pictures)]]
     loaded = load(model, device=device)
@@ -83,11 +81,3 @@ def _picture(name: str) -> Image.Image:
     if name.startswith("scene:") and name.removeprefix("scene:").isdigit():
         return draw(sample("val", int(name.removeprefix("scene:")))).image
     return open_image(name)
-
-
-def check_picture(out: Path) -> None:
-    """Raises ValueError if no picture can be written there."""
-    if not out.parent.is_dir():
-        raise ValueError(f"cannot write {out}: there is no folder {out.parent}")
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"cannot write {out}: expected a name that ends in .png, .svg or .pdf")

@@ -9,18 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from ..explore.pareto import WORKS, front, lines, plot_pareto
+from . import options
 from .output import console
-from .plot import Out, check_picture
 
 
 def pareto(
     reports: Annotated[list[Path], typer.Argument(help="report.json of `foveate eval --save`; several budgets.")],
-    out: Out,
+    out: options.Picture,
     figure: Annotated[str, typer.Option(help="A figure of the reports.")] = "descriptions object-recall",
     work: Annotated[str, typer.Option(help=f"One of {', '.join(WORKS)}.")] = "tokens",
 ) -> None:
     """A line for every method over its budgets, and the methods that no other beats on both quality and work."""
-    check_picture(out)
+    options.check_picture(out)
     bodies = [_read(path) for path in reports]
     found = lines(bodies, figure, work)
     plot_pareto(found, figure, work, ", ".join(dict.fromkeys(str(b.get("model", "")) for b in bodies)), out)

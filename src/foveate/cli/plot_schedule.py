@@ -9,13 +9,15 @@ import typer
 
 from ..artefacts.schedules import load_schedule
 from ..explore.schedule import plot_schedules
+from . import options
 from .output import console
-from .plot import Out, check_picture
 
 
-def schedule(files: Annotated[list[Path], typer.Argument(help="Files that `foveate search` wrote.")], out: Out) -> None:
+def schedule(
+    files: Annotated[list[Path], typer.Argument(help="Files that `foveate search` wrote.")], out: options.Picture
+) -> None:
     """Visual tokens kept per layer, a staircase for every schedule."""
-    check_picture(out)
+    options.check_picture(out)
     found = {path.stem: load_schedule(path) for path in files}
     models = ", ".join(dict.fromkeys(str(one.model.get("name", "")) for one in found.values()))
     plot_schedules({name: one.keep for name, one in found.items()}, models, out)

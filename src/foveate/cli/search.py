@@ -20,10 +20,8 @@ from ..tune.search.objective import OBJECTIVES
 from ..tune.search.premise import premise
 from ..tune.search.search import Data, Search, find_schedule
 from ..tune.search.strategies import settled, strategies
-from . import options
-from .inspect_ranking import print_premise
+from . import options, tables
 from .output import console, errors, print_json
-from .plot import check_picture
 
 
 def search(
@@ -97,7 +95,7 @@ def _check_paths(out: Path, plot: Path | None) -> None:
     if out.suffix != ".json":
         raise ValueError(f"cannot write {out}: expected a name that ends in .json")
     if plot is not None:
-        check_picture(plot)
+        options.check_picture(plot)
 
 
 def _data(path: Path | None, kinds: str, wanted: int, held_out: int) -> Data:
@@ -120,7 +118,7 @@ def _run(plan: Search, used: Data, model: str, out: Path, device: str, dtype: st
     together = launched()
     loaded = load(model, device=together.device(device), dtype=dtype)
     if plan.algorithm == "gsearch" and not quiet and together.index == 0:
-        print_premise(premise(loaded, used.calibration[:16], plan.ranking))
+        tables.print_premise(premise(loaded, used.calibration[:16], plan.ranking))
     record, count = out.with_suffix(".trials.jsonl"), 0
     with errors.status("searching") as status:
 

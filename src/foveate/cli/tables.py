@@ -6,11 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
 from rich import box
 from rich.table import Table
 
 from ..timing.comparison import Row
-from .output import flops
+from ..tune.search.premise import MASS, SHARES, Premise
+from .output import console, flops
 
 
 def compared(rows: Sequence[Row]) -> Table:
@@ -37,3 +39,25 @@ def compared(rows: Sequence[Row]) -> Table:
             ]
         out.add_row(row.spec.replace(",", ", "), f"{row.kept:.0%}", *sizes, *times)
     return out
+
+
+def print_premise(found: Premise) -> None:
+    """A row per layer, and what is wrong with them in plain words."""
+    title = "does every layer rank the visual tokens alike?"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    names = ("layer", "tau with the layer before", *(f"common in top {s:.1%}" for s in SHARES), "mean tau")
+    for name in (*names, f"tokens with {MASS:.0%} of the score"):
+        table.add_column(name, justify="right")
+    others = (found.tau.sum(1) - 1) / max(1, len(found.tau) - 1)
+    for layer in range(len(found.tau)):
+        first = layer == 0
+        near = ["", *("" for _ in SHARES)] if first else [f"{found.tau[layer, layer - 1]:.2f}"]
+        near += [] if first else [f"{100 * found.overlap[s][layer, layer - 1]:.0f} %" for s in SHARES]
+        share = found.essential.mean(0)[layer]
+        table.add_row(str(layer), *near, f"{others[layer]:.2f}", "" if np.isnan(share) else f"{100 * share:.1f} %")
+    console.print(table)
+    said = found.warnings()
+    for line in said:
+        console.print(f"[yellow]warning:[/yellow] {line}", highlight=False)
+    if not said:
+        console.print("the premise of G-Search holds here: rankings agree, and essential counts do not grow")
