@@ -12,7 +12,11 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "docs" / "results" / "ablations", ROOT / "docs" / "ablations.md"
-SHOWN = {"object recall": "descriptions object-recall", "CIDEr": "captions cider", "questions": "questions exact"}
+SHOWN = {
+    "object recall": "descriptions object-recall",
+    "CIDEr": "captions cider",
+    "questions": "questions exact",
+}
 WORK = {"FLOPs": "flops", "prefill": "prefill", "KV": "bytes", "new tokens": "new_tokens"}
 INTRODUCTION = """# DyRate's ablations
 
@@ -69,7 +73,9 @@ def table(body: dict[str, Any]) -> list[str]:
     lines = [f"| | {' | '.join([*SHOWN, *WORK])} |", "|---" * (len(SHOWN) + len(WORK) + 1) + "|"]
     for name, found in body["methods"].items():
         figures = [cell(found["figures"].get(key)) for key in SHOWN.values()]
-        work = ["-" if (v := found["work"][key]) is None else f"{v:.3f}" for key in WORK.values()]  # of no cache: no KV
+        work = [
+            "-" if (v := found["work"][key]) is None else f"{v:.3f}" for key in WORK.values()
+        ]  # of no cache: no KV
         lines.append(f"| `{name}` | {' | '.join([*figures, *work])} |")
     return lines
 
@@ -108,7 +114,9 @@ def training_table() -> list[str]:
     columns = list(next(iter(rows.values())))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        cells = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()]
+        cells = [
+            f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()
+        ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return ["## How a predictor is trained\n", TRAINED, "\n".join(lines), ""]
 
@@ -120,8 +128,13 @@ def render() -> str:
         path = RESULTS / f"{name}.json"
         if path.is_file():
             body = json.loads(path.read_text())
-            told = ", ".join(f"{key} {value}" for key, value in (body.get("decoding") or {}).items())
-            parts += [f"## {title}\n", f"`{body['model']}`, {body['samples']} samples{'; ' if told else ''}{told}.\n"]
+            told = ", ".join(
+                f"{key} {value}" for key, value in (body.get("decoding") or {}).items()
+            )
+            parts += [
+                f"## {title}\n",
+                f"`{body['model']}`, {body['samples']} samples{'; ' if told else ''}{told}.\n",
+            ]
             parts += [READING[name]] if name in READING else []
             parts += ["\n".join(table(body)), ""]
     return "\n".join(parts)
@@ -129,6 +142,8 @@ def render() -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        (RESULTS / "trained.json").write_text(json.dumps(trained([Path(name) for name in sys.argv[1:]]), indent=1))
+        (RESULTS / "trained.json").write_text(
+            json.dumps(trained([Path(name) for name in sys.argv[1:]]), indent=1)
+        )
     PAGE.write_text(render())
     sys.exit(0)

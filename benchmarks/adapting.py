@@ -71,11 +71,15 @@ def by_group(values: Tensor, group: Tensor) -> dict[str, float]:
     return {label: float(values[group == g].mean()) for g, label in enumerate(GROUPS)}
 
 
-def measured(loaded: Loaded, examples: list[Example], names: list[str], card: Card, folder: Path) -> dict[str, Any]:
+def measured(
+    loaded: Loaded, examples: list[Example], names: list[str], card: Card, folder: Path
+) -> dict[str, Any]:
     """What predictors of one layer, ranking and grid are worth."""
     group = torch.tensor([group_of(example) for example in examples])
     rates = len(card.rates)
-    plan = Plan(layer=card.layer, num_rates=rates, ranking=card.ranking, decode=False, exact=True, batch=6)
+    plan = Plan(
+        layer=card.layer, num_rates=rates, ranking=card.ranking, decode=False, exact=True, batch=6
+    )
     path = folder / f"{card.ranking}-{card.layer}-{rates}.safetensors"
     table = tabulate(loaded, examples, plan, path, source_of(loaded.model, examples), _show)
     spent = table.flops.double().sum(0) / table.full.double().sum()
@@ -88,7 +92,8 @@ def measured(loaded: Loaded, examples: list[Example], names: list[str], card: Ca
     with torch.no_grad():
         choices = {name: from_pretrained(name)[0](table.shares).argmax(1) for name in names}
     found["predictors"] = {
-        name: lines(table, group, choice, torch.tensor(plan.rates)) for name, choice in choices.items()
+        name: lines(table, group, choice, torch.tensor(plan.rates))
+        for name, choice in choices.items()
     }
     return found
 
@@ -103,7 +108,9 @@ def main() -> int:
     parser.add_argument("--model", default="scenes")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--predictors", nargs="+", required=True)
-    parser.add_argument("--answers", type=Path, required=True, help="folder to keep answers in, and to go on from")
+    parser.add_argument(
+        "--answers", type=Path, required=True, help="folder to keep answers in, and to go on from"
+    )
     parser.add_argument("--save", type=Path, required=True)
     given = parser.parse_args()
     loaded, examples = load(given.model), scene_examples("val", given.count, FIRST, ASKED).rows
@@ -111,7 +118,10 @@ def main() -> int:
     cards = {name: from_pretrained(name)[1] for name in given.predictors}
     for name, card in cards.items():
         grids.setdefault((card.ranking, card.layer, len(card.rates)), []).append(name)
-    tables = [measured(loaded, examples, names, cards[names[0]], given.answers) for names in grids.values()]
+    tables = [
+        measured(loaded, examples, names, cards[names[0]], given.answers)
+        for names in grids.values()
+    ]
     body = {"model": given.model, "answers": len(examples), "tables": tables}
     given.save.write_text(json.dumps(body, indent=1))
     return 0

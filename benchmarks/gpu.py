@@ -34,7 +34,12 @@ from foveate.versions import versions
 SHAPES, BATCHES = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b"), (1, 8, 32, 128)
 SAVE = Path(__file__).parent.parent / "docs" / "results" / "gpu.json"
 LAYER = 2
-EXAMPLE = ((0.1, 1.0), (0.3, 0.6), (0.6, 0.3), (1.0, 0.1))  # up to this share of the depth, this share of the tokens
+EXAMPLE = (
+    (0.1, 1.0),
+    (0.3, 0.6),
+    (0.6, 0.3),
+    (1.0, 0.1),
+)  # up to this share of the depth, this share of the tokens
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,9 @@ def predictor(heads: int, seed: int = 0) -> RatePredictor:
 
 def example(family: str, layers: int) -> ScheduleFile:
     """A schedule as a search might find it."""
-    keep = tuple(next(kept for end, kept in EXAMPLE if layer < end * layers) for layer in range(layers))
+    keep = tuple(
+        next(kept for end, kept in EXAMPLE if layer < end * layers) for layer in range(layers)
+    )
     return ScheduleFile(keep, "last", "sample", {"family": family, "layers": layers})
 
 
@@ -69,7 +76,11 @@ def contestants(config: Any) -> dict[str, list[Method]]:
     """Methods by name."""
     text = config.get_text_config()
     depth = text.num_hidden_layers
-    specs = [f"fastv:layer={LAYER},keep=0.5", f"fastv:layer={LAYER},keep=0.25", f"vtw:layer={depth // 2}"]
+    specs = [
+        f"fastv:layer={LAYER},keep=0.5",
+        f"fastv:layer={LAYER},keep=0.25",
+        f"vtw:layer={depth // 2}",
+    ]
     return {
         **{spec: parse(spec) for spec in specs},
         "dyrate, random predictor": [dyrate(predictor(text.num_attention_heads), layer=LAYER)],
@@ -99,7 +110,9 @@ def opened(path: Path, told: dict[str, Any]) -> dict[str, Any]:
     body = json.loads(path.read_text())
     other = [key for key, value in told.items() if body.get(key) != value]
     if other:
-        raise ValueError(f"{path} holds rows of another {' and '.join(other)}; move it away, or give another --save")
+        raise ValueError(
+            f"{path} holds rows of another {' and '.join(other)}; move it away, or give another --save"
+        )
     return dict(body)
 
 
@@ -111,7 +124,9 @@ def too_large(sizes: Architecture, asked: Request, memory: float | None) -> str 
     return f"weights and KV cache need {need / 1e9:.0f} GB of {memory / 1e9:.0f} GB"
 
 
-def timed(model: Any, sizes: Architecture, asked: Request, setting: Setting) -> dict[str, Found] | str:
+def timed(
+    model: Any, sizes: Architecture, asked: Request, setting: Setting
+) -> dict[str, Found] | str:
     """A row's contestants, or that memory ran out."""
     try:
         given = inputs(model.config, asked, model, setting.size)
@@ -121,7 +136,11 @@ def timed(model: Any, sizes: Architecture, asked: Request, setting: Setting) -> 
 
 
 def run(
-    shapes: Sequence[str], batches: Sequence[int], setting: Setting, save: Path, say: Callable[[str], None] = print
+    shapes: Sequence[str],
+    batches: Sequence[int],
+    setting: Setting,
+    save: Path,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measures the rows that `save` lacks, smallest batches first, each on disk when it is done."""
     body = opened(save, identity(setting))
@@ -132,7 +151,12 @@ def run(
         sizes = architecture(config, setting.dtype)
         for batch in todo:
             asked = request(
-                config, text=setting.text, images=1, new_tokens=setting.new_tokens, batch=batch, size=setting.size
+                config,
+                text=setting.text,
+                images=1,
+                new_tokens=setting.new_tokens,
+                batch=batch,
+                size=setting.size,
             )
             found: dict[str, Found] | str | None = too_large(sizes, asked, body["memory"])
             if found is None:
@@ -157,8 +181,12 @@ def run(
 
 
 def main(
-    shape: Annotated[list[str] | None, typer.Option(help=f"By default {', '.join(SHAPES)}.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="By default 1, 8, 32, 128.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help=f"By default {', '.join(SHAPES)}.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="By default 1, 8, 32, 128.")
+    ] = None,
     output_tokens: Annotated[int, typer.Option(min=2)] = Setting.new_tokens,
     repeats: Annotated[int, typer.Option(min=1)] = Setting.repeats,
     attention: Annotated[str, typer.Option(help="sdpa or flash_attention_2.")] = Setting.attention,
@@ -166,7 +194,10 @@ def main(
 ) -> None:
     """Measures what docs/gpu.md shows; needs a CUDA device."""
     if not torch.cuda.is_available():
-        print("there is no CUDA device here, so nothing was measured; docs/gpu.md stays as it is", file=sys.stderr)
+        print(
+            "there is no CUDA device here, so nothing was measured; docs/gpu.md stays as it is",
+            file=sys.stderr,
+        )
         raise typer.Exit(1)
     setting = Setting(new_tokens=output_tokens, repeats=repeats, attention=attention)
     try:

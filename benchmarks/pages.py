@@ -93,14 +93,20 @@ def peers(body: dict[str, Any] | None) -> str:
                 lines.append(f"| {contestant} | {' | '.join(_cells(one))} |")
                 whole = asked["text"] + asked["visual"]
                 if not contestant.startswith("plain") and min(one["held"]) == whole:
-                    notes.append(f"- **{contestant} dropped nothing**: every layer holds all {whole} entries.")
+                    notes.append(
+                        f"- **{contestant} dropped nothing**: every layer holds all {whole} entries."
+                    )
     return "\n".join([PEERS_INTRODUCTION, setting, "", *lines, "", *notes, PEERS_READING])
 
 
 def _cells(one: dict[str, Any]) -> list[str]:
     ratio = one["ratio"]
     peak = "" if one["peak"] is None else f"{one['peak'] / 2**20:.0f} MB"
-    times = [cell for part in ("first", "further") for cell in (f"{one[part] * 1e3:.1f} ms", f"{ratio[part]:.2f}")]
+    times = [
+        cell
+        for part in ("first", "further")
+        for cell in (f"{one[part] * 1e3:.1f} ms", f"{ratio[part]:.2f}")
+    ]
     return [*times, f"{ratio['total']:.2f}", peak, f"{statistics.fmean(one['held']):.0f}"]
 
 
@@ -117,7 +123,9 @@ def gpu(body: dict[str, Any] | None) -> str:
     for shape in dict.fromkeys(row["shape"] for row in body["rows"]):
         rows = [row for row in body["rows"] if row["shape"] == shape]
         lines += ["", f"## {shape}, {rows[0]['visual']} visual tokens", ""]
-        lines += ["| batch | | first token | x (cap) | per token | x (cap) | tokens/s | whole answer x | peak |"]
+        lines += [
+            "| batch | | first token | x (cap) | per token | x (cap) | tokens/s | whole answer x | peak |"
+        ]
         lines += ["|---:|---" + "|---:" * 7 + "|"]
         for row in sorted(rows, key=lambda row: row["batch"]):
             if "skipped" in row:
@@ -132,7 +140,10 @@ def _measured(one: dict[str, Any]) -> list[str]:
     for part in ("first", "further"):
         cap = one["cap"].get(part)
         text = f"{one['ratio'][part]:.2f}" + ("" if cap is None else f" ({cap:.2f})")
-        cells += [f"{one[part] * 1e3:.1f} ms", f"**{text}, above its cap**" if part in one["exceeded"] else text]
+        cells += [
+            f"{one[part] * 1e3:.1f} ms",
+            f"**{text}, above its cap**" if part in one["exceeded"] else text,
+        ]
     peak = "" if one["memory"] is None else f"{one['memory'] / 2**30:.1f} GB"
     return [*cells, f"{one['throughput']:.1f}", f"{one['ratio']['total']:.2f}", peak]
 

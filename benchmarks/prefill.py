@@ -54,7 +54,11 @@ def paired(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[s
 @torch.inference_mode()
 def prefills(model: Any, asked: Request, specs: list[str], repeats: int) -> dict[str, Any]:
     """Prefill of every method against the plain model, with the cap that FLOPs set."""
-    given, shape, layers = inputs(model.config, asked, model), shapes(model), anatomy_of(model).depth
+    given, shape, layers = (
+        inputs(model.config, asked, model),
+        shapes(model),
+        anatomy_of(model).depth,
+    )
     tower = vision_flops(model, given) / asked.batch
     plain = cost_of_counts(shape, [asked.visual] * layers, text=TEXT, tower=tower)
 
@@ -95,7 +99,12 @@ def decodes(model: Any, batch: int, length: int, steps: int, repeats: int) -> di
 
     plain, ours = (lambda: DynamicCache(config=config)), (lambda: foveate.KeptCache(config))
     return paired(
-        {"plain": steps_with(plain), "plain again": steps_with(plain), "our cache": steps_with(ours)}, repeats
+        {
+            "plain": steps_with(plain),
+            "plain again": steps_with(plain),
+            "our cache": steps_with(ours),
+        },
+        repeats,
     )
 
 
@@ -108,7 +117,9 @@ def on(model: Any, cache: Any, batch: int, steps: int) -> None:
 
 
 @torch.inference_mode()
-def pruned_decodes(model: Any, asked: Request, specs: list[str], steps: int, repeats: int) -> dict[str, Any]:
+def pruned_decodes(
+    model: Any, asked: Request, specs: list[str], steps: int, repeats: int
+) -> dict[str, Any]:
     """Decode steps after a real prefill: the plain model against every method, its hooks included."""
     given = inputs(model.config, asked, model)
 
@@ -143,16 +154,25 @@ def show(title: str, found: dict[str, Any], per: int = 1) -> None:
         cap = row.get("cap")
         color = "red" if cap is not None and row["ratio"] > SLACK * cap else "default"
         cells = ("", "") if cap is None else (f"{cap:.2f}", f"{row['of_cap']:.0%}")
-        table.add_row(name, f"{row['seconds'] / per * 1e3:.1f} ms", f"[{color}]{row['ratio']:.3f}[/{color}]", *cells)
+        table.add_row(
+            name,
+            f"{row['seconds'] / per * 1e3:.1f} ms",
+            f"[{color}]{row['ratio']:.3f}[/{color}]",
+            *cells,
+        )
     console.print(table)
 
 
 def main(
     shape: Annotated[str, typer.Option(help=f"A LLaVA of {', '.join(SHAPES)}.")] = "smol-135m",
-    method: Annotated[list[str] | None, typer.Option(help="Methods to time; may be repeated.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Methods to time; may be repeated.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     repeats: Annotated[int, typer.Option(min=1)] = 7,
-    lengths: Annotated[str, typer.Option(help="Contexts for the cache comparison.")] = "256,1024,2048",
+    lengths: Annotated[
+        str, typer.Option(help="Contexts for the cache comparison.")
+    ] = "256,1024,2048",
     threads: Annotated[int, typer.Option(help="CPU threads (0: torch's choice).")] = 0,
     save: Annotated[Path | None, typer.Option(help="Write all figures as JSON.")] = None,
 ) -> None:
@@ -173,7 +193,10 @@ def main(
         **versions(),
     }  # fmt: skip
     body["prefill"] = prefills(model, asked, ["keep-all", *specs], repeats)
-    show(f"prefill, {shape}, batch {batch}, {TEXT} text + {asked.visual} visual tokens", body["prefill"])
+    show(
+        f"prefill, {shape}, batch {batch}, {TEXT} text + {asked.visual} visual tokens",
+        body["prefill"],
+    )
     body["decode"] = pruned_decodes(model, asked, specs[:4], 8, repeats)
     show(f"decode per token after that prefill, batch {batch}", body["decode"], 8)
     body["cache"] = {}
@@ -181,7 +204,9 @@ def main(
         for length in (int(n) for n in lengths.split(",")):
             found = decodes(model, samples, length, 8, repeats)
             body["cache"][f"batch {samples}, {length} tokens"] = found
-            show(f"decode per token by cache, batch {samples}, {length} tokens of context", found, 8)
+            show(
+                f"decode per token by cache, batch {samples}, {length} tokens of context", found, 8
+            )
     body["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     console.print(f"peak memory of the process: {body['peak_memory_mb']:.0f} MB")
     if save is not None:

@@ -43,13 +43,22 @@ Rows of `vscan1` are of its former order, the global scan first; it is the local
 """,
 }
 WORK = {"tokens": "tokens", "FLOPs": "flops", "KV": "bytes"}
-SPLIT = {"tokens": "tokens", "prefill": "prefill", "decode": "decode", "FLOPs": "flops", "KV": "bytes"}  # of DyRate's
+SPLIT = {
+    "tokens": "tokens",
+    "prefill": "prefill",
+    "decode": "decode",
+    "FLOPs": "flops",
+    "KV": "bytes",
+}  # of DyRate's
 SEEN = {"prunes": "What it keeps, step by step", "rate": "Alive at each step"}
 _WHOLE = "pictures: a description, a caption and a question of each"
 _SHORT = "questions on drawn pictures, and as many of easy-vqa"
 PLOTS = {
     "pareto": ("Quality against tokens", tuple(f"zoo-{budget}" for budget in BUDGETS)),
-    "pareto-search": ("Searched schedules against tokens", tuple(f"search-{name}" for name in SEARCH)),
+    "pareto-search": (
+        "Searched schedules against tokens",
+        tuple(f"search-{name}" for name in SEARCH),
+    ),
 }
 
 
@@ -72,7 +81,10 @@ def table(body: dict[str, Any], shown: dict[str, str], work: dict[str, str]) -> 
     heads = [*shown, "agreement", *work]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     first = next(iter(shown.values()))
-    order = sorted(body["methods"].items(), key=lambda m: (m[0] != "unpruned", -m[1]["figures"][first]["value"]))
+    order = sorted(
+        body["methods"].items(),
+        key=lambda m: (m[0] != "unpruned", -m[1]["figures"][first]["value"]),
+    )
     for name, found in order:
         figures = found["figures"]
         same = f"{figures['agreement']['value']:.0f} %" if "agreement" in figures else ""
@@ -118,7 +130,9 @@ def sections(model: str) -> list[str]:
         parts += ["\n".join(table(body, shown, SPLIT if name.startswith("dyrate") else WORK)), ""]
         parts += ["\n".join(beside(body, shown)), ""] if body.get("against") else []
     pictures = {
-        name: title for name, (title, reports) in PLOTS.items() if any(report(stored(r, model)) for r in reports)
+        name: title
+        for name, (title, reports) in PLOTS.items()
+        if any(report(stored(r, model)) for r in reports)
     }
     for name, title in (pictures | {f"dyrate-{key}": title for key, title in SEEN.items()}).items():
         if (RESULTS / f"{stored(name, model)}.png").is_file() or name in pictures:
@@ -132,13 +146,18 @@ def adapted(body: dict[str, Any]) -> list[str]:
     rows = [f"| | cross-entropy | FLOPs | {' | '.join(kinds)} |", "|---" * (len(kinds) + 3) + "|"]
     whole = body["tables"][0]["sweep"][0]["losses"].values()
     first = body["tables"][0]["unpruned"]
-    rows.append(f"| unpruned | {first:.3f} | 1.000 | {' | '.join(f'100%: {loss:.3f}' for loss in whole)} |")
+    rows.append(
+        f"| unpruned | {first:.3f} | 1.000 | {' | '.join(f'100%: {loss:.3f}' for loss in whole)} |"
+    )
     for name, found in (pair for grid in body["tables"] for pair in grid["predictors"].items()):
         for label, line in found["lines"].items():
             title, said = label, f"{line['loss']:.3f}"
             if label == "predictor":
                 d = found["predictor less one rate"]
-                title, said = f"`{name}`", f"{said} ({d['value']:+.3f}, {d['low']:.3f} to {d['high']:.3f})"
+                title, said = (
+                    f"`{name}`",
+                    f"{said} ({d['value']:+.3f}, {d['low']:.3f} to {d['high']:.3f})",
+                )
             each = (f"{line['keep'][kind]:.0%}: {line['losses'][kind]:.3f}" for kind in kinds)
             rows.append(f"| {title} | {said} | {line['flops']:.3f} | {' | '.join(each)} |")
     return [f"{body['answers']} answers.\n", *rows, ""]
@@ -149,9 +168,13 @@ def looks(body: dict[str, Any]) -> list[str]:
     keys = [key for key in TITLES if key in next(iter(body["methods"].values()))["figures"]]
     rows = [f"| | {' | '.join(TITLES[key] for key in keys)} |", "|---" * (len(keys) + 1) + "|"]
     for name, found in body["methods"].items():
-        cells = [cell({k: found["figures"][key][k] for k in ("value", "low", "high")}) for key in keys]
+        cells = [
+            cell({k: found["figures"][key][k] for k in ("value", "low", "high")}) for key in keys
+        ]
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
-    said = LOOKS.replace("{pictures}", str(body["pictures"])).replace("{source}", body.get("source", ""))
+    said = LOOKS.replace("{pictures}", str(body["pictures"])).replace(
+        "{source}", body.get("source", "")
+    )
     return [said, *rows, ""]
 
 
@@ -164,7 +187,9 @@ def render() -> str:
     """The page."""
     parts = [INTRODUCTION]
     for model, heading in MODELS.items():
-        seen = report(stored("methods", model)) if model != "scenes" else None  # those of scenes are in the README
+        seen = (
+            report(stored("methods", model)) if model != "scenes" else None
+        )  # those of scenes are in the README
         found = [*([] if seen is None else looks(seen)), *sections(model)]
         parts += [heading, *found] if found else []
     return "\n".join(parts)
@@ -174,7 +199,9 @@ def draw() -> None:
     """Object recall against the share of tokens, for every method of the zoo, and of the searches."""
     for model in MODELS:
         for name, (title, reports) in PLOTS.items():
-            bodies = [body for body in (report(stored(one, model)) for one in reports) if body is not None]
+            bodies = [
+                body for body in (report(stored(one, model)) for one in reports) if body is not None
+            ]
             if bodies:
                 found = lines(bodies, SHOWN["object recall"], "tokens")
                 path = RESULTS / f"{stored(name, model)}.png"

@@ -11,7 +11,9 @@ from foveate.eval.tasks import TITLES
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-CARDS = {name: ROOT / "src" / "foveate" / "models" / name / "README.md" for name in ("scenes", "smol")}
+CARDS = {
+    name: ROOT / "src" / "foveate" / "models" / name / "README.md" for name in ("scenes", "smol")
+}
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
@@ -35,7 +37,9 @@ def by_method(body: dict[str, Any]) -> list[str]:
     keys = [key for key in TITLES if key in next(iter(methods.values()))["figures"]]
     lines = [f"| | {' | '.join(TITLES[key] for key in keys)} |", "|---" * (len(keys) + 1) + "|"]
     for name, found in methods.items():
-        lines.append(f"| `{name}` | {' | '.join(of(found['figures'][key], '.0f') for key in keys)} |")
+        lines.append(
+            f"| `{name}` | {' | '.join(of(found['figures'][key], '.0f') for key in keys)} |"
+        )
     return lines
 
 
@@ -48,7 +52,10 @@ def prefill(body: dict[str, Any]) -> list[str]:
     """Measured ratios beside their caps."""
     lines = ["| | prefill | times faster | FLOPs cap | of the cap |", "|---|---|---|---|---|"]
     for name, row in body["prefill"].items():
-        time, figures = f"{row['seconds'] * 1e3:.0f} ms", f"{row['ratio']:.2f} | {row['cap']:.2f} | {row['of_cap']:.0%}"
+        time, figures = (
+            f"{row['seconds'] * 1e3:.0f} ms",
+            f"{row['ratio']:.2f} | {row['cap']:.2f} | {row['of_cap']:.0%}",
+        )
         lines.append(f"| `{name}` | {time} | {figures} |")
     return lines
 
@@ -59,7 +66,9 @@ def decode(body: dict[str, Any]) -> list[str]:
     parts = {"after that prefill": body["decode"], **body["cache"]}
     for where, found in parts.items():
         for name, row in found.items():
-            lines.append(f"| {where}: `{name}` | {row['seconds'] / 8 * 1e3:.1f} ms | {row['ratio']:.3f} |")
+            lines.append(
+                f"| {where}: `{name}` | {row['seconds'] / 8 * 1e3:.1f} ms | {row['ratio']:.3f} |"
+            )
     return lines
 
 
@@ -85,9 +94,23 @@ def render() -> str:
     """The README's part between the marks."""
     methods, speed = read("methods"), read("prefill")
     lines = [
-        *("## Results", "", "All by `make results` (`make results-smol` for `smol`), on held-out seeds.", ""),
-        *(line for name in CARDS for line in (f"**{name}**, unpruned:", "", *of_the_model(name), "")),
-        *(f"**Methods on scenes**, {methods['pictures']} test scenes:", "", *by_method(methods), ""),
+        *(
+            "## Results",
+            "",
+            "All by `make results` (`make results-smol` for `smol`), on held-out seeds.",
+            "",
+        ),
+        *(
+            line
+            for name in CARDS
+            for line in (f"**{name}**, unpruned:", "", *of_the_model(name), "")
+        ),
+        *(
+            f"**Methods on scenes**, {methods['pictures']} test scenes:",
+            "",
+            *by_method(methods),
+            "",
+        ),
         f"**Speed**, random weights of shape `{speed['shape']}`, batch {speed['batch']}, 64 text and 576 visual "
         f"tokens, {speed['threads']} CPU threads ({speed['cpu']}), float32, sdpa, median of {speed['repeats']} "
         "interleaved repetitions (`python benchmarks/prefill.py`). The cap is the ratio of computed FLOPs:",
@@ -103,7 +126,10 @@ def render_card(name: str) -> str:
 
 def main() -> int:
     """Rewrites the files; 1 if the marks are missing."""
-    for path, part in ((README, render()), *((path, render_card(name)) for name, path in CARDS.items())):
+    for path, part in (
+        (README, render()),
+        *((path, render_card(name)) for name, path in CARDS.items()),
+    ):
         text = path.read_text()
         if BEGIN not in text or END not in text:
             print(f"{path} lacks {BEGIN} or {END}", file=sys.stderr)

@@ -9,7 +9,9 @@ import typer
 from foveate.cli.app import run
 from lab.commands import language, train
 
-app = typer.Typer(name="lab", help="How the bundled models were made.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    name="lab", help="How the bundled models were made.", no_args_is_help=True, add_completion=False
+)
 app.command("train")(train.train_model)
 app.command("language")(language.language)
 

@@ -23,9 +23,17 @@ from foveate.world.scenes import MAX_OBJECTS, sample
 from lab import grounding
 
 CHATS = 0.15  # share of rows whose segments are turns of one chat
-_WEIGHTS = {"description": 1.0, "caption": 0.5}  # loss per answer token; short answers weigh `_SHORT`
+_WEIGHTS = {
+    "description": 1.0,
+    "caption": 0.5,
+}  # loss per answer token; short answers weigh `_SHORT`
 _SHORT = 3.0
-_ROUND = (*language.KINDS, "existence", "relation", "count")  # what is asked of a scene; the hardest twice
+_ROUND = (
+    *language.KINDS,
+    "existence",
+    "relation",
+    "count",
+)  # what is asked of a scene; the hardest twice
 _ROUNDS = 3
 _GROUND = 0.2  # weight of the loss on where the named objects are
 
@@ -65,7 +73,9 @@ class Row:
     segment: np.ndarray  # 0 prefix, 1.. segments, -1 padding
     target: np.ndarray  # id of the next token where it belongs to an answer, else -100
     weight: np.ndarray
-    named: np.ndarray  # (length, 2): column and row of the object that the words ending here name, else -100
+    named: (
+        np.ndarray
+    )  # (length, 2): column and row of the object that the words ending here name, else -100
 
 
 def scene_turns(
@@ -79,7 +89,11 @@ def scene_turns(
     rng = np.random.default_rng((*scene.seed, 11))
     turns = [
         language.description(scene, str(rng.choice(language.DESCRIPTION_PROMPTS)), ahead),
-        language.Turn("caption", str(rng.choice(language.CAPTION_PROMPTS)), str(rng.choice(language.captions(scene)))),
+        language.Turn(
+            "caption",
+            str(rng.choice(language.CAPTION_PROMPTS)),
+            str(rng.choice(language.captions(scene))),
+        ),
     ]
     for _ in range(_ROUNDS):
         for kind in rng.permutation(_ROUND):
@@ -89,15 +103,20 @@ def scene_turns(
     return draw(scene).pixels, turns
 
 
-def pack(pixels: np.ndarray, turns: list[language.Turn], rng: np.random.Generator, dialect: Dialect) -> Row:
+def pack(
+    pixels: np.ndarray, turns: list[language.Turn], rng: np.random.Generator, dialect: Dialect
+) -> Row:
     """As many turns as fit into a row."""
     chat = bool(rng.random() < CHATS)
     if chat:
         turns = [turns[int(i)] for i in rng.permutation(len(turns))]
     prefix, size = len(dialect.prefix), len(dialect.prefix) + dialect.text
-    ids, positions = np.full(size, dialect.pad), np.zeros(size, dtype=np.int64)
-    segment, target = np.full(size, -1), np.full(size, -100)
-    weight, named = np.zeros(size, dtype=np.float32), np.full((size, 2), -100)
+    ids = np.full(size, dialect.pad)
+    positions = np.zeros(size, dtype=np.int64)
+    segment = np.full(size, -1)
+    target = np.full(size, -100)
+    weight = np.zeros(size, dtype=np.float32)
+    named = np.full((size, 2), -100)
     start = prefix
     ids[:start], positions[:start], segment[:start] = dialect.prefix, np.arange(start), 0
     for number, turn in enumerate(turns, 1):
@@ -156,7 +175,9 @@ def answer_loss(
         ).last_hidden_state
     looked, seen = head(heard[0], named)
     asked = target >= 0
-    logits, wanted, share = model.lm_head(hidden[asked]).float(), target[asked], weight[asked]
+    logits = model.lm_head(hidden[asked]).float()
+    wanted = target[asked]
+    share = weight[asked]
     loss = (F.cross_entropy(logits, wanted, reduction="none") * share).sum() / share.sum()
     right = (logits.argmax(-1) == wanted).float()
     short = share == _SHORT

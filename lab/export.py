@@ -44,7 +44,11 @@ def _export_scenes(model: Any, folder: Path) -> None:
     model.config.dtype = torch.float32
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    tensors = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    tensors = {
+        k: v.detach().cpu().half().contiguous()
+        for k, v in model.state_dict().items()
+        if k != "lm_head.weight"
+    }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     build_processor().save_pretrained(folder)
 

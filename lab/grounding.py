@@ -40,7 +40,8 @@ class Grounding(nn.Module):
 
     def __init__(self, model: Any, layer: int, grid: int = GRID) -> None:
         super().__init__()
-        self.layer, self.grid = layer, grid
+        self.layer = layer
+        self.grid = grid
         self.ground = nn.Linear(model.config.text_config.hidden_size, 2 * (grid + 1))
 
     def forward(

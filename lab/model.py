@@ -17,7 +17,17 @@ from transformers import (
 )
 
 from foveate.world import language
-from foveate.world.scenes import BACKGROUNDS, COLORS, GRID, PATCH, PLACES, SHAPES, SIDE, SIZES, TEXTURES
+from foveate.world.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    GRID,
+    PATCH,
+    PLACES,
+    SHAPES,
+    SIDE,
+    SIZES,
+    TEXTURES,
+)
 from lab.conversations import Dialect
 
 SYSTEM = "you look at pictures and answer in a few words ."
@@ -64,7 +74,9 @@ def build_processor() -> LlavaProcessor:
     words = vocabulary()
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"<\w+>|</s>|[\w-]+|[^\w\s]"), behavior="removed", invert=True)
+    core.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"<\w+>|</s>|[\w-]+|[^\w\s]"), behavior="removed", invert=True
+    )
     core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,

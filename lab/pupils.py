@@ -22,7 +22,10 @@ from lab.smol.dialect import dialect
 from lab.smol.rehearsal import Rehearsal, rehearsal
 
 Optimizers = list[torch.optim.Optimizer]
-FILES = {"scenes": "model.safetensors", "smol": LEARNED}  # what was trained, in a finished model's folder
+FILES = {
+    "scenes": "model.safetensors",
+    "smol": LEARNED,
+}  # what was trained, in a finished model's folder
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,18 @@ def _inner(name: str, parameter: Tensor) -> bool:
 
 def split_optimizers(modules: list[nn.Module], lr: float, slower: float = 1.0) -> Optimizers:
     """Muon for the matrices inside the networks; AdamW, at `slower` times the rate, for all others that learn."""
-    named = {id(p): (name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad}
+    named = {
+        id(p): (name, p)
+        for module in modules
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
     matrices = [p for name, p in named.values() if _inner(name, p)]
     others = [p for name, p in named.values() if not _inner(name, p)]
-    return [Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr * slower, betas=(0.9, 0.98), weight_decay=0.0)]
+    return [
+        Muon(matrices, lr=lr),
+        torch.optim.AdamW(others, lr=lr * slower, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def scenes_pupil() -> Pupil:
@@ -94,7 +105,9 @@ def smol_pupil() -> Pupil:
     def go_on(file: Path) -> None:
         learned = load_file(file)
         take(model, learned)
-        before.update({k.removeprefix(UPDATE): v.float() for k, v in learned.items() if k.startswith(UPDATE)})
+        before.update(
+            {k.removeprefix(UPDATE): v.float() for k, v in learned.items() if k.startswith(UPDATE)}
+        )
 
     def second(modules: list[nn.Module], lr: float, tower: bool) -> Optimizers:
         model.model.vision_tower.requires_grad_(tower)
@@ -105,7 +118,9 @@ def smol_pupil() -> Pupil:
         found.model.to(model.device)
         return rehearsal(found, parts.OPENING, parts.ASKED, parts.ANSWERED, file)
 
-    return Pupil(model, dialect(processor.tokenizer, 288), 12, go_on, split_optimizers, second, rehearse)
+    return Pupil(
+        model, dialect(processor.tokenizer, 288), 12, go_on, split_optimizers, second, rehearse
+    )
 
 
 PUPILS: dict[str, Callable[[], Pupil]] = {"scenes": scenes_pupil, "smol": smol_pupil}

@@ -26,7 +26,9 @@ class Rows(Dataset[Any]):
     """Rows number `first` to `last` of a stage, as a map-style dataset."""
 
     def __init__(self, make: Callable[[int], Any], first: int, last: int) -> None:
-        self.make, self.first, self.last = make, first, last
+        self.make = make
+        self.first = first
+        self.last = last
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -55,14 +57,24 @@ class Run:
         decay: float,
         save_every: int,
     ) -> None:
-        self.name, self.folder, self.modules, self.optimizers = name, folder, modules, optimizers
-        self.steps, self.warmup, self.decay, self.save_every = steps, warmup, decay, save_every
+        self.name = name
+        self.folder = folder
+        self.modules = modules
+        self.optimizers = optimizers
+        self.steps = steps
+        self.warmup = warmup
+        self.decay = decay
+        self.save_every = save_every
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.step = 0
 
     def learned(self) -> dict[str, Tensor]:
         """What this stage trains, by name; the rest is what it was at the start."""
-        named = {f"{m}/{k}": p for m, module in self.modules.items() for k, p in module.named_parameters()}
+        named = {
+            f"{m}/{k}": p
+            for m, module in self.modules.items()
+            for k, p in module.named_parameters()
+        }
         return {name: p for name, p in named.items() if p.requires_grad}
 
     def save(self) -> None:
@@ -70,7 +82,9 @@ class Run:
         tensors = self.learned()
         for o, optimizer in enumerate(self.optimizers):
             for p, state in optimizer.state_dict()["state"].items():
-                tensors.update({f"optimizer{o}/{p}/{k}": torch.as_tensor(v) for k, v in state.items()})
+                tensors.update(
+                    {f"optimizer{o}/{p}/{k}": torch.as_tensor(v) for k, v in state.items()}
+                )
         new = self.folder / f"{self.name}.new.safetensors"
         packed = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
         save_file(packed, new, {"step": str(self.step), "steps": str(self.steps)})
@@ -87,7 +101,8 @@ class Run:
             return
         with safe_open(path, "pt") as file:
             facts = file.metadata()
-        step, steps = int(facts["step"]), int(facts["steps"])
+        step = int(facts["step"])
+        steps = int(facts["steps"])
         if steps != self.steps and step > (1 - self.decay) * min(steps, self.steps):
             raise ValueError(
                 f"{path} is at step {step} of {steps}, where the learning rate already falls, so it cannot become a "
@@ -105,7 +120,13 @@ class Run:
             optimizer.load_state_dict(whole)
         self.step = step
 
-    def finish(self, make: Callable[[int], Any], batch: int, loss: Callable[..., Loss], report: Report | None) -> None:
+    def finish(
+        self,
+        make: Callable[[int], Any],
+        batch: int,
+        loss: Callable[..., Loss],
+        report: Report | None,
+    ) -> None:
         """Takes up the checkpoint and runs to the last step."""
         self.load()
         rows = Rows(make, self.step * batch, self.steps * batch)
@@ -113,7 +134,9 @@ class Run:
             if report is not None:
                 report(self.name, seen)
 
-    def advance(self, rows: Dataset[Any], batch: int, loss: Callable[..., Loss]) -> Iterator[dict[str, float]]:
+    def advance(
+        self, rows: Dataset[Any], batch: int, loss: Callable[..., Loss]
+    ) -> Iterator[dict[str, float]]:
         """Trains from the current step to the last; yields the loss and the accuracies of every step."""
         loader = DataLoader(rows, batch_size=batch, num_workers=1, prefetch_factor=4)
         parameters = list(self.learned().values())
@@ -130,7 +153,9 @@ class Run:
                 optimizer.zero_grad(set_to_none=True)
             self.step += 1
             if not math.isfinite(value.item()):
-                raise FloatingPointError(f"the loss of step {self.step} of stage {self.name} is {value.item()}")
+                raise FloatingPointError(
+                    f"the loss of step {self.step} of stage {self.name} is {value.item()}"
+                )
             yield {"step": self.step, "loss": value.item(), **seen}
             if self.step % self.save_every == 0 or self.step == self.steps:
                 self.save()

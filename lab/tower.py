@@ -19,7 +19,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from foveate.world.draw import draw
-from foveate.world.scenes import BACKGROUNDS, COLORS, GRID, MAX_OBJECTS, PLACES, SHAPES, SIDE, SIZES, TEXTURES, sample
+from foveate.world.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    GRID,
+    MAX_OBJECTS,
+    PLACES,
+    SHAPES,
+    SIDE,
+    SIZES,
+    TEXTURES,
+    sample,
+)
 from lab import grounding
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -29,7 +40,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "size": tuple(SIZES),
     "place": PLACES,
 }
-_SEEN = 0.08  # share of a patch's pixels that an object must own for the patch to be labelled with it
+_SEEN = (
+    0.08  # share of a patch's pixels that an object must own for the patch to be labelled with it
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,9 @@ def dense_example(
 
 def _owned_pixels(owner: np.ndarray, things: int, grid: int) -> np.ndarray:
     """How many pixels (things T) of each patch each object owns."""
-    line = np.arange(SIDE) * grid // SIDE  # the row or column of patches that a row or column of pixels lies in
+    line = (
+        np.arange(SIDE) * grid // SIDE
+    )  # the row or column of patches that a row or column of pixels lies in
     patch = line[:, None] * grid + line
     return np.stack([np.bincount(patch[owner == k], minlength=grid * grid) for k in range(things)])
 
@@ -91,13 +106,19 @@ def take(vision: Any, weights: dict[str, Tensor]) -> None:
     """
     prefix = "model.vision_tower."
     found = {k.removeprefix(prefix): v.float() for k, v in weights.items() if k.startswith(prefix)}
-    kernel, places = "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"
-    had, wanted = found[kernel].shape[-1], vision.config.patch_size
+    kernel = "embeddings.patch_embedding.weight"
+    places = "embeddings.position_embedding.weight"
+    had = found[kernel].shape[-1]
+    wanted = vision.config.patch_size
     if had != wanted:
-        smaller = F.interpolate(found[kernel], size=(wanted, wanted), mode="bicubic", antialias=True)
+        smaller = F.interpolate(
+            found[kernel], size=(wanted, wanted), mode="bicubic", antialias=True
+        )
         found[kernel] = smaller * (had / wanted) ** 2
-        first, grid = found[places][:1], found[places][1:]
-        side, new = round(len(grid) ** 0.5), vision.config.image_size // wanted
+        first = found[places][:1]
+        grid = found[places][1:]
+        side = round(len(grid) ** 0.5)
+        new = vision.config.image_size // wanted
         square = grid.T.reshape(1, -1, side, side)
         grown = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)[0]
         found[places] = torch.cat([first, grown.flatten(1).T])
@@ -117,14 +138,17 @@ class TowerTeacher(nn.Module):
 
     def __init__(self, model: Any, encode: Callable[[str], list[int]]) -> None:
         super().__init__()
-        text, vision = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
+        text = model.config.text_config.hidden_size
+        vision = model.config.vision_config.hidden_size
         self.log_scale = nn.Parameter(torch.full((len(GROUPS),), 2.0))
         self.part = nn.Linear(text, 3)
         self.count = nn.Linear(vision, MAX_OBJECTS + 1)
         self.background = nn.Linear(vision, len(BACKGROUNDS))
         ids = [encode(phrase) for group in GROUPS.values() for phrase in group]
         starts = np.cumsum([0, *map(len, ids[:-1])])
-        self.register_buffer("ids", torch.tensor([i for phrase in ids for i in phrase]), persistent=False)
+        self.register_buffer(
+            "ids", torch.tensor([i for phrase in ids for i in phrase]), persistent=False
+        )
         self.register_buffer("starts", torch.from_numpy(starts), persistent=False)
 
     def forward(
@@ -145,10 +169,8 @@ class TowerTeacher(nn.Module):
             target = labels.groups[:, row].flatten()
             scaled = (similar * self.log_scale[row].exp()).flatten(0, 1)
             valid = target >= 0
-            each, share = (
-                F.cross_entropy(scaled[valid], target[valid], reduction="none"),
-                labels.weight.flatten()[valid],
-            )
+            each = F.cross_entropy(scaled[valid], target[valid], reduction="none")
+            share = labels.weight.flatten()[valid]
             loss = loss + (each * share).sum() / share.sum()
             seen[key] = (scaled.argmax(-1)[valid] == target[valid]).float().mean().item()
         return loss, seen

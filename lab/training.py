@@ -96,14 +96,18 @@ def tower_row(index: int, ramp: int, offset: int, grid: int, even: bool) -> Any:
     return tower.dense_example("train", offset + index, curriculum(index, ramp), grid, even)
 
 
-def chat_row(index: int, recipe: Recipe, extra: EasyVQA | None, dialect: conversations.Dialect) -> Any:
+def chat_row(
+    index: int, recipe: Recipe, extra: EasyVQA | None, dialect: conversations.Dialect
+) -> Any:
     """Training row `index` of stage 2: a scene that stage 1 has not seen, or now and then an easy-vqa picture."""
     rng = np.random.default_rng((3, index))
     if extra is not None and rng.random() < recipe.easy_vqa:
         pixels, turns = extra.turns("train", int(rng.integers(extra.images("train"))), rng)
     else:
         seen = recipe.skip + recipe.tower_steps * recipe.tower_batch
-        pixels, turns = conversations.scene_turns("train", seen + index, curriculum(index, recipe.ramp), recipe.ahead)
+        pixels, turns = conversations.scene_turns(
+            "train", seen + index, curriculum(index, recipe.ramp), recipe.ahead
+        )
     row = conversations.pack(pixels, turns, rng, dialect)
     return tuple(getattr(row, key) for key in row.__dataclass_fields__)
 
@@ -146,21 +150,32 @@ def train(
     return pupil.model
 
 
-def _prepared(folder: Path, recipe: Recipe, start: Path | None, eyes: Path | None) -> EasyVQA | None:
+def _prepared(
+    folder: Path, recipe: Recipe, start: Path | None, eyes: Path | None
+) -> EasyVQA | None:
     """Checks that the run can be done here, writes its recipe, and finds easy-vqa. Raises as `train` says."""
     extra = EasyVQA.find() if recipe.easy_vqa else None
     if recipe.easy_vqa and extra is None:
-        raise ValueError("easy-vqa is not installed; pip install 'foveate[easy-vqa]', or train without it (share 0)")
+        raise ValueError(
+            "easy-vqa is not installed; pip install 'foveate[easy-vqa]', or train without it (share 0)"
+        )
     of = {"start": (start, recipe.start, recipe.model), "eyes": (eyes, recipe.eyes, "scenes")}
     for name, (given, wanted, model) in of.items():
         if (given and weights_hash(given, model)) != wanted:
-            raise ValueError(f"the recipe names the weights {wanted} as its {name}, but {name}={given} is not these")
+            raise ValueError(
+                f"the recipe names the weights {wanted} as its {name}, but {name}={given} is not these"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.json"
     if note.exists():
-        lengths = {"steps": recipe.steps, "tower_steps": recipe.tower_steps}  # `Run.load` judges these
+        lengths = {
+            "steps": recipe.steps,
+            "tower_steps": recipe.tower_steps,
+        }  # `Run.load` judges these
         if {**json.loads(note.read_text()), **lengths} != asdict(recipe):
-            raise ValueError(f"{note} holds another recipe; give another folder, or the same numbers to resume")
+            raise ValueError(
+                f"{note} holds another recipe; give another folder, or the same numbers to resume"
+            )
     note.write_text(json.dumps(asdict(recipe), indent=1))
     return extra
 
@@ -168,15 +183,29 @@ def _prepared(folder: Path, recipe: Recipe, start: Path | None, eyes: Path | Non
 def _tower_stage(
     pupil: Pupil, folder: Path, recipe: Recipe, device: str, report: Report | None, save_every: int
 ) -> None:
-    model, dialect = pupil.model, pupil.dialect
+    model = pupil.model
+    dialect = pupil.dialect
     teacher = tower.TowerTeacher(model, lambda words: dialect.encode(" " + words)).to(device)
     parts: dict[str, nn.Module] = {"model": model, "teacher": teacher}
     learners = pupil.first(list(parts.values()), recipe.tower_lr)
-    run = Run("tower", folder, parts, learners, recipe.tower_steps, recipe.warmup, recipe.decay, save_every)
-    make = partial(tower_row, ramp=recipe.tower_ramp, offset=recipe.skip, grid=dialect.grid, even=recipe.even)
+    run = Run(
+        "tower",
+        folder,
+        parts,
+        learners,
+        recipe.tower_steps,
+        recipe.warmup,
+        recipe.decay,
+        save_every,
+    )
+    make = partial(
+        tower_row, ramp=recipe.tower_ramp, offset=recipe.skip, grid=dialect.grid, even=recipe.even
+    )
 
     def loss(pixels: Tensor, labels: list[Tensor]) -> Loss:
-        return teacher(model, normalise(pixels.to(device)), tower.DenseLabels(*(v.to(device) for v in labels)))
+        return teacher(
+            model, normalise(pixels.to(device)), tower.DenseLabels(*(v.to(device) for v in labels))
+        )
 
     run.finish(make, recipe.tower_batch, loss, report)
 
@@ -191,19 +220,24 @@ def _chat_stage(
     extra: EasyVQA | None,
 ) -> None:
     """The tower has learned to see; projector and decoder learn."""
-    model, dialect = pupil.model, pupil.dialect
+    model = pupil.model
+    dialect = pupil.dialect
     text = _rehearsal(pupil, folder, recipe)
     head = Grounding(model, pupil.ground, dialect.grid).to(device)
     parts: dict[str, nn.Module] = {"model": model, "grounding": head}
     learners = pupil.second(list(parts.values()), recipe.lr, recipe.tower_learns)
     model.to(device)
-    run = Run("chat", folder, parts, learners, recipe.steps, recipe.warmup, recipe.decay, save_every)
+    run = Run(
+        "chat", folder, parts, learners, recipe.steps, recipe.warmup, recipe.decay, save_every
+    )
     make = partial(chat_row, recipe=recipe, extra=extra, dialect=dialect)
     end = dialect.answered[-1]
 
     def loss(pixels: Tensor, *rest: Tensor) -> Loss:
         fields = (v.to(device) for v in rest)
-        value, seen = conversations.answer_loss(model, head, normalise(pixels.to(device)), *fields, end=end)
+        value, seen = conversations.answer_loss(
+            model, head, normalise(pixels.to(device)), *fields, end=end
+        )
         if text is None:
             return value, seen
         strayed = text.loss(model, run.step, recipe.batch)
@@ -217,5 +251,7 @@ def _rehearsal(pupil: Pupil, folder: Path, recipe: Recipe) -> Rehearsal | None:
     if not recipe.rehearse:
         return None
     if pupil.rehearse is None:
-        raise ValueError(f"rehearse={recipe.rehearse}, but {recipe.model} has no language of its own to keep; give 0")
+        raise ValueError(
+            f"rehearse={recipe.rehearse}, but {recipe.model} has no language of its own to keep; give 0"
+        )
     return pupil.rehearse(folder / "rehearsal.safetensors")

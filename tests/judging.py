@@ -14,7 +14,9 @@ from foveate.eval.tasks import Sample
 from foveate.models.loaded import Loaded
 
 
-def found(loaded: Loaded, samples: Sequence[Sample], methods: Sequence[Method] = ()) -> dict[str, float]:
+def found(
+    loaded: Loaded, samples: Sequence[Sample], methods: Sequence[Method] = ()
+) -> dict[str, float]:
     """What the model's answers under the methods come to, in percent."""
     return _values(samples, evaluate(loaded, samples, "tested", methods, 32))
 
@@ -23,8 +25,13 @@ def judged(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float
     """What these answers come to, in percent."""
     cost = asdict(Cost())
     pairs = enumerate(zip(samples, answers, strict=True))
-    return _values(samples, [Record(i, 0, s.key, said, 1, 1, 2, [2, 1], 1, cost) for i, (s, said) in pairs])
+    return _values(
+        samples, [Record(i, 0, s.key, said, 1, 1, 2, [2, 1], 1, cost) for i, (s, said) in pairs]
+    )
 
 
 def _values(samples: Sequence[Sample], rows: Sequence[Record]) -> dict[str, float]:
-    return {name: figure["value"] for name, figure in figures(samples, {"tested": rows}, "words")["tested"].items()}
+    return {
+        name: figure["value"]
+        for name, figure in figures(samples, {"tested": rows}, "words")["tested"].items()
+    }

@@ -64,12 +64,24 @@ def table() -> str:
         "|---|---|---|---|",
     ]
     for kind, adapter in sorted(adapters().items()):
-        dropped = "" if adapter.structure == "none" else "no: text" if adapter.stays else "yes: placeholders too"
+        dropped = (
+            ""
+            if adapter.structure == "none"
+            else "no: text"
+            if adapter.stays
+            else "yes: placeholders too"
+        )
         structure = adapter.structure.replace("|", "\\|")
-        lines.append(f"| {kind}{'*' * adapter.own_masks} | {structure} | {dropped} | {adapter.image} |")
+        lines.append(
+            f"| {kind}{'*' * adapter.own_masks} | {structure} | {dropped} | {adapter.image} |"
+        )
     lines += ["", "## Refused", "", "| family | reason |", "|---|---|"]
     lines += [f"| {kind} | {reason} |" for kind, reason in sorted(REFUSED.items())]
-    lines += ["", "Any family that is named nowhere on this page is refused too, as one without an adapter.", ""]
+    lines += [
+        "",
+        "Any family that is named nowhere on this page is refused too, as one without an adapter.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -80,7 +80,9 @@ def build(asked: Asked, body: dict[str, Any] | None = None) -> Any:
     config = AutoConfig.for_model(given.pop("model_type"), **given)
     with torch.device(asked.device):
         kind = getattr(torch, asked.dtype)
-        model = AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation="sdpa")
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=kind, attn_implementation="sdpa"
+        )
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.eval()
@@ -89,7 +91,9 @@ def build(asked: Asked, body: dict[str, Any] | None = None) -> Any:
 def words(asked: Asked, count: int, vocabulary: int) -> Tensor:
     """Random words (batch count), none of them below 16, where shapes have their placeholders."""
     generator = torch.Generator().manual_seed(asked.seed)
-    return torch.randint(16, min(4096, vocabulary - 1), (asked.batch, count), generator=generator).to(asked.device)
+    return torch.randint(
+        16, min(4096, vocabulary - 1), (asked.batch, count), generator=generator
+    ).to(asked.device)
 
 
 def prompts(asked: Asked, model: Any) -> dict[str, Tensor]:
@@ -100,7 +104,9 @@ def prompts(asked: Asked, model: Any) -> dict[str, Tensor]:
     half = asked.text // 2
     ids = torch.cat([text[:, :half], image, text[:, half:]], 1)
     side = config.vision_config.image_size
-    pixels = torch.randn(asked.batch, 3, side, side, generator=torch.Generator().manual_seed(asked.seed))
+    pixels = torch.randn(
+        asked.batch, 3, side, side, generator=torch.Generator().manual_seed(asked.seed)
+    )
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -108,12 +114,19 @@ def prompts(asked: Asked, model: Any) -> dict[str, Tensor]:
     }
 
 
-def generation(model: Any, given: Mapping[str, Tensor], asked: Asked, attention: str = "sdpa", **more: Any) -> Done:
+def generation(
+    model: Any, given: Mapping[str, Tensor], asked: Asked, attention: str = "sdpa", **more: Any
+) -> Done:
     """Greedy, by transformers' own generate, under an attention backend."""
     model.set_attn_implementation(attention)
     watch = Watch(model.device)
     out = model.generate(
-        **given, max_new_tokens=asked.new_tokens, do_sample=False, streamer=watch, return_dict_in_generate=True, **more
+        **given,
+        max_new_tokens=asked.new_tokens,
+        do_sample=False,
+        streamer=watch,
+        return_dict_in_generate=True,
+        **more,
     )
     held = [layer.keys.shape[-2] - (asked.new_tokens - 1) for layer in out.past_key_values.layers]
     return watch, out.sequences[0, given["input_ids"].shape[1] :].tolist(), held
@@ -130,7 +143,13 @@ def race(runs: Runs, repeats: int, device: torch.device) -> dict[str, Any]:
         except Exception as error:  # a peer may fail in any way; the others go on
             found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
-        found[name] = {"ids": ids, "held": held, "peak": _peak(device, base), "first": [], "further": []}
+        found[name] = {
+            "ids": ids,
+            "held": held,
+            "peak": _peak(device, base),
+            "first": [],
+            "further": [],
+        }
     order = [name for name in runs if "failed" not in found[name]]
     for turn in range(repeats):
         for name in order[turn % len(order) :] + order[: turn % len(order)]:

@@ -23,7 +23,11 @@ def fastv(model: Any, asked: Asked) -> Iterator[None]:
 
     For prompts without padding, whose pictures stand in the same columns. Original positions are kept.
     """
-    layers, begin, total = model.model.language_model.layers, asked.text // 2, asked.text + asked.visual
+    layers, begin, total = (
+        model.model.language_model.layers,
+        asked.text // 2,
+        asked.text + asked.visual,
+    )
     state: dict[str, Tensor] = {}
 
     def look(module: Any, args: Any, output: Any) -> None:
@@ -48,13 +52,21 @@ def fastv(model: Any, asked: Asked) -> Iterator[None]:
         at, count = state["rows"], hidden.shape[1]
         cos, sin = (part.expand(len(at), -1, -1) for part in kwargs["position_embeddings"])
         index = at[..., None].expand(-1, -1, cos.shape[-1])
-        mask = kwargs["attention_mask"][:, :, :count, :count]  # causal: the part of the first n is that of any n
+        mask = kwargs["attention_mask"][
+            :, :, :count, :count
+        ]  # causal: the part of the first n is that of any n
         rotations = (cos.gather(1, index), sin.gather(1, index))
-        return (hidden,), {**_without(kwargs), "attention_mask": mask, "position_embeddings": rotations}
+        return (hidden,), {
+            **_without(kwargs),
+            "attention_mask": mask,
+            "position_embeddings": rotations,
+        }
 
     hooks = [layers[asked.layer - 1].self_attn.register_forward_hook(look)]
     for number in range(asked.layer, len(layers)):
-        hooks.append(layers[number].register_forward_pre_hook(partial(cut, number), with_kwargs=True))
+        hooks.append(
+            layers[number].register_forward_pre_hook(partial(cut, number), with_kwargs=True)
+        )
     try:
         yield
     finally:
@@ -63,7 +75,11 @@ def fastv(model: Any, asked: Asked) -> Iterator[None]:
 
 
 def _without(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in ("hidden_states", "position_ids")}
+    return {
+        name: value
+        for name, value in kwargs.items()
+        if name not in ("hidden_states", "position_ids")
+    }
 
 
 def contestants(asked: Asked) -> Runs:

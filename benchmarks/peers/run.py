@@ -45,7 +45,10 @@ PEERS = {
     "foveate": Peer("with_foveate.py"),
     "eager": Peer("eager_fastv.py"),
     "kvpress": Peer("with_kvpress.py", ("kvpress==0.5.5", "pillow")),
-    "sparsevlm": Peer("with_sparsevlm.py", ("sparsevlm==0.1.3", "pillow", f"transformers=={transformers.__version__}")),
+    "sparsevlm": Peer(
+        "with_sparsevlm.py",
+        ("sparsevlm==0.1.3", "pillow", f"transformers=={transformers.__version__}"),
+    ),
 }
 
 
@@ -68,7 +71,14 @@ def interpreter(name: str, peer: Peer, folder: Path) -> str:
         shutil.rmtree(home, ignore_errors=True)
         console.print(f"making an environment for {name}: {', '.join(wanted)}")
         _call([sys.executable, "-m", "venv", str(home)])
-        pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [
+            str(home / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]
         _call([*pip, wanted[0]])
         _call([*pip, *wanted])
         mark.write_text(json.dumps(wanted))
@@ -83,7 +93,11 @@ def _call(command: list[str]) -> None:
 
 def _last(text: str) -> str:
     """The last line that says something; pip's own advice follows its error."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("[notice]")]
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and not line.startswith("[notice]")
+    ]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["it says nothing"])[-1]
 
@@ -118,9 +132,15 @@ def summary(runs: dict[str, Any], asked: Asked) -> dict[str, Any]:
     plain = runs[BASE]
     for name, run in runs.items():
         if "failed" in run or "failed" in plain:
-            found[name] = {"failed": run.get("failed") or f"plain transformers failed: {plain['failed']}"}
+            found[name] = {
+                "failed": run.get("failed") or f"plain transformers failed: {plain['failed']}"
+            }
             continue
-        ratio = {part: _faster(plain[part], run[part]) for part in ("first", "further") if asked.new_tokens > 1}
+        ratio = {
+            part: _faster(plain[part], run[part])
+            for part in ("first", "further")
+            if asked.new_tokens > 1
+        }
         ratio["total"] = _faster(_total(plain, asked), _total(run, asked))
         found[name] = {
             **{part: statistics.median(run[part]) for part in ("first", "further")},
@@ -133,7 +153,9 @@ def summary(runs: dict[str, Any], asked: Asked) -> dict[str, Any]:
 
 
 def _total(run: dict[str, Any], asked: Asked) -> list[float]:
-    return [a + b * (asked.new_tokens - 1) for a, b in zip(run["first"], run["further"], strict=True)]
+    return [
+        a + b * (asked.new_tokens - 1) for a, b in zip(run["first"], run["further"], strict=True)
+    ]
 
 
 def _faster(theirs: list[float], ours: list[float]) -> float:
@@ -154,7 +176,9 @@ def show(name: str, body: dict[str, Any]) -> None:
             table.add_row(contestant, f"failed: {one['failed']}")
             continue
         times = [f"{one[part] * 1e3:.1f} ms" for part in ("first", "further")]
-        ratio = [f"{one['ratio'].get(part, float('nan')):.2f}" for part in ("first", "further", "total")]
+        ratio = [
+            f"{one['ratio'].get(part, float('nan')):.2f}" for part in ("first", "further", "total")
+        ]
         peak = "-" if one["peak"] is None else f"{one['peak'] / 2**20:.0f}"
         held = f"{statistics.fmean(one['held']):.0f}"
         table.add_row(contestant, times[0], ratio[0], times[1], ratio[1], ratio[2], peak, held)
@@ -162,9 +186,15 @@ def show(name: str, body: dict[str, Any]) -> None:
 
 
 def main(
-    shape: Annotated[str, typer.Option(help=f"A LLaVA-1.5 of {', '.join(SHAPES)}, or a config.json.")] = "smol-135m",
-    layers: Annotated[int | None, typer.Option(min=3, help="Depth of the decoder, if another.")] = None,
-    keep: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the visual tokens left.")] = 0.5,
+    shape: Annotated[
+        str, typer.Option(help=f"A LLaVA-1.5 of {', '.join(SHAPES)}, or a config.json.")
+    ] = "smol-135m",
+    layers: Annotated[
+        int | None, typer.Option(min=3, help="Depth of the decoder, if another.")
+    ] = None,
+    keep: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of the visual tokens left.")
+    ] = 0.5,
     layer: Annotated[int, typer.Option(min=1, help="FastV's layer.")] = 2,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Text of the prompt.")] = 64,
     output_tokens: Annotated[int, typer.Option(min=2, help="Tokens generated.")] = 16,
@@ -173,17 +203,23 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     only: Annotated[list[str] | None, typer.Option(help=f"Some of {', '.join(PEERS)}.")] = None,
-    environments: Annotated[Path, typer.Option(help="Where peers' environments are.")] = Path(".venv-peers"),
+    environments: Annotated[Path, typer.Option(help="Where peers' environments are.")] = Path(
+        ".venv-peers"
+    ),
     limit: Annotated[float, typer.Option(min=1, help="Seconds that one peer may take.")] = 3600,
     save: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
 ) -> None:
     """Times peers and Foveate on a random-weight shape at equal kept tokens, each beside plain transformers."""
     config = config_of(shape, layers)
     if config.model_type != "llava":
-        raise typer.BadParameter(f"{shape} is a {config.model_type}; the peers' scripts build LLaVA-1.5 prompts")
+        raise typer.BadParameter(
+            f"{shape} is a {config.model_type}; the peers' scripts build LLaVA-1.5 prompts"
+        )
     unknown = [name for name in only or [] if name not in PEERS]
     if unknown:
-        raise typer.BadParameter(f"there is no peer {unknown[0]!r}; expected some of {', '.join(PEERS)}")
+        raise typer.BadParameter(
+            f"there is no peer {unknown[0]!r}; expected some of {', '.join(PEERS)}"
+        )
     check_device(device)
     visual = request(config, text=prompt_tokens, images=1, new_tokens=output_tokens).visual
     asked = Asked(
@@ -210,7 +246,8 @@ def _told(shape: str, asked: Asked) -> dict[str, Any]:
     return {
         "shape": shape,
         "layers": asked.config["text_config"]["num_hidden_layers"],
-        "request": {k: v for k, v in asdict(asked).items() if k not in ("config", "device")} | {"kept": asked.kept},
+        "request": {k: v for k, v in asdict(asked).items() if k not in ("config", "device")}
+        | {"kept": asked.kept},
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
         "capability": "" if cuda else torch.backends.cpu.get_cpu_capability(),
         "versions": {"foveate": foveate.__version__, "python": platform.python_version()},

@@ -21,7 +21,9 @@ def contestants(asked: Asked) -> Runs:
         model.set_attn_implementation("sdpa")
         watch = Watch(model.device)
         with foveate.apply(model, method) as trace:
-            out = model.generate(**given, max_new_tokens=asked.new_tokens, do_sample=False, streamer=watch)
+            out = model.generate(
+                **given, max_new_tokens=asked.new_tokens, do_sample=False, streamer=watch
+            )
         held = [asked.text + int(count[0]) for count in trace.prefill()]
         return watch, out[0, given["input_ids"].shape[1] :].tolist(), held
 

@@ -20,12 +20,22 @@ def shape(asked: Asked) -> dict[str, Any]:
     """A Qwen2.5-VL whose decoder is of the request's sizes."""
     text = asked.config["text_config"]
     names = (
-        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+        *(
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+        ),
         *("vocab_size", "max_position_embeddings"),
     )
     half = text["hidden_size"] // text["num_attention_heads"] // 2
     time = half - 2 * (half * 3 // 8)
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [time, half * 3 // 8, half * 3 // 8]}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [time, half * 3 // 8, half * 3 // 8],
+    }
     return {
         "model_type": "qwen2_5_vl",
         **{"image_token_id": 9, "video_token_id": 8, "vision_start_token_id": 7, "vision_end_token_id": 6},
@@ -45,13 +55,17 @@ def picture_first(asked: Asked, model: Any) -> dict[str, Tensor]:
         raise ValueError(f"{asked.visual} visual tokens are no square picture")
     image = torch.full((asked.batch, asked.visual), 9, device=asked.device)
     ids = torch.cat([image, words(asked, asked.text, model.config.text_config.vocab_size)], 1)
-    patches = torch.randn(asked.batch * 4 * asked.visual, 3 * 2 * 14**2, dtype=model.dtype, device=asked.device)
+    patches = torch.randn(
+        asked.batch * 4 * asked.visual, 3 * 2 * 14**2, dtype=model.dtype, device=asked.device
+    )
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": (ids == 9).int(),
         "pixel_values": patches,
-        "image_grid_thw": torch.tensor([[1, 2 * side, 2 * side]] * asked.batch, device=asked.device),
+        "image_grid_thw": torch.tensor(
+            [[1, 2 * side, 2 * side]] * asked.batch, device=asked.device
+        ),
     }
 
 
@@ -68,19 +82,33 @@ def contestants(asked: Asked) -> Runs:
         model.set_attn_implementation("eager")
         watch = Watch(model.device)
         whole = model.generate
-        model.generate = partial(whole, do_sample=False, streamer=watch, return_dict_in_generate=True)
+        model.generate = partial(
+            whole, do_sample=False, streamer=watch, return_dict_in_generate=True
+        )
         try:
             out = sparsevlm_generate(
-                model, None, given, asked.visual, asked.kept, max_new_tokens=asked.new_tokens, device=asked.device
+                model,
+                None,
+                given,
+                asked.visual,
+                asked.kept,
+                max_new_tokens=asked.new_tokens,
+                device=asked.device,
             )
         finally:
             del model.generate
         held = [layer.keys.shape[-2] - asked.new_tokens for layer in out.past_key_values.layers]
-        return watch, out.sequences[0, 1:].tolist(), held  # it gives generate the last word again, then all are new
+        return (
+            watch,
+            out.sequences[0, 1:].tolist(),
+            held,
+        )  # it gives generate the last word again, then all are new
 
     def by_hooks() -> Done:
         """Its `apply_sparsevlm`, with the layers and the least count of the request."""
-        state = apply_sparsevlm(model, n_vis=asked.visual, target_layers=[asked.layer - 1], min_keep=asked.kept)
+        state = apply_sparsevlm(
+            model, n_vis=asked.visual, target_layers=[asked.layer - 1], min_keep=asked.kept
+        )
         try:
             reset_n_vis(state, asked.visual)
             return plain("eager")

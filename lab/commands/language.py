@@ -17,7 +17,9 @@ from lab.smol.language import language_kept
 
 
 def language(
-    model: Annotated[str, typer.Option(help="smol, or a folder that `python -m lab train smol` filled.")] = "smol",
+    model: Annotated[
+        str, typer.Option(help="smol, or a folder that `python -m lab train smol` filled.")
+    ] = "smol",
     as_json: options.Json = False,
 ) -> None:
     """Answers to plain questions without an image, by SmolLM2 as it came and with our update."""
@@ -26,10 +28,18 @@ def language(
     divergence = statistics.fmean(kept.divergence for kept in found)
     agreement = statistics.fmean(kept.agreement for kept in found)
     if as_json:
-        print_json({"divergence": divergence, "agreement": agreement, "answers": [asdict(kept) for kept in found]})
+        print_json(
+            {
+                "divergence": divergence,
+                "agreement": agreement,
+                "answers": [asdict(kept) for kept in found],
+            }
+        )
         return
     for kept in found:
         console.print(
             f"[bold]{escape(kept.question)}[/bold]\n  before: {escape(kept.before)}\n  now:    {escape(kept.now)}"
         )
-    console.print(f"divergence {divergence:.3f} nats a word, same next word {agreement:.0%}", highlight=False)
+    console.print(
+        f"divergence {divergence:.3f} nats a word, same next word {agreement:.0%}", highlight=False
+    )

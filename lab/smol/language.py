@@ -44,13 +44,21 @@ class Kept:
 @torch.inference_mode()
 def language_kept(loaded: Loaded, base: Base, longest: int = 32) -> list[Kept]:
     """Asks both models `QUESTIONS`, without an image, greedily."""
-    model, tokenizer, found = loaded.model, loaded.tokenizer, []
+    model = loaded.model
+    tokenizer = loaded.tokenizer
+    found = []
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    options = {"max_new_tokens": longest, "do_sample": False, "eos_token_id": end, "pad_token_id": 0}
+    options = {
+        "max_new_tokens": longest,
+        "do_sample": False,
+        "eos_token_id": end,
+        "pad_token_id": 0,
+    }
     for question in QUESTIONS:
         text = loaded.prompt(0, question)
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        asked, mask = ids.shape[1], torch.ones_like(ids)
+        asked = ids.shape[1]
+        mask = torch.ones_like(ids)
         before = base.model.generate(ids, attention_mask=mask, **options)
         now = model.generate(input_ids=ids, attention_mask=mask, **options)
         rows = slice(asked - 1, before.shape[1] - 1)
@@ -58,6 +66,8 @@ def language_kept(loaded: Loaded, base: Base, longest: int = 32) -> list[Kept]:
         new = model(input_ids=before).logits[0, rows, : old.shape[-1]].log_softmax(-1)
         same = (new.argmax(-1) == before[0, asked:]).float().mean().item()
         divergence = (old.exp() * (old - new)).sum(-1).mean().item()
-        was, is_now = (tokenizer.decode(a[0, asked:], skip_special_tokens=True).strip() for a in (before, now))
+        was, is_now = (
+            tokenizer.decode(a[0, asked:], skip_special_tokens=True).strip() for a in (before, now)
+        )
         found.append(Kept(question, was, is_now, divergence, same))
     return found

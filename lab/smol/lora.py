@@ -20,7 +20,9 @@ def attach(model: Any, before: dict[str, Tensor] | None = None) -> list[nn.Param
     if importlib.util.find_spec("peft") is None:
         raise ValueError("training smol needs peft; pip install 'foveate[train]'")
     peft = importlib.import_module("peft")
-    config = peft.LoraConfig(r=RANK, lora_alpha=SCALE * RANK, lora_dropout=0.0, target_modules=list(LINEAR))
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=SCALE * RANK, lora_dropout=0.0, target_modules=list(LINEAR)
+    )
     peft.inject_adapter_in_model(config, model.model.language_model)
     if before:
         for name, matrix in update(model).items():

@@ -48,7 +48,9 @@ class Rehearsal:
         return (wanted.exp() * (wanted - found)).sum(-1).mean()
 
 
-def rehearsal(base: Base, opening: str, asked: str, answered: str, file: Path, count: int = COUNT) -> Rehearsal:
+def rehearsal(
+    base: Base, opening: str, asked: str, answered: str, file: Path, count: int = COUNT
+) -> Rehearsal:
     """Conversations made up by `base`, or those in `file`, where they are kept for a run that goes on.
 
     Args:
@@ -69,9 +71,12 @@ def rehearsal(base: Base, opening: str, asked: str, answered: str, file: Path, c
 
 
 @torch.no_grad()
-def _made_up(base: Base, opening: str, asked: str, answered: str, count: int) -> tuple[Tensor, Tensor]:
+def _made_up(
+    base: Base, opening: str, asked: str, answered: str, count: int
+) -> tuple[Tensor, Tensor]:
     """Ids and marks of `count` conversations."""
-    encode, end = base.tokenizer, base.tokenizer.convert_tokens_to_ids(answered)
+    encode = base.tokenizer
+    end = base.tokenizer.convert_tokens_to_ids(answered)
     first = torch.tensor([encode(opening, add_special_tokens=False)["input_ids"]])
     between = encode(asked, add_special_tokens=False)["input_ids"]
     rows: list[tuple[list[int], int]] = []
@@ -82,7 +87,10 @@ def _made_up(base: Base, opening: str, asked: str, answered: str, count: int) ->
         padded = torch.tensor([[end] * (longest - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         answers = _said(base.model, padded, _ANSWERED, end, mask)
-        rows += [([*prompt, *answer, end], len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
+        rows += [
+            ([*prompt, *answer, end], len(prompt))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
     ids = torch.full((len(rows), max(len(row) for row, _ in rows)), end)
     marks = torch.zeros(ids.shape, dtype=torch.bool)
     for number, (row, said) in enumerate(rows):
@@ -91,10 +99,23 @@ def _made_up(base: Base, opening: str, asked: str, answered: str, count: int) ->
     return ids, marks
 
 
-def _said(model: Any, ids: Tensor, longest: int, end: int, mask: Tensor | None = None) -> list[list[int]]:
+def _said(
+    model: Any, ids: Tensor, longest: int, end: int, mask: Tensor | None = None
+) -> list[list[int]]:
     """What the model says after each row, drawn, without the token that ends it."""
     mask = torch.ones_like(ids) if mask is None else mask
-    options = {"do_sample": True, "temperature": 0.8, "top_k": 0, "eos_token_id": end, "pad_token_id": end}
-    out = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=longest, **options)
+    options = {
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 0,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    out = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=longest,
+        **options,
+    )
     said = [row[ids.shape[1] :].tolist() for row in out]
     return [row[: row.index(end)] if end in row else row for row in said]

@@ -21,7 +21,9 @@ from models.kinds import KINDS
 from models.tiny import FAMILIES, LAYERS, SIDE
 
 
-def made(kind: str, many: int = 2, images: int = 2) -> tuple[Any, Any, Any, dict[str, torch.Tensor]]:
+def made(
+    kind: str, many: int = 2, images: int = 2
+) -> tuple[Any, Any, Any, dict[str, torch.Tensor]]:
     config, size = KINDS[kind][0](), KINDS[kind][2]
     config.image_token_id = 9
     asked = request(config, text=14, images=images, new_tokens=3, batch=many, size=size)
@@ -43,7 +45,9 @@ def test_every_contestant_runs_once_in_each_turn_and_none_is_always_first() -> N
     names = ["a", "b", "c"]
     found = bench.in_turn({n: lambda n=n: order.append(n) or len(order) for n in names}, 3)  # type: ignore[misc]
     turns = [order[i : i + 3] for i in range(0, 12, 3)]
-    assert all(sorted(turn) == names for turn in turns) and len({turn[0] for turn in turns[:3]}) == 3
+    assert (
+        all(sorted(turn) == names for turn in turns) and len({turn[0] for turn in turns[:3]}) == 3
+    )
     assert all(len(runs) == 3 for runs in found.values())
     assert bench.faster([2.0, 3.0, 8.0], [1.0, 1.0, 1.0]) == 3.0
 
@@ -53,7 +57,10 @@ def test_a_race_gives_caps_from_what_was_really_kept() -> None:
     contestants = {"vtw:layer=2": parse("vtw:layer=2"), "dense": parse("fastv:layer=1,keep=1.0")}
     found = bench.race(model, architecture(config, "float32"), asked, given, contestants, 1)
     assert list(found) == ["plain", "plain again", "keep-all", *contestants]
-    assert found["plain"].ratio == {"first": 1.0, "further": 1.0, "total": 1.0} and not found["plain"].cap
+    assert (
+        found["plain"].ratio == {"first": 1.0, "further": 1.0, "total": 1.0}
+        and not found["plain"].cap
+    )
     assert found["keep-all"].cap == found["dense"].cap == {"first": 1.0, "further": 1.0}
     assert found["vtw:layer=2"].kept == found["vtw:layer=2"].last == [32.0, 32.0, 0.0, 0.0]
     assert found["vtw:layer=2"].cap["first"] > 1.1 and found["vtw:layer=2"].cap["further"] > 1
@@ -62,7 +69,14 @@ def test_a_race_gives_caps_from_what_was_really_kept() -> None:
 def test_a_ratio_above_its_cap_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     config, model, asked, given = made("llava", 1, 1)
     monkeypatch.setattr(bench, "SLACK", 0.0)
-    found = bench.race(model, architecture(config, "float32"), asked, given, {"vtw:layer=2": parse("vtw:layer=2")}, 1)
+    found = bench.race(
+        model,
+        architecture(config, "float32"),
+        asked,
+        given,
+        {"vtw:layer=2": parse("vtw:layer=2")},
+        1,
+    )
     assert found["vtw:layer=2"].exceeded == ["first", "further"] and found["plain"].exceeded == []
 
 
@@ -73,9 +87,13 @@ def test_parts_are_told_apart_and_the_model_is_left_as_it_was() -> None:
         pruned = model.generate(**given, max_new_tokens=3, do_sample=False)
     hooks = _hooks(model)  # transformers has put its own on
     found = parts(model, given, parse("fastv:layer=2,keep=0.5"), asked.new_tokens)
-    assert set(found) == set(PARTS) and all(found[p] > 0 for p in ("vision", "prefill", "decode", "score", "schedule"))
+    assert set(found) == set(PARTS) and all(
+        found[p] > 0 for p in ("vision", "prefill", "decode", "score", "schedule")
+    )
     assert found["score"] < found["prefill"] and 0 < found["control"] < found["decode"]
-    assert found["control"] < found["drop"] + found["score"] + found["schedule"], "the prefill's is not in it"
+    assert found["control"] < found["drop"] + found["score"] + found["schedule"], (
+        "the prefill's is not in it"
+    )
     assert parts(model, given, [], asked.new_tokens)["score"] == 0
     assert torch.equal(model.generate(**given, max_new_tokens=3, do_sample=False), plain)
     with foveate.apply(model, *parse("fastv:layer=2,keep=0.5")):
@@ -98,12 +116,26 @@ def test_the_last_line_is_json_and_runs_are_compared(
     shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = tmp_path / "one.json"
-    args = ["bench", "--shape", shape, "--prompt-tokens", "8", "--output-tokens", "3", "--repeats", "1"]
+    args = [
+        "bench",
+        "--shape",
+        shape,
+        "--prompt-tokens",
+        "8",
+        "--output-tokens",
+        "3",
+        "--repeats",
+        "1",
+    ]
     args += ["--batch", "2", "--method", "random:layer=0,keep=0.25"]
     assert run([*args, "--save", str(saved)]) == 0
     body = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert body == json.loads(saved.read_text())
-    assert body["request"]["visual"] == SIDE and body["layers"] == LAYERS and body["dtype"] == "float32"
+    assert (
+        body["request"]["visual"] == SIDE
+        and body["layers"] == LAYERS
+        and body["dtype"] == "float32"
+    )
     assert body["found"]["random:layer=0,keep=0.25"]["kept"] == [4.0] * LAYERS
     assert set(body["parts"]) == {"keep-all", "random:layer=0,keep=0.25"}
     assert run([*args, "--compare", str(saved)]) == 0
@@ -145,7 +177,9 @@ def test_what_cannot_be_compared_is_refused_before_it_is_timed(
         (["--shape", "qwen2.5-vl-7b"], "give --image-size"),
     ],
 )
-def test_mistakes_are_one_line(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["bench", *args]) == 2
     err = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err).split())
     assert said.lower() in err.lower() and "Traceback" not in err and "error:" in err

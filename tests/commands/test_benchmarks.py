@@ -46,7 +46,11 @@ def load(path: Path) -> ModuleType:
         sys.path.remove(str(path.parent))
 
 
-peers, gpu, pages = load(BENCHMARKS / "peers" / "run.py"), load(BENCHMARKS / "gpu.py"), load(BENCHMARKS / "pages.py")
+peers, gpu, pages = (
+    load(BENCHMARKS / "peers" / "run.py"),
+    load(BENCHMARKS / "gpu.py"),
+    load(BENCHMARKS / "pages.py"),
+)
 
 
 def asked(**changed: Any) -> Any:
@@ -69,7 +73,11 @@ def test_fastv_as_users_write_it_is_fastv() -> None:
     ours, theirs = answers("with_foveate.py", asked()), answers("eager_fastv.py", asked())
     plain, left = ours["plain"][0], [TEXT + VISUAL] * 2 + [TEXT + VISUAL // 2] * 2
     assert theirs["plain"][0] == theirs["plain, eager"][0] == plain
-    assert ours["foveate, FastV"] == theirs["eager FastV, a hook"] == theirs["eager FastV, output_attentions"]
+    assert (
+        ours["foveate, FastV"]
+        == theirs["eager FastV, a hook"]
+        == theirs["eager FastV, output_attentions"]
+    )
     assert ours["foveate, FastV"][0] != plain and ours["foveate, FastV"][1] == left
 
 
@@ -89,7 +97,10 @@ def test_a_contestant_that_fails_says_why_and_the_others_go_on() -> None:
     assert found["broken"] == {"failed": "KeyError: 'no such thing'"}
     assert len(found["plain"]["first"]) == len(found["other"]["further"]) == 3
     told = peers.summary(found, asked(new_tokens=3))
-    assert told["plain"]["ratio"] == {"first": 1.0, "further": 1.0, "total": 1.0} and "failed" in told["broken"]
+    assert (
+        told["plain"]["ratio"] == {"first": 1.0, "further": 1.0, "total": 1.0}
+        and "failed" in told["broken"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +112,9 @@ def test_a_contestant_that_fails_says_why_and_the_others_go_on() -> None:
         ("import time; time.sleep(60)", "took longer than 1 s"),
     ],
 )
-def test_a_peer_that_cannot_run_is_told_with_the_reason(script: str, said: str, tmp_path: Path) -> None:
+def test_a_peer_that_cannot_run_is_told_with_the_reason(
+    script: str, said: str, tmp_path: Path
+) -> None:
     path = tmp_path / "peer.py"
     path.write_text(script)
     with pytest.raises(peers.NotRunError, match=said):
@@ -110,7 +123,9 @@ def test_a_peer_that_cannot_run_is_told_with_the_reason(script: str, said: str, 
         peers.drive(str(tmp_path / "nowhere"), path, asked(), 60)
 
 
-def test_an_environment_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_that_cannot_be_made_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(command: list[str], **_: Any) -> Any:
         class Done:
             returncode = 1
@@ -140,10 +155,16 @@ def test_rows_are_measured_once_and_the_rest_on_the_next_run(shape: str, tmp_pat
     row = first["rows"][0]
     assert row["batch"] == 1 and row["visual"] == SIDE and first["device"] == "CPU"
     assert len(row["found"]) == 3 + 5 and row["found"]["plain"]["ratio"]["first"] == 1.0
-    assert row["found"]["schedule, example"]["kept"][-1] < row["found"]["schedule, example"]["kept"][0] == SIDE
+    assert (
+        row["found"]["schedule, example"]["kept"][-1]
+        < row["found"]["schedule, example"]["kept"][0]
+        == SIDE
+    )
     assert 0 < row["found"]["dyrate, random predictor"]["kept"][-1] < SIDE
     second = gpu.run([shape], [2, 1], SMALL, save, said.append)
-    assert [r["batch"] for r in second["rows"]] == [1, 2] and second["rows"][0] == json.loads(json.dumps(row))
+    assert [r["batch"] for r in second["rows"]] == [1, 2] and second["rows"][0] == json.loads(
+        json.dumps(row)
+    )
     assert len(said) == 2 and "batch 2" in said[1]
     with pytest.raises(ValueError, match="another setting"):
         gpu.run([shape], [1], gpu.Setting(text=9, device="cpu"), save)
@@ -162,7 +183,10 @@ def test_batches_that_do_not_fit_are_skipped_with_a_line(
     told = gpu.identity(SMALL)
     monkeypatch.setattr(gpu, "identity", lambda _: {**told, "memory": 1e6})
     body = gpu.run([shape], [1, 10_000], SMALL, tmp_path / "gpu.json", said.append)
-    assert [row.get("skipped", "")[:22] for row in body["rows"]] == ["the device's memory ra", "weights and KV cache n"]
+    assert [row.get("skipped", "")[:22] for row in body["rows"]] == [
+        "the device's memory ra",
+        "weights and KV cache n",
+    ]
     assert sum("skipped" in line for line in said) == 2
     assert pages.gpu(body).count("| skipped: ") == 2
 
@@ -176,7 +200,9 @@ def test_every_shape_has_its_contestants() -> None:
         assert len(found) == 5
 
 
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(gpu.typer.Exit) as stopped:
         gpu.main(shape=None, batch=None)
@@ -190,7 +216,12 @@ def test_pages_say_what_was_measured() -> None:
 
 
 def test_the_page_of_peers_tells_what_failed_and_what_dropped_nothing() -> None:
-    one = {"first": 0.1, "further": 0.01, "ratio": {"first": 1.0, "further": 1.0, "total": 1.0}, "peak": None}
+    one = {
+        "first": 0.1,
+        "further": 0.01,
+        "ratio": {"first": 1.0, "further": 1.0, "total": 1.0},
+        "peak": None,
+    }
     whole = TEXT + VISUAL
     found = {"plain": {**one, "held": [whole] * LAYERS}, "idle": {**one, "held": [whole] * LAYERS}}
     body = {
@@ -202,6 +233,9 @@ def test_the_page_of_peers_tells_what_failed_and_what_dropped_nothing() -> None:
         },
     }  # fmt: skip
     page = pages.peers(body)
-    assert "**b could not be run**: not installed: nowhere" in page and "**bad could not be run**: KeyError: 1" in page
+    assert (
+        "**b could not be run**: not installed: nowhere" in page
+        and "**bad could not be run**: KeyError: 1" in page
+    )
     assert "**idle dropped nothing**" in page and "plain dropped nothing" not in page
     assert "| idle | 100.0 ms | 1.00 | 10.0 ms | 1.00 | 1.00 |  | 28 |" in page

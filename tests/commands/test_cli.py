@@ -40,7 +40,10 @@ def test_generate_prints_the_unpruned_model_first(
         "--method",
         "vtw:layer=4",
     ]
-    assert run([*args, "--max-new-tokens", "6", "--repeats", "1", "--trace", str(trace), "--json"]) == 0
+    assert (
+        run([*args, "--max-new-tokens", "6", "--repeats", "1", "--trace", str(trace), "--json"])
+        == 0
+    )
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["method"] for row in rows] == ["unpruned", "fastv:layer=2,keep=0.5", "vtw:layer=4"]
     assert [row["kept"] for row in rows] == [1.0, 0.625, 0.5]
@@ -53,7 +56,20 @@ def test_generate_prints_the_unpruned_model_first(
 
 
 def test_generate_prints_a_table(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["generate", picture, "how many shapes are there?", "--max-new-tokens", "3", "--repeats", "1"]) == 0
+    assert (
+        run(
+            [
+                "generate",
+                picture,
+                "how many shapes are there?",
+                "--max-new-tokens",
+                "3",
+                "--repeats",
+                "1",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "unpruned" in out and "first token" in out
 
@@ -64,16 +80,35 @@ def test_methods_are_listed_with_paper_and_knobs(capsys: pytest.CaptureFixture[s
     assert set(listed) == set(foveate.methods.factories())
     assert "2403.06764" in listed["fastv"]["paper"]
     assert set(listed["fastv"]["knobs"]) == {"layer", "keep", "rate", "within", "ranking"}
-    assert all(m["deviations"] and all(k["meaning"] for k in m["knobs"].values()) for m in listed.values())
+    assert all(
+        m["deviations"] and all(k["meaning"] for k in m["knobs"].values()) for m in listed.values()
+    )
     assert run(["methods"]) == 0
 
 
-def test_demo_shows_everything_side_by_side(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    args = ["demo", "--pictures", "1", "--held-out", "2", "--repeats", "1", "--out", str(tmp_path), "--json"]
+def test_demo_shows_everything_side_by_side(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    args = [
+        "demo",
+        "--pictures",
+        "1",
+        "--held-out",
+        "2",
+        "--repeats",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
     args[1:1] = ["--model", "scenes"]
     assert run([*args, "--method", "fastv", "--method", "random:layer=2,keep=0.5"]) == 0
     body = json.loads(capsys.readouterr().out)
-    assert len(body["rows"]) == 3 and set(body["held_out"]) == {"unpruned", "fastv", "random:layer=2,keep=0.5"}
+    assert len(body["rows"]) == 3 and set(body["held_out"]) == {
+        "unpruned",
+        "fastv",
+        "random:layer=2,keep=0.5",
+    }
     assert (tmp_path / "test-0.png").exists()
     assert run(args[:-1]) == 0
     text = capsys.readouterr().out
@@ -81,7 +116,11 @@ def test_demo_shows_everything_side_by_side(capsys: pytest.CaptureFixture[str], 
 
 
 def test_demo_takes_smol_where_its_language_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for language, ours, model in ((True, True, "smol"), (False, True, "scenes"), (True, False, "scenes")):
+    for language, ours, model in (
+        (True, True, "smol"),
+        (False, True, "scenes"),
+        (True, False, "scenes"),
+    ):
         monkeypatch.setattr(demo, "at_hand", lambda there=language: there)
         monkeypatch.setattr(demo, "ships", lambda name, there=ours: there)
         assert demo.chosen("auto") == model and demo.chosen("scenes") == "scenes"
@@ -106,11 +145,17 @@ def test_demo_takes_smol_where_its_language_model_is(monkeypatch: pytest.MonkeyP
         (["generate", "PICTURE", "what?", "--device", "meta"], "expected cpu, cuda"),
         (["generate", "PICTURE", "what?", "--dtype", "float8_e4m3fn"], "unknown dtype"),
         (["generate", "PICTURE", "what?", "--method", "random:seed=10000000000"], "seed"),
-        (["generate", "PICTURE", "what?", "--method", "fastv:keep=0.5,rate=0.5"], "give one of them"),
+        (
+            ["generate", "PICTURE", "what?", "--method", "fastv:keep=0.5,rate=0.5"],
+            "give one of them",
+        ),
         (["generate", "PICTURE", "what?", "--method", "fastv:keep=0.5,keep=0.25"], "twice"),
         (["generate", "PICTURE", "what?", "--method", "fastv:keep=0.5,,"], "empty place"),
         (["generate", "PICTURE", "what?", "--method", "dyrate"], "dyrate needs predictor"),
-        (["generate", "PICTURE", "what?", "--method", "dyrate:predictor=nowhere"], "no predictor 'nowhere'"),
+        (
+            ["generate", "PICTURE", "what?", "--method", "dyrate:predictor=nowhere"],
+            "no predictor 'nowhere'",
+        ),
         (["generate", "PICTURE", "PICTURE"], "last argument is the prompt"),
         (["generate", "PICTURE", " "], "last argument is the prompt"),
         (["demo", "--pictures", "7", "evaluate"], "unexpected extra argument"),
@@ -124,7 +169,11 @@ def test_bad_input_is_one_clear_line_and_exit_2(
 ) -> None:
     if "TEXT-ONLY" in args:
         small = LlamaConfig(
-            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
         )
         LlamaForCausalLM(small).save_pretrained(tmp_path)
     swap = {"PICTURE": picture, "TEXT-ONLY": str(tmp_path)}
@@ -134,7 +183,9 @@ def test_bad_input_is_one_clear_line_and_exit_2(
 
 
 def test_the_installed_command_answers() -> None:
-    done = subprocess.run([sys.executable, "-m", "foveate", "--version"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "foveate", "--version"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and done.stdout.strip() == f"foveate {foveate.__version__}"
 
 
@@ -150,7 +201,9 @@ def test_a_model_of_ones_own_without_a_chat_template_is_prompted_plainly() -> No
     ("args", "said"),
     [(["train", "nothing"], "no recipe"), (["train", "--start", "/nowhere"], "model.safetensors")],
 )
-def test_the_laboratory_refuses_alike(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_laboratory_refuses_alike(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(args, laboratory) == 2
     err = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err).split())
     assert said in err and "Traceback" not in err and "error:" in err

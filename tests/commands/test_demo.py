@@ -49,7 +49,10 @@ def test_a_scene_is_a_function_of_its_seed_and_keeps_its_margins(split: str, ind
 
 
 def test_splits_share_no_scene() -> None:
-    scenes = {split: {repr(sample(split, i).things) for i in range(300)} for split in ("train", "val", "test")}
+    scenes = {
+        split: {repr(sample(split, i).things) for i in range(300)}
+        for split in ("train", "val", "test")
+    }
     assert not scenes["train"] & scenes["test"] and not scenes["val"] & scenes["test"]
 
 
@@ -92,7 +95,9 @@ def test_dense_labels_say_what_is_drawn() -> None:
     assert count == len(scene.things) == (part == 2).sum()
     for thing in scene.things:
         patch = int(thing.y) // 16 * GRID + int(thing.x) // 16
-        told = {key: options[groups[row, patch]] for row, (key, options) in enumerate(GROUPS.items())}
+        told = {
+            key: options[groups[row, patch]] for row, (key, options) in enumerate(GROUPS.items())
+        }
         assert told["place"] == thing.place or groups[0, patch] == -100
 
 
@@ -131,11 +136,16 @@ def test_training_text_is_what_the_processor_makes_of_a_chat() -> None:
     pixels, turns = conversations.scene_turns("train", 5)
     row = conversations.pack(pixels, turns[:1], np.random.default_rng(0), DIALECT)
     text = prompt(processor, 1, turns[0].question)
-    ids = processor(images=draw(sample("train", 5)).image, text=text, return_tensors="pt")["input_ids"][0]
+    ids = processor(images=draw(sample("train", 5)).image, text=text, return_tensors="pt")[
+        "input_ids"
+    ][0]
     assert row.ids[: len(ids)].tolist() == ids.tolist()
     answer = processor.tokenizer(turns[0].answer, add_special_tokens=False)["input_ids"]
     at = len(ids) - 1
-    assert row.target[at : at + len(answer) + 1].tolist() == [*answer, processor.tokenizer.eos_token_id]
+    assert row.target[at : at + len(answer) + 1].tolist() == [
+        *answer,
+        processor.tokenizer.eos_token_id,
+    ]
 
 
 def test_named_objects_are_where_the_words_end() -> None:
@@ -193,7 +203,10 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
             raise StopError
         ran.append((stage, seen["step"]))
 
-    ran: list[tuple[str, float]] = [("tower", 2), ("chat", 3)]  # where to stop; a stopped step is done again
+    ran: list[tuple[str, float]] = [
+        ("tower", 2),
+        ("chat", 3),
+    ]  # where to stop; a stopped step is done again
     for _ in range(2):
         with pytest.raises(StopError):
             train(tmp_path / "part", recipe, report=stop, save_every=1)
@@ -201,7 +214,9 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another recipe"):
         train(tmp_path / "part", replace(recipe, lr=1.0))
     ran.clear()
-    resumed = train(tmp_path / "part", recipe, report=lambda stage, seen: ran.append((stage, seen["step"])))
+    resumed = train(
+        tmp_path / "part", recipe, report=lambda stage, seen: ran.append((stage, seen["step"]))
+    )
     assert ran == [("chat", 3)], "it must take up where it was stopped"
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -255,7 +270,10 @@ def test_the_bundled_model_is_small_offline_and_plain(scenes: Any) -> None:
 def test_the_bundled_model_sees_and_needs_its_tokens(scenes: Any) -> None:
     """Far better than chance on unseen pictures; half the tokens dropped at random clearly hurts."""
     asked = bundled(["descriptions"], 16, split="val")
-    full, half = (found(scenes, asked, methods) for methods in ([], [foveate.methods.random(layer=0, keep=0.5)]))
+    full, half = (
+        found(scenes, asked, methods)
+        for methods in ([], [foveate.methods.random(layer=0, keep=0.5)])
+    )
     assert full["descriptions object-recall"] > 70
     assert half["descriptions object-recall"] < full["descriptions object-recall"] - 10
 
@@ -273,7 +291,8 @@ def test_easy_vqa_is_found_when_installed() -> None:
 @given(st.integers(1, 14))
 def test_tables_of_methods_fit_a_terminal_and_leave_none_out(count: int) -> None:
     figures = {
-        f"method{i}": {"questions/shape exact": {"value": 50.0, "low": 25.0, "high": 100.0}} for i in range(count)
+        f"method{i}": {"questions/shape exact": {"value": 50.0, "low": 25.0, "high": 100.0}}
+        for i in range(count)
     }
     tables = quality_tables(figures).renderables
     heads = [[str(column.header) for column in table.columns[1:]] for table in tables]

@@ -48,9 +48,13 @@ def test_costs_of_samples_add_up_to_the_batchs(name: str) -> None:
     whole = cost_of_trace(shape, trace)
     assert sum(costs_of_samples(shape, trace, [4, 4]), Cost()) == whole
     short = costs_of_samples(shape, trace, [4, 2])
-    assert short[1].decode < costs_of_samples(shape, trace, [4, 4])[1].decode and short[1].prefill > 0
+    assert (
+        short[1].decode < costs_of_samples(shape, trace, [4, 4])[1].decode and short[1].prefill > 0
+    )
     method = LISTED[name].method
-    if not any(method.drops(layer, step) for layer in range(LAYERS) for step in (1, 2, 3)):  # else later holds less
+    if not any(
+        method.drops(layer, step) for layer in range(LAYERS) for step in (1, 2, 3)
+    ):  # else later holds less
         assert short[1].kv_bytes < short[0].kv_bytes
 
 
@@ -58,7 +62,9 @@ def test_batches_hold_every_sample_once_and_answers_of_like_length() -> None:
     samples = bundled(["questions", "descriptions"], 7)
     plan = batches(samples, 4)
     assert sorted(i for some in plan for i in some) == list(range(14))
-    assert all(len({samples[i].max_new_tokens for i in some}) == 1 and len(some) <= 4 for some in plan)
+    assert all(
+        len({samples[i].max_new_tokens for i in some}) == 1 and len(some) <= 4 for some in plan
+    )
 
 
 def test_a_killed_run_goes_on_to_the_same_answers(loaded: Loaded, tmp_path: Path) -> None:
@@ -69,12 +75,16 @@ def test_a_killed_run_goes_on_to_the_same_answers(loaded: Loaded, tmp_path: Path
     evaluate(loaded, samples, SPEC, methods, 2, folder=tmp_path)
     file = next(records.place(tmp_path, SPEC).glob("*.jsonl"))
     lines = file.read_text().splitlines()
-    file.write_text("\n".join(lines[:3]) + "\n" + lines[3][: len(lines[3]) // 2])  # killed while it wrote
+    file.write_text(
+        "\n".join(lines[:3]) + "\n" + lines[3][: len(lines[3]) // 2]
+    )  # killed while it wrote
     ran: list[int] = []
     again = evaluate(loaded, samples, SPEC, methods, 2, folder=tmp_path, progress=ran.append)
     assert again == whole and ran == [2, 2, 2]
     ran.clear()
-    assert evaluate(loaded, samples, SPEC, methods, 2, folder=tmp_path, progress=ran.append) == whole and ran == [6]
+    assert evaluate(
+        loaded, samples, SPEC, methods, 2, folder=tmp_path, progress=ran.append
+    ) == whole and ran == [6]
 
 
 def test_two_shares_together_are_the_whole(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,24 +99,48 @@ def test_two_shares_together_are_the_whole(loaded: Loaded, monkeypatch: pytest.M
 
 
 def test_a_process_has_its_own_gpu_and_one_alone_needs_nobody() -> None:
-    assert Processes(3, 4, 1).device("cuda") == "cuda:1" and Processes(3, 4, 1).device("cpu") == "cpu"
+    assert (
+        Processes(3, 4, 1).device("cuda") == "cuda:1" and Processes(3, 4, 1).device("cpu") == "cpu"
+    )
     alone, ones = Processes(), torch.ones(2)
     alone.wait()
-    assert alone.device("cuda") == "cuda" and alone.gather("a") == ["a"] and alone.of_first("a") == "a"
+    assert (
+        alone.device("cuda") == "cuda" and alone.gather("a") == ["a"] and alone.of_first("a") == "a"
+    )
     assert torch.equal(alone.mean(ones), ones)
 
 
 @pytest.mark.slow
 def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
-    args = ["eval", "--tasks", "questions,captions", "--limit", "5", "--batch", "2", "--method", SPEC]
+    args = [
+        "eval",
+        "--tasks",
+        "questions,captions",
+        "--limit",
+        "5",
+        "--batch",
+        "2",
+        "--method",
+        SPEC,
+    ]
     args += ["--tokenizer", "words", "--json", "--match", "flops=0.7", "--save"]
     alone = [sys.executable, "-m", "foveate", *args, str(tmp_path / "one")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29617",
+    ]
     both = [*launch, "-m", "foveate", *args, str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for command in (alone, both):
         subprocess.run(command, check=True, env=environment, timeout=300, stdout=subprocess.DEVNULL)
-    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    one, two = (
+        json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")
+    )
     assert one == two
     assert len(list((tmp_path / "two").glob("*/process-1.jsonl"))) == 2
 
@@ -120,18 +154,35 @@ def test_answers_end_where_the_model_ends_them(loaded: Loaded) -> None:
     assert forced[1].cost["decode"] < forced[0].cost["decode"]
 
 
-def test_the_command_reports_figures_differences_and_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["eval", "--method", SPEC, "--also", "vtw:layer=4", "--limit", "3", "--tokenizer", "words"]
+def test_the_command_reports_figures_differences_and_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [
+        "eval",
+        "--method",
+        SPEC,
+        "--also",
+        "vtw:layer=4",
+        "--limit",
+        "3",
+        "--tokenizer",
+        "words",
+    ]
     assert run([*args, "--save", str(tmp_path / "out"), "--json"]) == 0
     body = json.loads(capsys.readouterr().out)
     methods = body["methods"]
     assert list(methods) == ["unpruned", SPEC, "vtw:layer=4"] and body["tokenizer"] == "words"
-    assert methods["unpruned"]["work"]["flops"] == 1 and "difference" not in methods["unpruned"]["figures"]
+    assert (
+        methods["unpruned"]["work"]["flops"] == 1
+        and "difference" not in methods["unpruned"]["figures"]
+    )
     ours = methods[SPEC]["figures"]["descriptions object-recall"]
     plain = methods["unpruned"]["figures"]["descriptions object-recall"]
     assert ours["difference"]["value"] == pytest.approx(ours["value"] - plain["value"])
     assert ours["difference"]["value"] < 0 and methods[SPEC]["figures"]["agreement"]["value"] < 100
-    lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    ]
     assert len(lines) == 27 and lines[9]["kept"][:3] == [196, 196, 49]
     assert run([*args, "--save", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == body
@@ -152,11 +203,22 @@ def _file(folder: Path, *rows: Any) -> Path:
     return path
 
 
-GOOD: dict[str, Any] = {"image": "a.png", "prompt": "how many shapes are there?", "reference": "two", "metric": "exact"}
+GOOD: dict[str, Any] = {
+    "image": "a.png",
+    "prompt": "how many shapes are there?",
+    "reference": "two",
+    "metric": "exact",
+}
 
 
 def test_a_file_of_ones_own_is_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    several = {**GOOD, "images": ["a.png"], "references": ["yes"], "metric": ["pope", "exact"], "kind": "odd"}
+    several = {
+        **GOOD,
+        "images": ["a.png"],
+        "references": ["yes"],
+        "metric": ["pope", "exact"],
+        "kind": "odd",
+    }
     path = _file(tmp_path, {**GOOD, "kind": "number", "max_new_tokens": 3}, "", several)
     first, second = from_file(path)
     assert first.group == second.group == "a.png" and first.max_new_tokens == 3
@@ -170,7 +232,10 @@ def test_a_file_of_ones_own_is_a_task(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({**GOOD, "metric": "ciderr"}, "mine.jsonl:1: unknown metric 'ciderr' (did you mean 'cider'?)"),
+        (
+            {**GOOD, "metric": "ciderr"},
+            "mine.jsonl:1: unknown metric 'ciderr' (did you mean 'cider'?)",
+        ),
         ({**GOOD, "image": "b.png"}, "cannot read the image b.png"),
         ({**GOOD, "prompt": " "}, "expected text"),
         ({**GOOD, "reference": []}, "references=[]"),
@@ -182,7 +247,9 @@ def test_a_file_of_ones_own_is_a_task(tmp_path: Path, capsys: pytest.CaptureFixt
         ("", "has no rows"),
     ],
 )
-def test_a_bad_file_is_refused_whole(row: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_file_is_refused_whole(
+    row: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _refused(["eval", "--data", str(_file(tmp_path, row))], said, capsys)
 
 
@@ -200,7 +267,10 @@ def test_a_bad_file_is_refused_whole(row: Any, said: str, tmp_path: Path, capsys
         (["--match", "flops=0.5", "--method", "fastv:layr=?"], "did you mean 'layer'"),
         (["--match", "flops=0.5", "--method", "fastv:ranking=?"], "no number"),
         (["--also", "fastvv"], "did you mean 'fastv'"),
-        (["--match", "flops=0.5", "--method", "dyrate:predictor=scenes-0.5"], "which knob of dyrate"),
+        (
+            ["--match", "flops=0.5", "--method", "dyrate:predictor=scenes-0.5"],
+            "which knob of dyrate",
+        ),
         (["--method", "fastv:keep=2.5"], "fraction"),
         (["--tokenizer", "moses"], "unknown tokenizer"),
         (["--limit", "0"], "limit"),
@@ -211,7 +281,9 @@ def test_a_bad_file_is_refused_whole(row: Any, said: str, tmp_path: Path, capsys
         (["--model", "/nowhere/at/all"], "cannot load a model"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line_and_exit_2(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     few = [] if "--limit" in args else ["--limit", "1"]
     _refused(["eval", *args, *few], said, capsys)
 
@@ -228,14 +300,20 @@ def test_every_task_gives_samples_that_its_metrics_can_judge() -> None:
             assert made.images()[0].size == (224, 224) and made.references[0] and made.prompt
     same = bundled(["questions"], 3)
     rows = [
-        records.Record(i, 0, s.key, s.references[0], 1, 1, 2, [2, 1], 1, asdict(Cost())) for i, s in enumerate(same)
+        records.Record(i, 0, s.key, s.references[0], 1, 1, 2, [2, 1], 1, asdict(Cost()))
+        for i, s in enumerate(same)
     ]
     wrong = [replace(r, answer="nothing") for r in rows]
     found = report.figures(same, {"unpruned": rows, "other": wrong}, "words")
-    assert found["unpruned"]["questions exact"]["value"] == 100 and found["other"]["questions exact"]["value"] == 0
+    assert (
+        found["unpruned"]["questions exact"]["value"] == 100
+        and found["other"]["questions exact"]["value"] == 0
+    )
     assert found["other"]["questions exact"]["difference"]["high"] == -100
     assert found["other"]["agreement"]["value"] == 0
-    found = report.figures(same, {"unpruned": rows, "other": wrong, "third": rows}, "words", against="other")
+    found = report.figures(
+        same, {"unpruned": rows, "other": wrong, "third": rows}, "words", against="other"
+    )
     assert found["third"]["questions exact"]["against"]["low"] == 100
     assert found["third"]["questions exact"]["difference"]["value"] == 0
     assert found["unpruned"]["questions exact"]["against"]["low"] == 100
@@ -261,7 +339,12 @@ def test_tasks_are_counted_by_samples_or_by_pictures() -> None:
 def test_lines_of_a_file_part_at_line_feeds_alone(tmp_path: Path) -> None:
     """JSON may hold other separators as they are, and editors put a byte-order mark in front."""
     draw(sample("test", 0)).image.save(tmp_path / "a.png")
-    row = {"image": "a.png", "prompt": "what\u2028is it, ö?", "reference": "a dog\u0085", "metric": "exact"}
+    row = {
+        "image": "a.png",
+        "prompt": "what\u2028is it, ö?",
+        "reference": "a dog\u0085",
+        "metric": "exact",
+    }
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for _ in range(2))
     (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\r\n")
     assert [(s.prompt, s.references) for s in from_file(tmp_path / "mine.jsonl")] == [
@@ -274,11 +357,22 @@ def test_what_is_no_number_is_null_in_files(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.5]}
 
 
-def test_the_tasks_of_lmms_eval_are_written_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tasks_of_lmms_eval_are_written_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = tmp_path / "a: b #c"
     assert tasks.main([str(odd), "2"]) == 0
-    assert json.dumps(str((odd / "questions.jsonl").resolve())) in (odd / "foveate_questions.yaml").read_text()
+    assert (
+        json.dumps(str((odd / "questions.jsonl").resolve()))
+        in (odd / "foveate_questions.yaml").read_text()
+    )
     (tmp_path / "file").write_text("")
-    for argv in ([], ["a", "b", "c"], [str(odd), "many"], [str(odd), "0"], [str(tmp_path / "file")]):
+    for argv in (
+        [],
+        ["a", "b", "c"],
+        [str(odd), "many"],
+        [str(odd), "0"],
+        [str(tmp_path / "file")],
+    ):
         assert tasks.main(argv) == 2
         assert capsys.readouterr().err.startswith("error: ")

@@ -39,7 +39,13 @@ REFUSALS = {  # what the engine does not do yet, in the words that a user reads
     "search": "training and searching do not support yet",
     "train dyrate": "training and searching do not support yet",
 }
-SLICE = ("qwen2_5_vl", "internvl", "llava", "smolvlm", "gemma3")  # in the default run; the others are slow
+SLICE = (
+    "qwen2_5_vl",
+    "internvl",
+    "llava",
+    "smolvlm",
+    "gemma3",
+)  # in the default run; the others are slow
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +55,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     rng = np.random.default_rng(0)
     for name, (width, height) in {"a.png": (40, 24), "b.png": (20, 44)}.items():
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(home / name)
-    asked = [("a.png", PROMPT), ("b.png", "what is that ?"), ("a.png", "is this that ?"), ("b.png", PROMPT)]
+    asked = [
+        ("a.png", PROMPT),
+        ("b.png", "what is that ?"),
+        ("a.png", "is this that ?"),
+        ("b.png", PROMPT),
+    ]
     samples = [
-        {"image": image, "prompt": text, "reference": "this", "metric": "exact", "max_new_tokens": 2}
+        {
+            "image": image,
+            "prompt": text,
+            "reference": "this",
+            "metric": "exact",
+            "max_new_tokens": 2,
+        }
         for image, text in asked[:3]
     ]
     rows = [{"image": image, "prompt": text, "response": "this is that"} for image, text in asked]
@@ -60,10 +77,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return home
 
 
-def ran(command: str, name: str, files: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def ran(
+    command: str, name: str, files: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
     """Exit code, standard output and standard error."""
     save(name, files / name)
-    swap = {"MODEL": files / name, "IMAGE": files / "a.png", "DATA": files / "data.jsonl", "ROWS": files / "rows.jsonl"}
+    swap = {
+        "MODEL": files / name,
+        "IMAGE": files / "a.png",
+        "DATA": files / "data.jsonl",
+        "ROWS": files / "rows.jsonl",
+    }
     args = [str(swap.get(part, part)).replace("OUT", str(out)) for part in COMMANDS[command]]
     capsys.readouterr()
     code = run(args)
@@ -95,10 +119,15 @@ def test_it_works_or_says_why_not(
         assert plain["kept"] == 1 and 0.6 < fewer["kept"] < 0.7  # half from layer 1 of 4 on
         assert 0 < fewer["flops"]["ratio"]["flops"] < 1
     if command == "eval":
-        assert json.loads(out)["samples"] == 3 and 0.6 < json.loads(out)["methods"][METHOD]["work"]["tokens"] < 0.7
+        assert (
+            json.loads(out)["samples"] == 3
+            and 0.6 < json.loads(out)["methods"][METHOD]["work"]["tokens"] < 0.7
+        )
     if command == "doctor":
         found = json.loads(out)
         wanted = PROCESSORS[name]()
         whole = wanted.video is None or not missing_packages()
         assert found["healthy"] and found["note"] == "on a picture of noise"
-        assert found["facts"]["processor"].startswith(f"{wanted.kind}: {'whole' if whole else 'its processor takes'}")
+        assert found["facts"]["processor"].startswith(
+            f"{wanted.kind}: {'whole' if whole else 'its processor takes'}"
+        )

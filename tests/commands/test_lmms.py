@@ -17,8 +17,21 @@ SCENES = Path(foveate.__file__).parent / "models" / "scenes"
 
 def evaluate(folder: Path, method: str) -> subprocess.CompletedProcess[str]:
     tasks.write(folder / "tasks", 6)
-    args = [sys.executable, "-m", "lmms_eval", "--model", "foveate_llava_hf", "--tasks", "foveate_questions"]
-    args += ["--model_args", f"pretrained={SCENES},device_map=cpu,device=cpu,method={method}", "--batch_size", "1"]
+    args = [
+        sys.executable,
+        "-m",
+        "lmms_eval",
+        "--model",
+        "foveate_llava_hf",
+        "--tasks",
+        "foveate_questions",
+    ]
+    args += [
+        "--model_args",
+        f"pretrained={SCENES},device_map=cpu,device=cpu,method={method}",
+        "--batch_size",
+        "1",
+    ]
     args += ["--include_path", str(folder / "tasks"), "--output_path", str(folder / "out")]
     return subprocess.run(args, capture_output=True, text=True, check=False, timeout=300)
 
@@ -39,7 +52,9 @@ def test_the_method_is_applied(tmp_path: Path) -> None:
 def test_what_fails_is_not_scored_as_an_empty_answer(tmp_path: Path) -> None:
     pytest.importorskip("lmms_eval")
     done = evaluate(tmp_path, "vtw:layer=99")
-    assert "layers 0 to 7" in done.stderr + done.stdout  # lmms-eval's command then still exits with 0
+    assert (
+        "layers 0 to 7" in done.stderr + done.stdout
+    )  # lmms-eval's command then still exits with 0
     assert not list((tmp_path / "out").rglob("*results.json"))
 
 

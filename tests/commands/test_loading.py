@@ -56,11 +56,17 @@ def placed(made: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PROCESSORS)
 @torch.no_grad()
-def test_a_saved_family_loads_and_runs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_family_loads_and_runs(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     loaded = load(str(save(name, folder / name)))
     assert loaded.name == str(folder / name) and [*loaded] == [loaded.model, loaded.processor]
     same = model_of(name).state_dict()
-    assert all(torch.equal(value, same[key]) for key, value in loaded.model.state_dict().items() if key in same)
+    assert all(
+        torch.equal(value, same[key])
+        for key, value in loaded.model.state_dict().items()
+        if key in same
+    )
     wanted = PROCESSORS[name]()
     assert type(loaded.processor).__name__ == wanted.kind
     said = capsys.readouterr().err
@@ -68,18 +74,24 @@ def test_a_saved_family_loads_and_runs(name: str, folder: Path, capsys: pytest.C
     assert ("pictures only" in said) == loaded.pictures_only
 
     side, pad = loaded.tokenizer.padding_side, loaded.tokenizer.pad_token
-    loaded.tokenizer.padding_side = "right"  # as some repositories have it; a user's choice that stays
+    loaded.tokenizer.padding_side = (
+        "right"  # as some repositories have it; a user's choice that stays
+    )
     batch = loaded.encode(CHATS)
     assert (loaded.tokenizer.padding_side, loaded.tokenizer.pad_token) == ("right", pad)
     loaded.tokenizer.padding_side = side
 
-    whole = loaded.model(**placed(loaded.model, batch)).logits  # fails unless there is a placeholder for each feature
+    whole = loaded.model(
+        **placed(loaded.model, batch)
+    ).logits  # fails unless there is a placeholder for each feature
     for row, (pictures, text) in enumerate(CHATS):
         alone = loaded.inputs(pictures, text)
         length = alone["input_ids"].shape[1]
         assert torch.equal(batch["input_ids"][row, -length:], alone["input_ids"][0])
         assert not batch["attention_mask"][row, :-length].any()
-        torch.testing.assert_close(whole[row, -1], loaded.model(**alone).logits[0, -1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            whole[row, -1], loaded.model(**alone).logits[0, -1], atol=1e-4, rtol=1e-4
+        )
     visual = (batch["input_ids"] == IMAGE).sum(1)
     assert visual.min() > 0 and visual[0] != visual[1]
 
@@ -136,7 +148,10 @@ def test_any_objects_can_be_wrapped(scenes: Any) -> None:
 
 def test_nothing_is_imported_or_said_where_the_processor_is_whole() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import foveate; foveate.load('scenes')"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import foveate; foveate.load('scenes')"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "note:" not in done.stderr
 
@@ -144,8 +159,15 @@ def test_nothing_is_imported_or_said_where_the_processor_is_whole() -> None:
 class Words:
     """A tokenizer alone, with a chat template or without."""
 
-    def __init__(self, template: str | None = None, pad: str | None = None, end: str | None = "</s>") -> None:
-        self.chat_template, self.pad_token, self.eos_token, self.padding_side = template, pad, end, "right"
+    def __init__(
+        self, template: str | None = None, pad: str | None = None, end: str | None = "</s>"
+    ) -> None:
+        self.chat_template, self.pad_token, self.eos_token, self.padding_side = (
+            template,
+            pad,
+            end,
+            "right",
+        )
         self.image_token = "<image>"
         self.seen: list[Any] = []
 
@@ -160,11 +182,16 @@ class Words:
 def test_a_template_for_text_alone_gets_tokens_in_the_text() -> None:
     assert prompt(Words("{{ messages }}"), 2, "what?") == "user:<image>\n<image>\nwhat?"
     parts = "{% if part.type == 'image' %}<image>{% endif %}"
-    assert prompt(Words(parts), 1, "what?") == "user:[{'type': 'image'}, {'type': 'text', 'text': 'what?'}]"
+    assert (
+        prompt(Words(parts), 1, "what?")
+        == "user:[{'type': 'image'}, {'type': 'text', 'text': 'what?'}]"
+    )
 
 
 def test_system_and_earlier_turns() -> None:
-    said = prompt(Words("{{ messages }}"), 1, "and now?", system="be brief", earlier=[("what?", "a cat")])
+    said = prompt(
+        Words("{{ messages }}"), 1, "and now?", system="be brief", earlier=[("what?", "a cat")]
+    )
     assert said == "system:be brief|user:<image>\nwhat?|assistant:a cat|user:and now?"
     plain = prompt(Words(), 1, "and now?", system="be brief", earlier=[("what?", "a cat")])
     assert plain == "be brief USER: <image> what? ASSISTANT: a cat USER: and now? ASSISTANT:"
@@ -197,8 +224,12 @@ def test_the_files_of_an_older_repository(folder: Path, tmp_path: Path) -> None:
         shutil.copytree(folder / name, old)
         said = json.loads((old / "processor_config.json").read_text())
         kept = json.loads((old / "preprocessor_config.json").read_text())
-        (old / "preprocessor_config.json").write_text(json.dumps(kept | {"processor_class": said["processor_class"]}))
-        (old / "chat_template.json").write_text(json.dumps({"chat_template": new.processor.chat_template}))
+        (old / "preprocessor_config.json").write_text(
+            json.dumps(kept | {"processor_class": said["processor_class"]})
+        )
+        (old / "chat_template.json").write_text(
+            json.dumps({"chat_template": new.processor.chat_template})
+        )
         (old / "chat_template.jinja").unlink()
         options = {key: value for key, value in said.items() if key != "processor_class"}
         (old / "processor_config.json").unlink()

@@ -41,7 +41,10 @@ def test_gsearch_finds_a_schedule_that_passes_in_few_passes(scenes: Any, data: D
     assert found.scores["calibration"]["difference"]["value"] >= -0.05
     assert found.keep[:2] == (1.0, 1.0) and found.costs["flops"] < 1
     assert found.search["passes"] / 8 < 2
-    assert found.search["passes of bisecting the whole grid at every layer"] > 3 * found.search["passes"]
+    assert (
+        found.search["passes of bisecting the whole grid at every layer"]
+        > 3 * found.search["passes"]
+    )
     for split in ("calibration", "held out", "held out, likelihood"):
         for score in found.scores[split].values():
             assert score["low"] <= score["value"] <= score["high"]
@@ -49,9 +52,13 @@ def test_gsearch_finds_a_schedule_that_passes_in_few_passes(scenes: Any, data: D
 
 
 @pytest.mark.parametrize("algorithm", ["psigmoid", "random", "fitprune"])
-def test_budgeted_searches_meet_their_budget_on_a_model(algorithm: str, scenes: Any, data: Data) -> None:
+def test_budgeted_searches_meet_their_budget_on_a_model(
+    algorithm: str, scenes: Any, data: Data
+) -> None:
     knobs = {"budget": 0.5} | ({} if algorithm == "fitprune" else {"trials": 2})
-    found = find_schedule(scenes, replace(QUICK, algorithm=algorithm, knobs=knobs, cost="flops"), data)
+    found = find_schedule(
+        scenes, replace(QUICK, algorithm=algorithm, knobs=knobs, cost="flops"), data
+    )
     assert found.costs["flops"] == pytest.approx(0.5, abs=0.02) and found.costs["keep"] < 0.5
     assert list(found.keep) == sorted(found.keep, reverse=True)
 
@@ -66,11 +73,15 @@ def test_a_budget_may_be_measured_time(scenes: Any, data: Data) -> None:
 def test_vtw_by_search_is_vtw_by_its_own(scenes: Any) -> None:
     rows = scene_examples("train", 4, kinds=("shape",)).rows
     given, _, _ = batch_of(scenes, rows)
-    inputs = {k: v[:, : given.prompt] if k != "pixel_values" else v for k, v in given.inputs.items()}
+    inputs = {
+        k: v[:, : given.prompt] if k != "pixel_values" else v for k, v in given.inputs.items()
+    }
     own = find_vtw_layer(scenes.model, [inputs], threshold=0.05)
     plan = Search("vtw", {"tolerance": 0.05}, objective="first-kl", ranking="even", first=1)
     found = find_schedule(scenes, plan, Data("shapes", rows, rows))
-    assert own.layer is not None and found.keep == tuple(float(layer < own.layer) for layer in range(8))
+    assert own.layer is not None and found.keep == tuple(
+        float(layer < own.layer) for layer in range(8)
+    )
 
 
 def run_until(trial: int, stop: Callable[[], None], scenes: Any, data: Data, record: Path) -> None:
@@ -94,7 +105,9 @@ def killed(trial: int, scenes: Any, data: Data, record: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_search_that_was_killed_goes_on_to_the_same_end(scenes: Any, data: Data, tmp_path: Path) -> None:
+def test_a_search_that_was_killed_goes_on_to_the_same_end(
+    scenes: Any, data: Data, tmp_path: Path
+) -> None:
     whole = find_schedule(scenes, QUICK, data, "scenes", tmp_path / "whole.jsonl")
     lines = (tmp_path / "whole.jsonl").read_text().splitlines()
     trials = len(lines) - 1
@@ -102,9 +115,13 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(scenes: Any, data: Dat
     for trial in (3, trials):
         record = tmp_path / f"{trial}.jsonl"
         assert killed(trial, scenes, data, record) == -signal.SIGKILL
-        assert len(record.read_text().splitlines()) == trial, "the header and the trials before this one"
+        assert len(record.read_text().splitlines()) == trial, (
+            "the header and the trials before this one"
+        )
         with record.open("a") as file:
-            file.write(lines[trial][:25])  # as if the kill had come while the line was being written
+            file.write(
+                lines[trial][:25]
+            )  # as if the kill had come while the line was being written
         run_again: list[str] = []
         again = find_schedule(scenes, QUICK, data, "scenes", record, report=run_again.append)
         assert len(run_again) == trials - trial + 1
@@ -164,21 +181,53 @@ def said_by(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", both.out + both.err).split())
 
 
-def test_the_command_searches_and_its_file_works_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_searches_and_its_file_works_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, picture = tmp_path / "g.json", tmp_path / "a.png"
     some = ["--calibration", "2", "--held-out", "2", "--kinds", "shape", "--batch", "2"]
-    argv = ["search", "scenes", "--algorithm", "gsearch", "--tolerance", "0.2", "--grid", "4", "--stride", "3"]
+    argv = [
+        "search",
+        "scenes",
+        "--algorithm",
+        "gsearch",
+        "--tolerance",
+        "0.2",
+        "--grid",
+        "4",
+        "--stride",
+        "3",
+    ]
     assert run([*argv, *some, "--out", str(out), "--plot", str(picture)]) == 0
     said = said_by(capsys)
-    assert "rank the visual tokens alike" in said and "warning: rankings differ" in said and "held out:" in said
+    assert (
+        "rank the visual tokens alike" in said
+        and "warning: rankings differ" in said
+        and "held out:" in said
+    )
     body = json.loads(out.read_text())
-    assert body["format"] == "foveate schedule" and body["data"]["calibration"] == 2 and picture.stat().st_size > 1000
-    assert run([*argv, *some, "--out", str(out), "--json"]) == 0, "again: everything is in the record"
+    assert (
+        body["format"] == "foveate schedule"
+        and body["data"]["calibration"] == 2
+        and picture.stat().st_size > 1000
+    )
+    assert run([*argv, *some, "--out", str(out), "--json"]) == 0, (
+        "again: everything is in the record"
+    )
     assert json.loads(capsys.readouterr().out)["keep"] == body["keep"]
     draw(sample("test", 0)).image.save(tmp_path / "b.png")
-    ask = ["generate", str(tmp_path / "b.png"), "how many shapes are there?", "--repeats", "1", "--json"]
+    ask = [
+        "generate",
+        str(tmp_path / "b.png"),
+        "how many shapes are there?",
+        "--repeats",
+        "1",
+        "--json",
+    ]
     assert run([*ask, "--method", f"schedule:{out}"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"][1]["kept"] == pytest.approx(np.mean(body["keep"]), abs=0.01)
+    assert json.loads(capsys.readouterr().out)["rows"][1]["kept"] == pytest.approx(
+        np.mean(body["keep"]), abs=0.01
+    )
     assert run(["plot", "schedule", str(out), "--out", str(tmp_path / "s.png")]) == 0
     look = ["inspect", "ranking", "--samples", "2", "--plot", str(tmp_path / "r.png")]
     assert run([*look, "--json"]) == 0 and (tmp_path / "r.png").stat().st_size > 1000
@@ -209,17 +258,28 @@ def test_the_command_searches_and_its_file_works_everywhere(tmp_path: Path, caps
         (["inspect", "ranking", "--ranking", "best"], "unknown score 'best'"),
         (["inspect", "ranking", "--plot", "x.gif"], ".png, .svg or .pdf"),
         (["plot", "schedule", "gone.json", "--out", "x.png"], "cannot read a schedule"),
-        (["generate", "PICTURE", "what?", "--method", "schedule:gone.json"], "cannot read a schedule"),
+        (
+            ["generate", "PICTURE", "what?", "--method", "schedule:gone.json"],
+            "cannot read a schedule",
+        ),
         (["generate", "PICTURE", "what?", "--method", "schedule"], "schedule needs path"),
     ],
 )
 def test_bad_input_is_one_clear_line(
-    args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    args: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     draw(sample("test", 0)).image.save("a.png")
     more = [] if args[0] != "search" or "--out" in args else ["--out", "x.json"]
-    few = ["--calibration", "1", "--held-out", "1"] if args[0] == "search" and "--data" not in args else []
+    few = (
+        ["--calibration", "1", "--held-out", "1"]
+        if args[0] == "search" and "--data" not in args
+        else []
+    )
     assert run([*("a.png" if a == "PICTURE" else a for a in args), *more, *few]) == 2
     heard = said_by(capsys)
     assert said.lower() in heard.lower() and "Traceback" not in heard
@@ -227,7 +287,19 @@ def test_bad_input_is_one_clear_line(
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    argv = ["-m", "foveate", "search", "scenes", "--calibration", "5", "--held-out", "3", "--batch", "2", "--json"]
+    argv = [
+        "-m",
+        "foveate",
+        "search",
+        "scenes",
+        "--calibration",
+        "5",
+        "--held-out",
+        "3",
+        "--batch",
+        "2",
+        "--json",
+    ]
     argv += ["--tolerance", "0.1", "--grid", "8", "--stride", "2", "--ranking", "mix"]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -58,7 +58,8 @@ def stand_in() -> language_model.Base:
     texts = [language.describe(sample("train", index)) for index in range(50)]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=1200, special_tokens=SPECIAL, initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(vocab_size=1200, special_tokens=SPECIAL, initial_alphabet=alphabet),
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=SPECIAL[1], eos_token=SPECIAL[2], unk_token=SPECIAL[0]
@@ -89,17 +90,23 @@ def test_training_rows_are_what_the_processor_makes_of_chats() -> None:
         text = prompt(processor, 1, turn.question)
         ids = processor(images=picture, text=text, return_tensors="pt")["input_ids"][0].tolist()
         assert row.ids[: len(ids)].tolist() == ids
-        assert row.target[len(ids) - 1 :][: len(dialect.encode(turn.answer))].tolist() == dialect.encode(turn.answer)
+        assert row.target[len(ids) - 1 :][
+            : len(dialect.encode(turn.answer))
+        ].tolist() == dialect.encode(turn.answer)
     chat, messages = turns[1:4], []
     for number, turn in enumerate(chat):
         content = [{"type": "text", "text": turn.question}]
-        messages.append({"role": "user", "content": content if number else [{"type": "image"}, *content]})
+        messages.append(
+            {"role": "user", "content": content if number else [{"type": "image"}, *content]}
+        )
         messages.append({"role": "assistant", "content": turn.answer})
     text = processor.apply_chat_template(messages)
     ids = processor(images=picture, text=text, return_tensors="pt")["input_ids"][0].tolist()
 
     row = conversations.pack(pixels, chat, _one_that_chats_in_order(), dialect)
-    assert row.ids[: len(ids) - 1].tolist() == ids[:-1], "the template ends with a line break that nobody learns"
+    assert row.ids[: len(ids) - 1].tolist() == ids[:-1], (
+        "the template ends with a line break that nobody learns"
+    )
 
 
 def _one_that_chats_in_order() -> np.random.Generator:
@@ -128,7 +135,9 @@ def test_what_is_shipped_is_what_was_trained(tmp_path: Path) -> None:
     plain = parts.build_model(stand_in())
     plain.load_state_dict({**loaded.model.state_dict(), **_decoder(plain)})
     with torch.no_grad():
-        assert (plain(**inputs).logits - theirs).abs().max() > 0.05, "the update must matter, or this proves nothing"
+        assert (plain(**inputs).logits - theirs).abs().max() > 0.05, (
+            "the update must matter, or this proves nothing"
+        )
     with foveate.apply(loaded.model, fastv(layer=2, keep=64)) as trace:
         loaded.model.generate(**inputs, max_new_tokens=3)
     assert trace.passes
@@ -148,9 +157,14 @@ def test_without_an_update_the_language_is_that_of_the_base() -> None:
     torch.manual_seed(0)
     names = parts.linears(other)
     update = {f"{name}.A": torch.randn(16, layer.in_features) for name, layer in names.items()}
-    update |= {f"{name}.B": 0.05 * torch.randn(layer.out_features, 16) for name, layer in names.items()}
+    update |= {
+        f"{name}.B": 0.05 * torch.randn(layer.out_features, 16) for name, layer in names.items()
+    }
     parts.merge(other, update)
-    assert max(k.divergence for k in language_kept(Loaded(other, processor), stand_in(), longest=6)) > 0.01
+    assert (
+        max(k.divergence for k in language_kept(Loaded(other, processor), stand_in(), longest=6))
+        > 0.01
+    )
 
 
 def test_smol_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
@@ -213,7 +227,9 @@ def real() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(language_model.wheel_file() is None, reason="make smol installs the language model")
+@pytest.mark.skipif(
+    language_model.wheel_file() is None, reason="make smol installs the language model"
+)
 def test_the_real_language_model_speaks(real: None) -> None:
     found = language_model.load_base()
     chat = [{"role": "user", "content": "What is the capital of France?"}]
@@ -235,7 +251,8 @@ def test_the_tower_is_taken_from_a_finished_model(tmp_path: Path) -> None:
     picture = torch.from_numpy(draw(sample("val", 3)).pixels)[None]
     with torch.no_grad():
         small, large = (
-            tower(normalise(picture)).last_hidden_state[0, 1:] for tower in (there, trained.model.vision_tower)
+            tower(normalise(picture)).last_hidden_state[0, 1:]
+            for tower in (there, trained.model.vision_tower)
         )
     at = [(r * 16 // 14) * 16 + c * 16 // 14 for r in range(14) for c in range(14)]
     near = torch.cosine_similarity(small, large[at], dim=-1).mean()
@@ -259,22 +276,40 @@ def test_made_up_text_holds_the_decoder_to_its_own_language(tmp_path: Path) -> N
     strayed = made.loss(pupil.model, 0, 2)
     assert strayed > 1e-3 and made.loss(pupil.model, 1, 2) != strayed, "other texts at another step"
     strayed.backward()
-    touched = {name for name, p in pupil.model.named_parameters() if p.grad is not None and p.grad.any()}
+    touched = {
+        name for name, p in pupil.model.named_parameters() if p.grad is not None and p.grad.any()
+    }
     assert touched and all("lora_" in name for name in touched)
-    assert torch.equal(pupil.rehearse(tmp_path / "text.safetensors").ids, made.ids), "kept for a run that goes on"
+    assert torch.equal(pupil.rehearse(tmp_path / "text.safetensors").ids, made.ids), (
+        "kept for a run that goes on"
+    )
     with pytest.raises(ValueError, match="no language of its own"):
-        train(tmp_path / "scenes", Recipe(tower_steps=1, tower_batch=1, steps=1, batch=1, easy_vqa=0.0, rehearse=1.0))
+        train(
+            tmp_path / "scenes",
+            Recipe(tower_steps=1, tower_batch=1, steps=1, batch=1, easy_vqa=0.0, rehearse=1.0),
+        )
 
 
 def test_a_run_goes_on_from_a_finished_smol(tmp_path: Path) -> None:
     first = tmp_path / "first" / "final"
     export(train(tmp_path / "first", RECIPE), first, RECIPE)
     further = replace(RECIPE, start=weights_hash(first, "smol"), tower_steps=0, skip=8, lr=0.0)
-    export(train(tmp_path / "second", further, start=first), tmp_path / "second" / "final", further, first)
-    learned, same = (load_file(folder / loading.LEARNED) for folder in (first, tmp_path / "second" / "final"))
-    assert any(k.startswith(loading.UPDATE) and k.endswith("B") and v.any() for k, v in learned.items())
+    export(
+        train(tmp_path / "second", further, start=first),
+        tmp_path / "second" / "final",
+        further,
+        first,
+    )
+    learned, same = (
+        load_file(folder / loading.LEARNED) for folder in (first, tmp_path / "second" / "final")
+    )
+    assert any(
+        k.startswith(loading.UPDATE) and k.endswith("B") and v.any() for k, v in learned.items()
+    )
     assert learned.keys() == same.keys() and all(torch.equal(learned[k], same[k]) for k in same)
     other = replace(further, lr=RECIPE.lr)
-    export(train(tmp_path / "third", other, start=first), tmp_path / "third" / "final", other, first)
+    export(
+        train(tmp_path / "third", other, start=first), tmp_path / "third" / "final", other, first
+    )
     moved = load_file(tmp_path / "third" / "final" / loading.LEARNED)
     assert any(not torch.equal(learned[k], moved[k]) for k in moved if k.startswith(loading.UPDATE))

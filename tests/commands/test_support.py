@@ -36,7 +36,9 @@ def test_the_page_of_families_is_up_to_date() -> None:
 
 
 def test_every_adapter_has_a_tiny_model_and_every_proven_decoder_is_run() -> None:
-    configs = [family.config() for family in FAMILIES.values()] + [make() for make in ALIKE.values()]
+    configs = [family.config() for family in FAMILIES.values()] + [
+        make() for make in ALIKE.values()
+    ]
     assert {c.model_type for c in configs} | set(UNTESTED) == set(adapters())
     assert {c.get_text_config().model_type for c in configs} == set(PROVEN)
 
@@ -46,7 +48,9 @@ def test_refused_families_exist_and_are_refused(kind: str) -> None:
     class Stand:
         config = type("Config", (), {"model_type": kind, "vision_config": {}})
 
-    assert not NEWEST or kind in CONFIG_MAPPING, f"transformers has no {kind} any more; take it off engine/refused.py"
+    assert not NEWEST or kind in CONFIG_MAPPING, (
+        f"transformers has no {kind} any more; take it off engine/refused.py"
+    )
     with pytest.raises(ValueError, match="is not supported"):
         adapter_for(Stand())
 
@@ -66,13 +70,20 @@ LAYER = ("hidden_states", "attention_mask", "position_embeddings", CACHE)
 def test_contract_with_the_decoder(name: str) -> None:
     """Names what a new transformers has changed in a decoder, before any number goes wrong."""
     made = model(name, FAMILIES[name].backends[0])
-    decoder, said = anatomy_of(made).decoder, f"transformers {tf.__version__}, {type(made).__name__}"
+    decoder, said = (
+        anatomy_of(made).decoder,
+        f"transformers {tf.__version__}, {type(made).__name__}",
+    )
     layer = decoder.layers[0]
     taken = inspect.signature(layer.forward).parameters
     for argument in LAYER:
-        assert argument in taken, f"{said}: {type(layer).__name__}.forward no longer takes {argument}"
+        assert argument in taken, (
+            f"{said}: {type(layer).__name__}.forward no longer takes {argument}"
+        )
     for attribute in ("q_proj", "k_proj", "v_proj", "head_dim", "scaling", "config"):
-        assert hasattr(layer.self_attn, attribute), f"{said}: {type(layer.self_attn).__name__} has no {attribute}"
+        assert hasattr(layer.self_attn, attribute), (
+            f"{said}: {type(layer.self_attn).__name__} has no {attribute}"
+        )
     module = inspect.getmodule(type(layer.self_attn))
     assert hasattr(module, "apply_rotary_pos_emb"), f"{said}: {module} has no apply_rotary_pos_emb"
     seen: dict[str, Any] = {}
@@ -87,10 +98,16 @@ def test_contract_with_the_decoder(name: str) -> None:
     handle.remove()
     cos, sin = seen["position_embeddings"]
     length = batch["input_ids"].shape[1]
-    assert cos.ndim == sin.ndim == 3 and cos.shape[1] == length, f"{said}: rotations are now {tuple(cos.shape)}"
+    assert cos.ndim == sin.ndim == 3 and cos.shape[1] == length, (
+        f"{said}: rotations are now {tuple(cos.shape)}"
+    )
     mask = seen["attention_mask"]
-    assert mask.ndim == 4 and mask.shape[2:] == (length, length), f"{said}: masks are now {tuple(mask.shape)}"
-    assert type(cache_in(out)).__name__ == "DynamicCache", f"{said}: the cache is {type(cache_in(out))}"
+    assert mask.ndim == 4 and mask.shape[2:] == (length, length), (
+        f"{said}: masks are now {tuple(mask.shape)}"
+    )
+    assert type(cache_in(out)).__name__ == "DynamicCache", (
+        f"{said}: the cache is {type(cache_in(out))}"
+    )
     with foveate.apply(made, vtw(1)):
         pass
     if made.supports_gradient_checkpointing:
@@ -114,14 +131,20 @@ def test_the_self_check_passes_and_can_fail(name: str) -> None:
 
     length = together([prompt(name, (3, "a", 5), 1)])["input_ids"].shape[1]
     layer = anatomy_of(made).layers[-1]
-    handle = layer.register_forward_hook(shift, with_kwargs=True)  # something that dropping changes and masking not
+    handle = layer.register_forward_hook(
+        shift, with_kwargs=True
+    )  # something that dropping changes and masking not
     try:
-        assert not all(check.passed for check in self_check(made, together([prompt(name, (3, "a", 5), 1)])))
+        assert not all(
+            check.passed for check in self_check(made, together([prompt(name, (3, "a", 5), 1)]))
+        )
     finally:
         handle.remove()
 
 
-def test_doctor_of_a_configuration_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_of_a_configuration_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     FAMILIES["qwen3_vl"].config().save_pretrained(tmp_path)
     assert run(["doctor", str(tmp_path / "config.json"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -130,7 +153,9 @@ def test_doctor_of_a_configuration_alone(tmp_path: Path, capsys: pytest.CaptureF
     assert run(["doctor", str(tmp_path)]) == 0 and "qwen3_vl" in capsys.readouterr().out
 
 
-def test_doctor_of_a_family_that_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_of_a_family_that_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tf.MllamaConfig().save_pretrained(tmp_path)
     assert run(["doctor", str(tmp_path / "config.json")]) == 1
     assert "cross-attention" in " ".join(capsys.readouterr().out.split())
@@ -139,7 +164,11 @@ def test_doctor_of_a_family_that_is_refused(tmp_path: Path, capsys: pytest.Captu
 def test_doctor_with_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "scenes", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["healthy"] and len(told["checks"]) == 3 and told["facts"]["visual tokens per image"] == 196
+    assert (
+        told["healthy"]
+        and len(told["checks"]) == 3
+        and told["facts"]["visual tokens per image"] == 196
+    )
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"model_type": "llama"}', "{}"])

@@ -52,7 +52,14 @@ def test_a_training_that_was_stopped_ends_with_the_same_predictor(
     with pytest.raises(KeyboardInterrupt):
         train(scenes, examples, plan, tmp_path / "part", stop, save_every=1)
     done: list[float] = []
-    resumed = train(scenes, examples, plan, tmp_path / "part", lambda seen: done.append(seen["step"]), save_every=1)
+    resumed = train(
+        scenes,
+        examples,
+        plan,
+        tmp_path / "part",
+        lambda seen: done.append(seen["step"]),
+        save_every=1,
+    )
     assert done == [3]
     assert torch.equal(whole.linear.weight, resumed.linear.weight)
     assert whole.linear.weight.abs().max() > 0
@@ -64,7 +71,9 @@ def test_a_training_that_was_stopped_ends_with_the_same_predictor(
 
 
 def test_a_budget_out_of_reach_is_refused(scenes: Any, examples: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"before layer 6 still costs 0\.\d+ .*before layer 0, .*before layer 5"):
+    with pytest.raises(
+        ValueError, match=r"before layer 6 still costs 0\.\d+ .*before layer 0, .*before layer 5"
+    ):
         train(scenes, examples, Plan(budget=0.2, layer=6), tmp_path)
     with pytest.raises(ValueError, match="layer=8"):
         train(scenes, examples, Plan(layer=8), tmp_path)
@@ -89,17 +98,25 @@ def test_the_budgets_ratio_is_that_of_a_recorded_run(scenes: Any, examples: Any)
     model = scenes.model
     batch, text, total = batch_of(scenes, examples[:1])
     with torch.no_grad():
-        found = roll_out(model, predictor, foveate.core.scores.RANKINGS["last"], 2, batch, likeliest)
+        found = roll_out(
+            model, predictor, foveate.core.scores.RANKINGS["last"], 2, batch, likeliest
+        )
     ratio = float(flops_ratio(shapes(model), 2, text, total, found.kept, batch.answered))
     costs = []
     for methods in ((dyrate(predictor, layer=2),), ()):
-        inputs = {k: v[:, : batch.prompt] if k != "pixel_values" else v for k, v in batch.inputs.items()}
+        inputs = {
+            k: v[:, : batch.prompt] if k != "pixel_values" else v for k, v in batch.inputs.items()
+        }
         with torch.no_grad(), foveate.apply(model, *methods) as trace:
             cache = cache_in(model(**inputs, use_cache=True))
             for column in range(batch.prompt, batch.inputs["input_ids"].shape[1] - 1):
                 upto = {"attention_mask": batch.inputs["attention_mask"][:, : column + 1]}
                 upto["position_ids"] = batch.inputs["position_ids"][:, column : column + 1]
-                model(input_ids=batch.inputs["input_ids"][:, column : column + 1], **held(cache), **upto)
+                model(
+                    input_ids=batch.inputs["input_ids"][:, column : column + 1],
+                    **held(cache),
+                    **upto,
+                )
         cost = cost_of_trace(shapes(model), trace)
         costs.append(cost.prefill + cost.decode)
     assert found.kept.min() < total.min() < 197
@@ -123,7 +140,11 @@ def test_rows_of_a_file_are_used_or_named(tmp_path: Path, scenes: Any) -> None:
     rows = [
         {"image": "a.png", "prompt": "What is it?", "response": "a star"},
         {"image": "gone.png", "prompt": "What is it?", "response": "a star"},
-        {"images": ["a.png", "a.png"], "prompt": "And these?", "response": "two stars and more words than before"},
+        {
+            "images": ["a.png", "a.png"],
+            "prompt": "And these?",
+            "response": "two stars and more words than before",
+        },
         {"image": "a.png", "prompt": "What is it?", "response": " "},
         {"image": "a.png", "prompt": "What is it?"},
     ]
@@ -141,17 +162,29 @@ def test_rows_of_a_file_are_used_or_named(tmp_path: Path, scenes: Any) -> None:
         file_examples(path)
 
 
-def test_a_folder_of_chats_gives_every_answer_with_what_came_before(tmp_path: Path, scenes: Any) -> None:
+def test_a_folder_of_chats_gives_every_answer_with_what_came_before(
+    tmp_path: Path, scenes: Any
+) -> None:
     draw(sample("train", 0)).image.save(tmp_path / "a.png")
-    said = [("human", "<image>\nWhat is it?"), ("gpt", "a star"), ("human", "And its color?"), ("gpt", "red")]
-    llava = {"image": "a.png", "conversations": [{"from": who, "value": what} for who, what in said]}
+    said = [
+        ("human", "<image>\nWhat is it?"),
+        ("gpt", "a star"),
+        ("human", "And its color?"),
+        ("gpt", "red"),
+    ]
+    llava = {
+        "image": "a.png",
+        "conversations": [{"from": who, "value": what} for who, what in said],
+    }
     parts = [{"type": "image"}, {"type": "text", "text": "Describe it."}]
     openai = [{"role": "system", "content": "x"}, {"role": "user", "content": parts}]
     (tmp_path / "a.json").write_text(
         json.dumps([llava, {"image": "gone.png", "conversations": []}, {"image": "a.png"}])
     )
     lines = [
-        json.dumps({"images": ["a.png"], "messages": [*openai, {"role": "assistant", "content": "stars"}]}),
+        json.dumps(
+            {"images": ["a.png"], "messages": [*openai, {"role": "assistant", "content": "stars"}]}
+        ),
         "{",
         json.dumps({"messages": [*openai]}),
         json.dumps({"messages": [*openai, {"role": "assistant", "content": ""}]}),
@@ -185,7 +218,9 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(
     monkeypatch.setattr(gradients, "_gumbel", lambda logits, uniform, tau: _straight(logits))
     plan = Plan(budget=0.5, layer=1, steps=1, batch=4, num_rates=4, drop_all=True)
     whole = train(scenes, examples[:1], plan, tmp_path / "whole")
-    parted = train(scenes, examples[:1], replace(plan, parts=9), tmp_path / "parts")  # more than there are
+    parted = train(
+        scenes, examples[:1], replace(plan, parts=9), tmp_path / "parts"
+    )  # more than there are
     ours, theirs = whole.linear.weight.grad, parted.linear.weight.grad
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert ours is not None and ours.abs().max() > 0.01 and whole.rates == (0, 0.25, 0.5, 0.75, 1)
@@ -206,9 +241,24 @@ def _straight(logits: torch.Tensor) -> torch.Tensor:
     return likeliest(logits) + soft - soft.detach()
 
 
-def test_the_command_trains_reports_and_its_predictor_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_trains_reports_and_its_predictor_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "p"
-    argv = ["train", "dyrate", "--steps", "2", "--batch", "2", "--held-out", "4", "--budget", "0.7", "--out", str(out)]
+    argv = [
+        "train",
+        "dyrate",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--held-out",
+        "4",
+        "--budget",
+        "0.7",
+        "--out",
+        str(out),
+    ]
     assert run([*argv, "--num-rates", "5"]) == 0
     said = capsys.readouterr().out
     assert "held out (4 examples)" in said and "dyrate:predictor=" in said
@@ -216,7 +266,15 @@ def test_the_command_trains_reports_and_its_predictor_works(tmp_path: Path, caps
     assert card["training"]["held out"]["unpruned_loss"] > 0 and card["model"] == "scenes"
     picture = tmp_path / "a.png"
     draw(sample("test", 0)).image.save(picture)
-    answer = ["generate", str(picture), "Describe the image in detail.", "--repeats", "1", "--max-new-tokens", "8"]
+    answer = [
+        "generate",
+        str(picture),
+        "Describe the image in detail.",
+        "--repeats",
+        "1",
+        "--max-new-tokens",
+        "8",
+    ]
     assert run([*answer, "--method", f"dyrate:predictor={out}"]) == 0
     assert run([*argv, "--ranking", "nothing"]) == 2
     assert run([*argv, "--exact"]) == 2
@@ -225,16 +283,31 @@ def test_the_command_trains_reports_and_its_predictor_works(tmp_path: Path, caps
     assert run([*argv, "--budget", "0.01"]) == 2
 
 
-def test_one_file_of_answers_serves_two_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_file_of_answers_serves_two_budgets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     answers = tmp_path / "answers.safetensors"
-    argv = ["train", "dyrate", "--exact", "--no-decode", "--ranking", "diverse", "--layer", "1", "--num-rates", "5"]
+    argv = [
+        "train",
+        "dyrate",
+        "--exact",
+        "--no-decode",
+        "--ranking",
+        "diverse",
+        "--layer",
+        "1",
+        "--num-rates",
+        "5",
+    ]
     argv += ["--steps", "3", "--batch", "2", "--held-out", "3", "--answers", str(answers)]
     kept, times = {}, []
     for budget in ("0.5", "0.8"):
         assert run([*argv, "--budget", budget, "--out", str(tmp_path / budget)]) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert "one rate for all" in said and "in hindsight" in said
-        card = json.loads((tmp_path / budget / "predictor.json").read_text())["training"]["held out"]
+        card = json.loads((tmp_path / budget / "predictor.json").read_text())["training"][
+            "held out"
+        ]
         assert card["hindsight_loss"] <= card["fixed_loss"] and card["loss"] > 0
         kept[budget] = card["kept_by_step"][0]
         times.append(answers.stat().st_mtime_ns)
@@ -246,7 +319,8 @@ def test_one_file_of_answers_serves_two_budgets(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "plan", ["Plan(0.7, steps=3, batch=4)", "Plan(0.7, 1, 5, steps=3, batch=2, decode=False, exact=True)"]
+    "plan",
+    ["Plan(0.7, steps=3, batch=4)", "Plan(0.7, 1, 5, steps=3, batch=2, decode=False, exact=True)"],
 )
 def test_two_processes_learn_the_same_predictor_as_each_other(plan: str, tmp_path: Path) -> None:
     """Under torchrun over gloo, gradients are averaged, or answers shared: both processes hold one predictor."""
@@ -262,7 +336,15 @@ def test_two_processes_learn_the_same_predictor_as_each_other(plan: str, tmp_pat
     )
     folder = tmp_path / "run"
     folder.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29611",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(script), str(folder)], check=True, env=environment, timeout=300)
     first, second = (load_file(folder / f"rank{rank}.safetensors")["w"] for rank in range(2))

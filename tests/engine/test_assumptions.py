@@ -79,7 +79,9 @@ def second_cache(module: Any) -> None:
     """An argument of `forward` beside the known one that brings a cache, as a future release may have it."""
     kind = type(module)
     shown = inspect.signature(kind.forward)
-    extra = inspect.Parameter("store", inspect.Parameter.KEYWORD_ONLY, annotation=DynamicCache | None)
+    extra = inspect.Parameter(
+        "store", inspect.Parameter.KEYWORD_ONLY, annotation=DynamicCache | None
+    )
     places = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD]
     last = [p for p in shown.parameters.values() if p.kind is p.VAR_KEYWORD]
 
@@ -129,23 +131,55 @@ def other_rotary(made: Any, patch: pytest.MonkeyPatch) -> None:
 def no_flag(made: Any, patch: pytest.MonkeyPatch) -> None:
     """Neither decoder nor layers say any more whether they run twice."""
     del decoder(made).gradient_checkpointing
-    base = next(k for k in type(decoder(made).layers[0]).__mro__ if "gradient_checkpointing" in vars(k))
+    base = next(
+        k for k in type(decoder(made).layers[0]).__mro__ if "gradient_checkpointing" in vars(k)
+    )
     patch.delattr(base, "gradient_checkpointing")
 
 
 TAKEN_AWAY: dict[str, tuple[Callable[[Any, pytest.MonkeyPatch], Any], str]] = {
-    "body: attention_mask": (lambda made, _: without(made.model, "attention_mask"), "attention_mask"),
-    "body: input_ids renamed": (lambda made, _: without(made.model, "input_ids", "tokens"), "input_ids"),
-    "decoder: position_ids": (lambda made, _: without(decoder(made), "position_ids"), "position_ids"),
+    "body: attention_mask": (
+        lambda made, _: without(made.model, "attention_mask"),
+        "attention_mask",
+    ),
+    "body: input_ids renamed": (
+        lambda made, _: without(made.model, "input_ids", "tokens"),
+        "input_ids",
+    ),
+    "decoder: position_ids": (
+        lambda made, _: without(decoder(made), "position_ids"),
+        "position_ids",
+    ),
     "decoder: use_cache": (lambda made, _: without(decoder(made), "use_cache"), "use_cache"),
-    "decoder: the cache renamed": (lambda made, _: without(decoder(made), CACHE, "store"), "no KV cache under a name"),
-    "decoder: a second cache": (lambda made, _: second_cache(decoder(made)), "second KV cache, 'store'"),
-    "decoder: output without a cache": (other_output, f"FutureOutput, which has no field '{CACHE}'"),
-    "layer: the cache renamed": (every_layer(lambda one: without(one, CACHE, "store")), "no KV cache under a name"),
+    "decoder: the cache renamed": (
+        lambda made, _: without(decoder(made), CACHE, "store"),
+        "no KV cache under a name",
+    ),
+    "decoder: a second cache": (
+        lambda made, _: second_cache(decoder(made)),
+        "second KV cache, 'store'",
+    ),
+    "decoder: output without a cache": (
+        other_output,
+        f"FutureOutput, which has no field '{CACHE}'",
+    ),
+    "layer: the cache renamed": (
+        every_layer(lambda one: without(one, CACHE, "store")),
+        "no KV cache under a name",
+    ),
     "layer: a second cache": (every_layer(second_cache), "second KV cache, 'store'"),
-    "layer: position_embeddings": (every_layer(lambda one: without(one, "position_embeddings")), "position_embeddings"),
-    "layer: attention_mask": (every_layer(lambda one: without(one, "attention_mask", "mask")), "attention_mask"),
-    "layer: hidden_states": (every_layer(lambda one: without(one, "hidden_states", "states")), "hidden_states"),
+    "layer: position_embeddings": (
+        every_layer(lambda one: without(one, "position_embeddings")),
+        "position_embeddings",
+    ),
+    "layer: attention_mask": (
+        every_layer(lambda one: without(one, "attention_mask", "mask")),
+        "attention_mask",
+    ),
+    "layer: hidden_states": (
+        every_layer(lambda one: without(one, "hidden_states", "states")),
+        "hidden_states",
+    ),
     "layer: input_layernorm": (no_norm, "input_layernorm"),
     "layer: gradient_checkpointing": (no_flag, "gradient_checkpointing"),
     "attention: the cache renamed": (
@@ -161,14 +195,18 @@ TAKEN_AWAY: dict[str, tuple[Callable[[Any, pytest.MonkeyPatch], Any], str]] = {
     "attention: rotary arguments": (other_rotary, "apply_rotary_pos_emb takes other arguments"),
     "cache: crop": (lambda made, patch: patch.delattr(DynamicLayer, "crop"), "no method crop"),
     "cache: offloading": (
-        lambda made, patch: patch.setattr(assumptions, "DynamicCache", lambda **_: types.SimpleNamespace(layers=[])),
+        lambda made, patch: patch.setattr(
+            assumptions, "DynamicCache", lambda **_: types.SimpleNamespace(layers=[])
+        ),
         "DynamicCache has no offloading",
     ),
 }
 
 
 @pytest.mark.parametrize("what", TAKEN_AWAY)
-def test_a_name_that_is_missing_is_an_error_at_apply_and_in_doctor(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_missing_is_an_error_at_apply_and_in_doctor(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change, said = TAKEN_AWAY[what]
     made = fresh()
     with foveate.apply(made, random(layer=1, keep=0.5)):
@@ -190,18 +228,38 @@ def test_a_deepstack_whose_features_come_under_other_names_is_refused() -> None:
         foveate.apply(made, random(layer=1, keep=0.5))
 
 
-def test_versions_outside_of_the_range_are_told_how_to_get_one_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_outside_of_the_range_are_told_how_to_get_one_inside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(assumptions, "versions", lambda: {"transformers": "5.99.0"})
     said = str(assumptions.unsupported("LlamaModel.forward takes no argument 'x'"))
-    assert "transformers 5.99.0 is installed" in said and f'pip install "transformers{TRANSFORMERS}"' in said
+    assert (
+        "transformers 5.99.0 is installed" in said
+        and f'pip install "transformers{TRANSFORMERS}"' in said
+    )
     monkeypatch.setattr(assumptions, "versions", lambda: {"transformers": "5.20.2"})
     assert "own code" in str(assumptions.unsupported("x"))
 
 
-def test_the_command_says_it_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_it_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delattr(modeling_llama, "apply_rotary_pos_emb")
     picture = Path(__file__).parents[2] / "docs" / "results" / "attention-smol.png"
-    assert run(["generate", str(picture), "What is it?", "--method", "random:layer=1,keep=0.5", "--repeats", "1"]) == 2
+    assert (
+        run(
+            [
+                "generate",
+                str(picture),
+                "What is it?",
+                "--method",
+                "random:layer=1,keep=0.5",
+                "--repeats",
+                "1",
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
     assert "apply_rotary_pos_emb" in said and "bug" not in said and "Traceback" not in said
     assert run(["doctor", "scenes"]) == 1
@@ -212,7 +270,11 @@ def test_an_import_that_transformers_no_longer_has_says_which_versions_work() ->
     code = "import transformers.cache_utils as c; del c.DynamicSlidingWindowLayer; import foveate"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "DynamicSlidingWindowLayer" in last and public(transformers.__version__) in last
+    assert (
+        done.returncode == 1
+        and "DynamicSlidingWindowLayer" in last
+        and public(transformers.__version__) in last
+    )
 
 
 def swallowed(module: Any) -> None:
@@ -232,7 +294,9 @@ def test_a_cache_that_is_not_the_one_filled_is_an_error_in_the_first_forward() -
     for layer in decoder(made).layers:
         swallowed(layer.self_attn)
     with torch.no_grad(), foveate.apply(made, random(layer=1, keep=0.5)):
-        with pytest.raises(UnsupportedTransformersError, match="not the one that its attention used"):
+        with pytest.raises(
+            UnsupportedTransformersError, match="not the one that its attention used"
+        ):
             made(**inputs, use_cache=True)
         made(**inputs, use_cache=False)  # where none is asked for, none can be missed
         with pytest.raises(UnsupportedTransformersError):
@@ -274,7 +338,9 @@ def test_a_layer_that_is_called_otherwise_is_an_error(change: dict[str, Any], sa
     hook = (
         decoder(made)
         .layers[1]
-        .register_forward_pre_hook(lambda module, args, kwargs: (args, {**kwargs, **change}), with_kwargs=True)
+        .register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, **change}), with_kwargs=True
+        )
     )
     with (
         torch.no_grad(),
@@ -307,17 +373,24 @@ def test_a_cache_of_the_users_own_by_either_name(spelling: str) -> None:
             want = made.generate(**inputs, max_new_tokens=4, do_sample=False)
         for cache in (foveate.KeptCache(made.config), DynamicCache(config=made.config)):
             with foveate.apply(made, random(layer=1, keep=0.5)) as trace:
-                got = made.generate(**inputs, max_new_tokens=4, do_sample=False, **{spelling: cache})
+                got = made.generate(
+                    **inputs, max_new_tokens=4, do_sample=False, **{spelling: cache}
+                )
             assert torch.equal(got, want) and trace.prefill()[1] == [8]
             assert [layer.length for layer in cache.layers] == [8 + 16 + 3, *[8 + 8 + 3] * 3]
         cache = foveate.KeptCache(made.config)
-        assert made.generate(**inputs, max_new_tokens=4, do_sample=False, **{spelling: cache}).shape == want.shape
+        assert (
+            made.generate(**inputs, max_new_tokens=4, do_sample=False, **{spelling: cache}).shape
+            == want.shape
+        )
         with foveate.apply(made, random(layer=1, keep=0.5)):
             out = made(**inputs, **{spelling: foveate.KeptCache(made.config)})
             carried = getattr(out, spelling)
             more = made(input_ids=torch.tensor([[7]]), **{spelling: carried})
             again = made(input_ids=torch.tensor([[8]]), **held(cache_in(more)))
-    assert cache_in(again) is carried and carried.get_seq_length() == inputs["input_ids"].shape[1] + 2
+    assert (
+        cache_in(again) is carried and carried.get_seq_length() == inputs["input_ids"].shape[1] + 2
+    )
 
 
 @pytest.mark.skipif(not NEW, reason="this transformers has one name for the cache")
@@ -333,7 +406,10 @@ def test_errors_call_the_cache_as_this_transformers_does() -> None:
     made, inputs = model("llava"), batch("llava", ONE).inputs
     with torch.no_grad():
         foreign = cache_in(made(**inputs, use_cache=True))
-        with foveate.apply(made, fastv(layer=1)), pytest.raises(ValueError, match=rf"^{CACHE} already holds"):
+        with (
+            foveate.apply(made, fastv(layer=1)),
+            pytest.raises(ValueError, match=rf"^{CACHE} already holds"),
+        ):
             made(input_ids=inputs["input_ids"][:, :1], **held(foreign))
 
 
@@ -356,7 +432,9 @@ def test_foveate_causes_no_warning_of_a_deprecated_name(monkeypatch: pytest.Monk
 
 def test_the_versions_that_pip_may_choose_are_those_that_were_tested() -> None:
     asked = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
-    assert asked["transformers"] == SpecifierSet(TRANSFORMERS) and asked["torch"] == SpecifierSet(TORCH)
+    assert asked["transformers"] == SpecifierSet(TRANSFORMERS) and asked["torch"] == SpecifierSet(
+        TORCH
+    )
     assert PROJECT["version"] == foveate.__version__
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert all(bound.partition(",")[0].strip(">=") in readme for bound in (TRANSFORMERS, TORCH))
@@ -374,7 +452,9 @@ def test_a_predictor_of_another_build_loads_without_complaint(tmp_path: Path) ->
     for name in ("predictor.json", "predictor.safetensors"):
         (tmp_path / name).write_bytes((BUNDLED / "scenes-0.33" / name).read_bytes())
     text = (tmp_path / "predictor.json").read_text()
-    (tmp_path / "predictor.json").write_text(re.sub(r'"torch": "[^"]*"', '"torch": "2.14.1+cu130"', text))
+    (tmp_path / "predictor.json").write_text(
+        re.sub(r'"torch": "[^"]*"', '"torch": "2.14.1+cu130"', text)
+    )
     assert "cu130" in (tmp_path / "predictor.json").read_text()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

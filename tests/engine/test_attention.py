@@ -90,7 +90,9 @@ def test_mean_takes_each_step_over_the_answers_that_reach_it() -> None:
     assert mean[:, 0, 0].tolist() == [0.5, 1, 1]
 
 
-def test_the_command_shows_draws_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_draws_and_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = tmp_path / "shares.png"
     argv = ["inspect", "attention", "--pictures", "2", "--max-new-tokens", "4"]
     assert run([*argv, "--plot", str(picture), "--json"]) == 0
@@ -106,16 +108,41 @@ def test_the_command_shows_draws_and_refuses(tmp_path: Path, capsys: pytest.Capt
     assert run([*argv, "--plot", str(tmp_path / "shares.doc")]) == 2
 
 
-def test_kept_sets_are_those_of_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kept_sets_are_those_of_the_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made, inputs = model("llava"), batch("llava", ONE).inputs
     kept = kept_sets(made, inputs, 4, random(layer=1, keep=5))
     assert kept.alive.sum(1).tolist() == [5] * 4 and kept.grid == (4, 4) and len(kept.answer) == 4
     with pytest.raises(ValueError, match="no visual tokens"):
-        kept_sets(made, {k: v for k, v in batch("llava", Layout(((3,),))).inputs.items() if k != "pixel_values"}, 2)
-    for command, name in ((["mask", "scene:1"], "mask.png"), (["rate", "--pictures", "2"], "rate.svg")):
+        kept_sets(
+            made,
+            {
+                k: v
+                for k, v in batch("llava", Layout(((3,),))).inputs.items()
+                if k != "pixel_values"
+            },
+            2,
+        )
+    for command, name in (
+        (["mask", "scene:1"], "mask.png"),
+        (["rate", "--pictures", "2"], "rate.svg"),
+    ):
         out = tmp_path / name
-        options = ["--method", "fastv:layer=2,keep=0.25", "--max-new-tokens", "5", "--out", str(out)]
+        options = [
+            "--method",
+            "fastv:layer=2,keep=0.25",
+            "--max-new-tokens",
+            "5",
+            "--out",
+            str(out),
+        ]
         assert run(["plot", *command, *options]) == 0
         assert out.stat().st_size > 5000
     assert "49 to 49 tokens" in capsys.readouterr().out
-    assert run(["plot", "mask", "scene:x", "--method", "vtw:layer=2", "--out", str(tmp_path / "a.png")]) == 2
+    assert (
+        run(
+            ["plot", "mask", "scene:x", "--method", "vtw:layer=2", "--out", str(tmp_path / "a.png")]
+        )
+        == 2
+    )

@@ -54,8 +54,15 @@ def test_it_grows_geometrically_and_never_moves_in_between() -> None:
 
 def test_a_cache_for_sliding_windows_hides_what_lies_before_them() -> None:
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
-    made = MistralForCausalLM(MistralConfig(vocab_size=32, num_hidden_layers=2, sliding_window=4, **size)).eval()
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    made = MistralForCausalLM(
+        MistralConfig(vocab_size=32, num_hidden_layers=2, sliding_window=4, **size)
+    ).eval()
     made.generation_config.eos_token_id = None
     ids = torch.arange(3, 14)[None]
     want, got = (
@@ -84,7 +91,11 @@ def test_eviction_keeps_exactly_what_lives(data: st.DataObject, samples: int, co
     dead = torch.zeros(samples, width, dtype=torch.bool)
     for end in (columns, width):
         draw = data.draw(
-            st.lists(st.lists(st.booleans(), min_size=end, max_size=end), min_size=samples, max_size=samples)
+            st.lists(
+                st.lists(st.booleans(), min_size=end, max_size=end),
+                min_size=samples,
+                max_size=samples,
+            )
         )
         dead[:, :end] |= torch.tensor(draw)
         slots, move = slots.kept(~dead[:, :end])
@@ -109,7 +120,9 @@ def test_assisted_decoding_takes_tokens_back() -> None:
     method = foveate.methods.random(layer=0, keep=0.5)
     with foveate.apply(made, method):
         want = made.generate(**data.inputs, max_new_tokens=8, do_sample=False)
-        got = made.generate(**data.inputs, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=2)
+        got = made.generate(
+            **data.inputs, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=2
+        )
     assert torch.equal(got, want)
 
 
@@ -120,7 +133,11 @@ def test_tokens_taken_back_are_forgotten(method: str) -> None:
     judges = oracles("llava", data, (case,), made)
     with torch.no_grad(), foveate.apply(made, case.method):
         out = generate_step(
-            made, data.inputs["input_ids"], data.inputs["attention_mask"], data.inputs["pixel_values"], None
+            made,
+            data.inputs["input_ids"],
+            data.inputs["attention_mask"],
+            data.inputs["pixel_values"],
+            None,
         )
         cache, mask = cache_in(out), data.inputs["attention_mask"]
         for word in (5, 6, 7):
@@ -140,4 +157,11 @@ def test_tokens_taken_back_are_forgotten(method: str) -> None:
 def generate_step(made: Any, ids: Any, mask: Any, pixels: Any, cache: Any) -> Any:
     places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     extra = {} if pixels is None else {"pixel_values": pixels}
-    return made(input_ids=ids, attention_mask=mask, position_ids=places, **held(cache), use_cache=True, **extra)
+    return made(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=places,
+        **held(cache),
+        use_cache=True,
+        **extra,
+    )

@@ -28,7 +28,9 @@ class Talk:
         self.cache = DynamicCache(config=made.config)
         self.mask = torch.ones(len(judges), 0, dtype=torch.long)
 
-    def run(self, inputs: dict[str, Tensor], fed: list[tuple[Tensor, list[int]]], at: list[slice]) -> None:
+    def run(
+        self, inputs: dict[str, Tensor], fed: list[tuple[Tensor, list[int]]], at: list[slice]
+    ) -> None:
         """More tokens, against what the oracles say of them."""
         count = inputs["input_ids"].shape[1]
         self.mask = torch.cat([self.mask, inputs["attention_mask"]], 1)
@@ -47,7 +49,10 @@ class Talk:
         """One more word each."""
         table = self.made.get_input_embeddings()
         fed = [(table(word)[None], [-1]) for word in ids]
-        inputs = {"input_ids": ids[:, None], "attention_mask": torch.ones(len(ids), 1, dtype=torch.long)}
+        inputs = {
+            "input_ids": ids[:, None],
+            "attention_mask": torch.ones(len(ids), 1, dtype=torch.long),
+        }
         self.run(inputs, fed, [slice(None)] * len(ids))
 
     def swap(self, order: list[int]) -> None:
@@ -77,12 +82,18 @@ def converse(family: str, backend: str, method: str, seed: int) -> None:
             talk = talk or Talk(made, oracles(family, data, cases, made))
             talk.turn(data)
             for _ in range(dice.randint(0, 3)):
-                talk.words(torch.randint(3, IMAGE, (samples,), generator=torch.Generator().manual_seed(seed)))
+                talk.words(
+                    torch.randint(
+                        3, IMAGE, (samples,), generator=torch.Generator().manual_seed(seed)
+                    )
+                )
                 if dice.random() < 0.5:
                     talk.swap([dice.randrange(samples) for _ in range(samples)])
 
 
-@pytest.mark.parametrize("method", [name for name, cases in METHODS.items() if not any(case.slow for case in cases)])
+@pytest.mark.parametrize(
+    "method", [name for name, cases in METHODS.items() if not any(case.slow for case in cases)]
+)
 def test_a_conversation(method: str) -> None:
     converse("llava", "sdpa", method, 3)
 

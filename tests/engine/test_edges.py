@@ -42,14 +42,20 @@ def test_embeddings_in_which_no_image_can_be_told_are_refused() -> None:
 def test_assisted_decoding_takes_tokens_back_and_gives_the_same_answer() -> None:
     made, inputs = model("llava"), dict(batch("llava", ONE).inputs)
     inputs["input_ids"] = inputs["input_ids"].clone()
-    inputs["input_ids"][0, -5:] = torch.tensor([9, 10, 11, 9, 10])  # repeated, so that candidates are proposed
+    inputs["input_ids"][0, -5:] = torch.tensor(
+        [9, 10, 11, 9, 10]
+    )  # repeated, so that candidates are proposed
     method = random(layer=1, keep=0.5)
     with foveate.apply(made, method):
         plain = made.generate(**inputs, max_new_tokens=12, do_sample=False)
     with foveate.apply(made, method) as trace:
-        assisted = made.generate(**inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)
+        assisted = made.generate(
+            **inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3
+        )
     assert torch.equal(plain, assisted)
-    assert any(int(done.text[0]) > 1 for done in trace.passes[1:]), "nothing was proposed, so nothing was taken back"
+    assert any(int(done.text[0]) > 1 for done in trace.passes[1:]), (
+        "nothing was proposed, so nothing was taken back"
+    )
 
 
 def test_sliding_windows_are_refused_under_flash_attention() -> None:
@@ -67,7 +73,13 @@ def test_sliding_windows_are_refused_under_flash_attention() -> None:
     [
         (Phi3Config(**TEXT), "q_proj"),
         (
-            OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=4, num_attention_heads=4),
+            OPTConfig(
+                vocab_size=64,
+                hidden_size=32,
+                ffn_dim=48,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+            ),
             "no `layers`",
         ),
     ],
@@ -87,7 +99,9 @@ def test_a_compiled_forward_is_refused() -> None:
         pass
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft itself asks so
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing.:FutureWarning"
+)  # peft itself asks so
 def test_a_peft_model_works_as_the_model_inside() -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
@@ -146,7 +160,11 @@ def test_packed_sequences_are_refused() -> None:
     made, inputs = model("llava"), batch("llava", ONE).inputs
     length = inputs["input_ids"].shape[1]
     positions = torch.cat([torch.arange(length - 3), torch.arange(3)])[None]
-    packed = {"input_ids": inputs["input_ids"], "pixel_values": inputs["pixel_values"], "position_ids": positions}
+    packed = {
+        "input_ids": inputs["input_ids"],
+        "pixel_values": inputs["pixel_values"],
+        "position_ids": positions,
+    }
     with foveate.apply(made, vtw(1)), pytest.raises(ValueError, match="packed"):
         made(**packed)
 

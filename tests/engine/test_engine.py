@@ -33,7 +33,9 @@ def test_what_is_discovered_is_what_is_listed() -> None:
 def generate(made: Any, inputs: dict[str, Any], methods: tuple[Method, ...], **options: Any) -> Any:
     torch.manual_seed(1)
     with foveate.apply(made, *methods):
-        return made.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True, output_logits=True, **options)
+        return made.generate(
+            **inputs, max_new_tokens=4, return_dict_in_generate=True, output_logits=True, **options
+        )
 
 
 @pytest.mark.parametrize("options", DECODING)
@@ -47,7 +49,11 @@ def test_keep_all_decodes_like_the_plain_model(options: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    crossed(METHODS, lambda options: options == "beams", ["greedy", "beams", "beams of several", "several"]),
+    crossed(
+        METHODS,
+        lambda options: options == "beams",
+        ["greedy", "beams", "beams of several", "several"],
+    ),
 )
 def test_whatever_is_decoded_scores_as_the_oracle_scores_it(method: str, options: str) -> None:
     """The tokens that any decoding chose, fed to the oracle, get the logits that the model had for them."""
@@ -66,7 +72,9 @@ def test_whatever_is_decoded_scores_as_the_oracle_scores_it(method: str, options
                 want = judge.feed(made.get_input_embeddings()(word)[None], [-1])[-1]
 
 
-@pytest.mark.parametrize(("method", "backend"), crossed(CASES, lambda backend: backend == "sdpa", ["sdpa", "eager"]))
+@pytest.mark.parametrize(
+    ("method", "backend"), crossed(CASES, lambda backend: backend == "sdpa", ["sdpa", "eager"])
+)
 def test_a_second_turn_with_a_second_image(method: str, backend: str) -> None:
     made, case = model("llava", backend), CASES[method]
     first, second = (
@@ -76,16 +84,30 @@ def test_a_second_turn_with_a_second_image(method: str, backend: str) -> None:
     first_ids, mask = first.inputs["input_ids"], first.inputs["attention_mask"]
     with torch.no_grad(), foveate.apply(made, case.method):
         cache = DynamicCache(config=made.config)
-        made(**first.inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **held(cache), use_cache=True)
+        made(
+            **first.inputs,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            **held(cache),
+            use_cache=True,
+        )
         word = torch.full((2, 1), 9)
         mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
-        made(input_ids=word, attention_mask=mask, position_ids=mask.cumsum(1)[:, -1:] - 1, **held(cache))
+        made(
+            input_ids=word,
+            attention_mask=mask,
+            position_ids=mask.cumsum(1)[:, -1:] - 1,
+            **held(cache),
+        )
         mask = torch.cat([mask, second.inputs["attention_mask"]], 1)
         got = made(
             input_ids=second.inputs["input_ids"], pixel_values=second.inputs["pixel_values"], attention_mask=mask,
             position_ids=mask.cumsum(1)[:, -second.inputs["input_ids"].shape[1] :] - 1, **held(cache),
         ).logits  # fmt: skip
-        assert cache.get_seq_length() == mask.shape[1] == first_ids.shape[1] + 1 + second.inputs["input_ids"].shape[1]
+        assert (
+            cache.get_seq_length()
+            == mask.shape[1]
+            == first_ids.shape[1] + 1 + second.inputs["input_ids"].shape[1]
+        )
         for i, judge in enumerate(oracles("llava", first, (case,), made)):
             judge.feed(first.embeds[i], first.image_of[i])
             judge.feed(made.get_input_embeddings()(word[0]), [-1])
@@ -95,7 +117,11 @@ def test_a_second_turn_with_a_second_image(method: str, backend: str) -> None:
 
 
 def test_a_second_turn_in_a_second_apply() -> None:
-    made, data, judge = model("llava"), batch("llava", LAYOUTS["one"]), Oracle(model("llava"), [], 4)
+    made, data, judge = (
+        model("llava"),
+        batch("llava", LAYOUTS["one"]),
+        Oracle(model("llava"), [], 4),
+    )
     method = fastv(layer=1, keep=0.5)
     judge.choosers = [CASES["fastv"].chooser]
     with torch.no_grad():
@@ -105,7 +131,9 @@ def test_a_second_turn_in_a_second_apply() -> None:
         with foveate.apply(made, method) as trace:
             got = made(input_ids=words, **held(cache)).logits[0]
         judge.feed(data.embeds[0], data.image_of[0])
-        torch.testing.assert_close(got, judge.feed(made.get_input_embeddings()(words[0]), [-1] * 3), **CLOSE)
+        torch.testing.assert_close(
+            got, judge.feed(made.get_input_embeddings()(words[0]), [-1] * 3), **CLOSE
+        )
     assert [row.kept for row in trace.kept] == [16, 8, 8, 8]
 
 
@@ -198,7 +226,10 @@ def test_several_images_share_a_quota() -> None:
         seen.append(view.tokens.image.gather(1, view.visual))
         return score
 
-    with torch.no_grad(), foveate.apply(made, Method(spy, Cut(1, 0.5), within="image"), Method(spy, Cut(2, 0.25))):
+    with (
+        torch.no_grad(),
+        foveate.apply(made, Method(spy, Cut(1, 0.5), within="image"), Method(spy, Cut(2, 0.25))),
+    ):
         made(**data.inputs)
     assert seen[1][0].bincount().tolist() == [8, 8]
 
@@ -213,13 +244,17 @@ def test_merging_replaces_the_kept() -> None:
     for r in range(4):
         for c in range(4):
             if (r, c) in kept:
-                near = [rows[y, x] for y in range(4) for x in range(4) if nearest(y, x, kept) == (r, c)]
+                near = [
+                    rows[y, x] for y in range(4) for x in range(4) if nearest(y, x, kept) == (r, c)
+                ]
                 embeds.append(torch.stack(near).mean(0))
                 places.append(3 + 4 * r + c)
     whole = torch.cat([data.embeds[0][:3], torch.stack(embeds), data.embeds[0][19:]])
     positions = torch.tensor([[0, 1, 2, *places, *range(19, 24)]])
     with torch.no_grad():
-        hidden = made.model.language_model(inputs_embeds=whole[None], position_ids=positions).last_hidden_state
+        hidden = made.model.language_model(
+            inputs_embeds=whole[None], position_ids=positions
+        ).last_hidden_state
         want = made.lm_head(hidden)[0]
     torch.testing.assert_close(got[-5:], want[-5:], **CLOSE)
 
@@ -248,7 +283,9 @@ def test_recomputed_rows_are_eager_attention(family: str, cached: bool) -> None:
     assert len(rows) == LAYERS - 1
     for layer, got in rows.items():
         for i, at in enumerate(data.columns):
-            torch.testing.assert_close(got[i, :, 0], want[layer][i, :, at.stop - 1], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                got[i, :, 0], want[layer][i, :, at.stop - 1], atol=1e-5, rtol=0
+            )
 
 
 def test_contract_what_transformers_gives_a_decoder_layer() -> None:

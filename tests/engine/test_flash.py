@@ -39,7 +39,13 @@ class Flash:
         return torch.einsum("hqk,khd->qhd", products.softmax(-1), v)
 
     def dense(
-        self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float = 1.0, causal: bool = False, **_: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        softmax_scale: float = 1.0,
+        causal: bool = False,
+        **_: Any,
     ) -> Tensor:
         self.called.append("dense")
         rows = zip(q, k, v, strict=True)
@@ -51,7 +57,9 @@ class Flash:
     ) -> Tensor:  # fmt: skip
         self.called.append("ragged")
         out = torch.zeros_like(q)
-        for a, b, c, d in zip(cu_seqlens_q, cu_seqlens_q[1:], cu_seqlens_k, cu_seqlens_k[1:], strict=False):
+        for a, b, c, d in zip(
+            cu_seqlens_q, cu_seqlens_q[1:], cu_seqlens_k, cu_seqlens_k[1:], strict=False
+        ):
             if b > a:
                 out[a:b] = self.attend(q[a:b], k[c:d], v[c:d], causal, softmax_scale)
         return out
@@ -70,7 +78,8 @@ def emulated(made: Any, monkeypatch: pytest.MonkeyPatch) -> Flash:
 
 
 @pytest.mark.parametrize(
-    "method", [random(layer=1, keep=0.5), fastv(layer=1, keep=0.25), vtw(2), Method(LastQuery(), Cut(2, 5))]
+    "method",
+    [random(layer=1, keep=0.5), fastv(layer=1, keep=0.25), vtw(2), Method(LastQuery(), Cut(2, 5))],
 )
 @pytest.mark.parametrize("samples", [1, 2])
 def test_emulated_flash_attention_equals_sdpa_in_every_turn(
@@ -81,7 +90,11 @@ def test_emulated_flash_attention_equals_sdpa_in_every_turn(
     turns = [batch("llava", layout).inputs for layout in layouts]
 
     def talk() -> list[Tensor]:
-        cache, out, mask = DynamicCache(config=made.config), [], torch.ones(samples, 0, dtype=torch.long)
+        cache, out, mask = (
+            DynamicCache(config=made.config),
+            [],
+            torch.ones(samples, 0, dtype=torch.long),
+        )
         with torch.no_grad(), foveate.apply(made, method):
             for turn in turns:
                 mask = torch.cat([mask, turn["attention_mask"]], 1)
@@ -122,4 +135,6 @@ def test_emulated_flash_attention_with_positions_in_time_height_and_width(
     wanted = answer()
     flash = emulated(made, monkeypatch)
     torch.testing.assert_close(answer(), wanted, **CLOSE)
-    assert ("ragged" in flash.called) == (samples == 2)  # once padding has left the caches, decode steps are dense
+    assert ("ragged" in flash.called) == (
+        samples == 2
+    )  # once padding has left the caches, decode steps are dense

@@ -22,7 +22,9 @@ CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 
 def second(made: Any, cache: Any) -> Tensor:
     inputs = batch("llava", NEXT).inputs
-    return made(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], **held(cache)).logits
+    return made(
+        input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], **held(cache)
+    ).logits
 
 
 @pytest.mark.parametrize("turn", [1, 2])
@@ -79,7 +81,9 @@ def test_visual_tokens_that_are_taken_back_no_longer_count() -> None:
                 cache.crop(-8)
             with foveate.apply(made, *method) as trace:
                 got = made(input_ids=words, **held(cache)).logits
-            assert trace.prefill() == [[13], [kept], [kept], [kept]] and trace.passes[0].past.tolist() == [3]
+            assert trace.prefill() == [[13], [kept], [kept], [kept]] and trace.passes[
+                0
+            ].past.tolist() == [3]
             assert torch.allclose(got, want, **CLOSE) == (kept == 13)
 
 
@@ -137,11 +141,18 @@ def test_what_a_graph_holds_is_not_written_over() -> None:
     """Decoding without gradients, and dropping, on a cache that a backward pass still needs."""
     torch.manual_seed(0)
     made = AutoModelForImageTextToText.from_config(llava()).eval()
-    inputs, weight = batch("llava", ONE).inputs, made.model.language_model.layers[0].self_attn.q_proj.weight
+    inputs, weight = (
+        batch("llava", ONE).inputs,
+        made.model.language_model.layers[0].self_attn.q_proj.weight,
+    )
     found = []
     for more in (False, True):
         with foveate.apply(
-            made, Method(LastQuery(), lambda view: view.total // (view.step + 2) if view.layer == 2 else view.alive)
+            made,
+            Method(
+                LastQuery(),
+                lambda view: view.total // (view.step + 2) if view.layer == 2 else view.alive,
+            ),
         ):
             out = made(**inputs, use_cache=True)
             with torch.no_grad():
@@ -154,7 +165,10 @@ def test_what_a_graph_holds_is_not_written_over() -> None:
 
 def test_a_copy_inside_is_refused_and_outside_is_clean() -> None:
     made = model("llava")
-    with foveate.apply(made, fastv(layer=1)), pytest.raises(RuntimeError, match="copy it outside of the with block"):
+    with (
+        foveate.apply(made, fastv(layer=1)),
+        pytest.raises(RuntimeError, match="copy it outside of the with block"),
+    ):
         copy.deepcopy(made)
     assert not copy.deepcopy(made).model.language_model._forward_pre_hooks
 

@@ -37,7 +37,11 @@ def test_an_exception_inside_leaves_the_model_whole() -> None:
 
 def test_nested_apply_is_refused_and_repeated_apply_is_fine() -> None:
     made = model("llava")
-    with foveate.apply(made, fastv()), pytest.raises(RuntimeError, match="already active"), foveate.apply(made, vtw(1)):
+    with (
+        foveate.apply(made, fastv()),
+        pytest.raises(RuntimeError, match="already active"),
+        foveate.apply(made, vtw(1)),
+    ):
         pass
     with foveate.apply(made, fastv()):
         pass
@@ -75,7 +79,13 @@ def test_two_threads_at_once_are_refused_and_in_turn_are_fine() -> None:
 
 def llama() -> Any:
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+        LlamaConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
     )
 
 
@@ -123,10 +133,16 @@ def test_what_cannot_be_right_is_refused_in_a_forward() -> None:
                     attention_mask=mask[:, None, None].bool().expand(1, 1, 24, 24),
                 )
             with pytest.raises(ValueError, match="columns; expected 24"):
-                made(input_ids=ids, pixel_values=data.inputs["pixel_values"], attention_mask=mask[:, 1:])
+                made(
+                    input_ids=ids,
+                    pixel_values=data.inputs["pixel_values"],
+                    attention_mask=mask[:, 1:],
+                )
             with pytest.raises(ValueError, match="called directly"):
                 made.model.language_model(inputs_embeds=torch.zeros(1, 2, 32))
-            assert made(**data.inputs).logits.shape[1] == 24, "a refused forward must not block the next"
+            assert made(**data.inputs).logits.shape[1] == 24, (
+                "a refused forward must not block the next"
+            )
 
 
 def test_schedules_and_scores_of_a_wrong_shape_are_refused() -> None:
@@ -152,7 +168,11 @@ def test_attention_before_layer_0_is_refused() -> None:
     with pytest.raises(ValueError, match="layer 0 has no layer before"):
         foveate.apply(made, method)
     anywhere = Method(fastv().score, lambda view: view.total // 2)
-    with torch.no_grad(), foveate.apply(made, anywhere), pytest.raises(ValueError, match="layer 0 has no layer before"):
+    with (
+        torch.no_grad(),
+        foveate.apply(made, anywhere),
+        pytest.raises(ValueError, match="layer 0 has no layer before"),
+    ):
         made(**data.inputs)
 
 

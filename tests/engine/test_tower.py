@@ -41,7 +41,12 @@ def seen(made: Any, data: Any, **options: Any) -> foveate.View:
         if not view.layer and not view.step:
             found.append(view)
             for layer in (None, 0):
-                view.tower.attention(layer), view.tower.keys(layer), view.tower.values(layer), view.tower.states(layer)
+                (
+                    view.tower.attention(layer),
+                    view.tower.keys(layer),
+                    view.tower.values(layer),
+                    view.tower.states(layer),
+                )
         return view.alive
 
     with torch.no_grad(), foveate.apply(made, Method(Looking(), spy)):
@@ -68,9 +73,15 @@ def test_a_token_has_what_eager_attention_gives_its_patch(family: str, beams: in
                     view.tower.states(layer)[row, place],
                 ]
                 zero = [torch.zeros_like(part) for part in got]
-                want = zero if patch is None else [torch.tensor(part[index]) for part in vars(patch).values()]
+                want = (
+                    zero
+                    if patch is None
+                    else [torch.tensor(part[index]) for part in vars(patch).values()]
+                )
                 for a, b in zip(got, want, strict=True):
-                    torch.testing.assert_close(a, b.float(), atol=TOLERANCE[torch.float32], rtol=1e-3)
+                    torch.testing.assert_close(
+                        a, b.float(), atol=TOLERANCE[torch.float32], rtol=1e-3
+                    )
             far += patch is not None
     assert far > 50
 
@@ -90,7 +101,12 @@ def siglip() -> Any:
     """A tower without [CLS]."""
     config = llava()
     config.vision_config = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
     )
     config.vision_feature_select_strategy = "full"
     return config
@@ -125,7 +141,9 @@ TEXT = {
 def test_windows_and_merged_patches() -> None:
     """Qwen's tower: packed images, windows, rotated keys, and a token for every 2x2 patches."""
     torch.manual_seed(2)
-    body = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=VISION, text_config=TEXT)).model
+    body = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(vision_config=VISION, text_config=TEXT)
+    ).model
     body.visual.set_attn_implementation("eager")
     looked: list[list[Tensor]] = [[], []]
     form = known_tower(body)
@@ -150,7 +168,11 @@ def test_windows_and_merged_patches() -> None:
     for layer in (0, 1):
         # the mean over rows, each piece's over the longest; then over the patches of each token, in the tower's order
         longest = max(piece.shape[-1] for piece in looked[layer])
-        received = torch.cat([piece[0].sum(1).T / longest for piece in looked[layer]]).view(-1, 4, 2).mean(1)
+        received = (
+            torch.cat([piece[0].sum(1).T / longest for piece in looked[layer]])
+            .view(-1, 4, 2)
+            .mean(1)
+        )
         merged = watch.runs[0].tokens
         assert merged is not None
         got = sight.look("attention", layer, index)[visual]
@@ -186,7 +208,11 @@ def spied(attention: Any, into: list[Tensor]) -> Any:
 def test_shuffled_pixels_and_kept_summaries_find_their_patches() -> None:
     form = TowerForm(nn.ModuleList(), 0, nn.Identity(), True, False)
     squares = form.patches(32, 8, 2).tolist()
-    assert squares[0] == [0, 1, 4, 5] and squares[3] == [10, 11, 14, 15] and squares[4] == [16, 17, 20, 21]
+    assert (
+        squares[0] == [0, 1, 4, 5]
+        and squares[3] == [10, 11, 14, 15]
+        and squares[4] == [16, 17, 20, 21]
+    )
     assert form.patches(8, 10, 2)[:, 0].tolist() == [-1, 0, 1, 2, 3, -1, 4, 5, 6, 7]
     with pytest.raises(ValueError, match="neither a token a patch"):
         form.patches(32, 6, 2)
@@ -195,12 +221,20 @@ def test_shuffled_pixels_and_kept_summaries_find_their_patches() -> None:
 def test_refusals_say_why() -> None:
     made, data = model("llava"), batch("llava", LAYOUT)
     with pytest.raises(ValueError, match="not of a form"):
-        known_tower(SimpleNamespace(vision_tower=nn.Linear(2, 2), multi_modal_projector=nn.Linear(2, 2), config=None))
+        known_tower(
+            SimpleNamespace(
+                vision_tower=nn.Linear(2, 2), multi_modal_projector=nn.Linear(2, 2), config=None
+            )
+        )
     with pytest.raises(ValueError, match="layers 0 to 1"):
         known_tower(made.model).index(2)
     features = made.model.get_image_features(pixel_values=data.inputs["pixel_values"])
     rest = {k: v for k, v in data.inputs.items() if k != "pixel_values"}
-    with torch.no_grad(), foveate.apply(made, visionzip()), pytest.raises(ValueError, match="no image went through"):
+    with (
+        torch.no_grad(),
+        foveate.apply(made, visionzip()),
+        pytest.raises(ValueError, match="no image went through"),
+    ):
         made(**rest, mm_encoder_outputs={"image": features})
     with torch.no_grad(), foveate.apply(made, visionzip()):
         made(**data.inputs)

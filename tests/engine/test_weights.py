@@ -58,14 +58,21 @@ def test_quantised_layers_give_what_their_plain_form_gives(name: str) -> None:
     if name == "llava":
         plain, inputs = model("llava"), batch("llava", LAYOUTS["left"]).inputs
     else:
-        plain, inputs = family(name), together([prompt(name, (3, "a", 5), 1), prompt(name, (2, "b", 2, "a", 1), 2)])
+        plain, inputs = (
+            family(name),
+            together([prompt(name, (3, "a", 5), 1), prompt(name, (2, "b", 2, "a", 1), 2)]),
+        )
     small = replaced(plain, nn.Linear, Quantised)
     rounded = replaced(small, Quantised, Quantised.dequantised)
     found = []
     for made in (small, rounded):
         with foveate.apply(made, fastv(layer=1, keep=0.5)) as trace:
             out = made.generate(
-                **inputs, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+                **inputs,
+                max_new_tokens=3,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
             )
         found.append((torch.stack(out.logits), trace.kept))
     torch.testing.assert_close(found[0][0], found[1][0], **CLOSE)
@@ -86,20 +93,36 @@ def test_layers_whose_weights_are_elsewhere(method: Any, offloaded: int) -> None
     for layer in list(made.model.language_model.layers)[:offloaded]:
         prefix = next(f"{name}." for name, module in made.named_modules() if module is layer)
         accelerate.cpu_offload(
-            layer, "cpu", state_dict={k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            layer,
+            "cpu",
+            state_dict={
+                k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
+            },
         )
         assert next(layer.parameters()).device.type == "meta"
     with torch.no_grad(), foveate.apply(made, method):
         torch.testing.assert_close(made(**inputs).logits, want, **CLOSE)
 
 
-SPREAD = ("fastv", "random", "decay", "instruction", "downsample", "dart", "visionzip", "random+fastv")
+SPREAD = (
+    "fastv",
+    "random",
+    "decay",
+    "instruction",
+    "downsample",
+    "dart",
+    "visionzip",
+    "random+fastv",
+)
 
 
 @pytest.mark.parametrize("method", SPREAD)
 def test_layers_on_two_devices(method: str) -> None:
     """As `device_map` over two: every layer fetches its inputs, and what lies apart must not meet in the engine."""
-    methods, inputs = [case.method for case in METHODS[method]], batch("llava", LAYOUTS["left"]).inputs
+    methods, inputs = (
+        [case.method for case in METHODS[method]],
+        batch("llava", LAYOUTS["left"]).inputs,
+    )
     near, far = model("llava", "eager"), copy.deepcopy(model("llava", "eager"))
     decoder = far.model.language_model
     for index, layer in enumerate(decoder.layers):
@@ -113,7 +136,9 @@ def test_layers_on_two_devices(method: str) -> None:
                 for word in (7, 8):
                     mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
                     ids = torch.full((len(mask), 1), word)
-                    steps.append(made(input_ids=ids, attention_mask=mask, **held(cache_in(out))).logits)
+                    steps.append(
+                        made(input_ids=ids, attention_mask=mask, **held(cache_in(out))).logits
+                    )
             found.append((steps, trace.kept))
         assert cache_in(out).layers[1].keys.device == FAR
     for mine, theirs in zip(*(steps for steps, _ in found), strict=True):
@@ -166,5 +191,9 @@ def test_other_features_than_the_configurations() -> None:
     with torch.no_grad(), foveate.apply(made, vtw(2), watch=lambda view: seen.append(view.tokens)):
         made(input_ids=ids, pixel_values=pixels, vision_feature_select_strategy="full")
         assert seen[0].grid is None and seen[0].image.max() == 0
-        made(input_ids=torch.tensor([[3, *[63] * 32, 5]]), pixel_values=pixels, vision_feature_layer=-2)
+        made(
+            input_ids=torch.tensor([[3, *[63] * 32, 5]]),
+            pixel_values=pixels,
+            vision_feature_layer=-2,
+        )
     assert seen[-1].grid == (4, 4) and seen[-1].image.max() == 1

@@ -21,14 +21,26 @@ def text(kind: str = "Llama", **more: Any) -> Any:
     return getattr(tf, f"{kind}Config")(**{**TEXT, **more})
 
 
-MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+MROPE = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+}
 QWEN_TEXT = {k: v for k, v in TEXT.items() if k != "head_dim"} | MROPE
-QWEN_IDS = {**SPECIAL, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+QWEN_IDS = {
+    **SPECIAL,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
 
 
 def llava_pixtral() -> Any:
     tower = tf.PixtralVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
     )
     return tf.LlavaConfig(
         vision_config=tower, text_config=text("Mistral", sliding_window=None), vision_feature_layer=-1,
@@ -52,7 +64,9 @@ def llava_onevision() -> Any:
 
 def internvl() -> Any:
     tower = tf.InternVLVisionConfig(**{**SIGLIP, "image_size": [16, 16], "patch_size": [4, 4]})
-    return tf.InternVLConfig(vision_config=tower, text_config=text("Qwen2"), **SPECIAL, image_seq_length=4)
+    return tf.InternVLConfig(
+        vision_config=tower, text_config=text("Qwen2"), **SPECIAL, image_seq_length=4
+    )
 
 
 def qwen2_vl() -> Any:
@@ -79,36 +93,55 @@ QWEN3_TOWER = {
 
 
 def qwen3_vl() -> Any:
-    return tf.Qwen3VLConfig(vision_config=dict(QWEN3_TOWER), text_config={**TEXT, **MROPE}, **QWEN_IDS)
+    return tf.Qwen3VLConfig(
+        vision_config=dict(QWEN3_TOWER), text_config={**TEXT, **MROPE}, **QWEN_IDS
+    )
 
 
 def qwen3_vl_moe() -> Any:
     moe = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-    return tf.Qwen3VLMoeConfig(vision_config=dict(QWEN3_TOWER), text_config={**TEXT, **MROPE, **moe}, **QWEN_IDS)
+    return tf.Qwen3VLMoeConfig(
+        vision_config=dict(QWEN3_TOWER), text_config={**TEXT, **MROPE, **moe}, **QWEN_IDS
+    )
 
 
 def idefics3() -> Any:
     tower = {**SIGLIP, "model_type": "idefics3_vision"}
-    return tf.Idefics3Config(vision_config=tower, text_config=text(), **SPECIAL, scale_factor=2, pad_token_id=PAD)
+    return tf.Idefics3Config(
+        vision_config=tower, text_config=text(), **SPECIAL, scale_factor=2, pad_token_id=PAD
+    )
 
 
 def smolvlm() -> Any:
     tower = {**SIGLIP, "model_type": "smolvlm_vision"}
-    return tf.SmolVLMConfig(vision_config=tower, text_config=text(), **SPECIAL, scale_factor=2, pad_token_id=PAD)
+    return tf.SmolVLMConfig(
+        vision_config=tower, text_config=text(), **SPECIAL, scale_factor=2, pad_token_id=PAD
+    )
 
 
 def mistral3() -> Any:
     tower = tf.PixtralVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
     )
     return tf.Mistral3Config(
-        vision_config=tower, text_config=text("Mistral", sliding_window=None), **SPECIAL, spatial_merge_size=2
+        vision_config=tower,
+        text_config=text("Mistral", sliding_window=None),
+        **SPECIAL,
+        spatial_merge_size=2,
     )
 
 
 def gemma3() -> Any:
     language = text(
-        "Gemma3Text", sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 2, query_pre_attn_scalar=8
+        "Gemma3Text",
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        query_pre_attn_scalar=8,
     )
     return tf.Gemma3Config(
         vision_config=tf.SiglipVisionConfig(**SIGLIP), text_config=language, **SPECIAL, boi_token_id=START,
@@ -119,7 +152,11 @@ def gemma3() -> Any:
 def paligemma(version: int) -> Callable[[], Any]:
     def config() -> Any:
         # attention by layers that see all: PaliGemma 2's windows are far longer than its prompts
-        language = text("Gemma") if version == 1 else text("Gemma2", sliding_window=64, query_pre_attn_scalar=8)
+        language = (
+            text("Gemma")
+            if version == 1
+            else text("Gemma2", sliding_window=64, query_pre_attn_scalar=8)
+        )
         return tf.PaliGemmaConfig(
             vision_config=tf.SiglipVisionConfig(**SIGLIP), text_config=language, **SPECIAL, projection_dim=32,
             hidden_size=32,
@@ -149,7 +186,10 @@ def idefics2() -> Any:
         "num_key_value_heads": 1, "resampler_head_dim": 8,
     }  # fmt: skip
     return tf.Idefics2Config(
-        vision_config=tower, perceiver_config=perceiver, text_config=text("Mistral", sliding_window=None), **SPECIAL
+        vision_config=tower,
+        perceiver_config=perceiver,
+        text_config=text("Mistral", sliding_window=None),
+        **SPECIAL,
     )
 
 
@@ -157,7 +197,13 @@ GLM = {
     "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4, "intermediate_size": 24,
     "spatial_merge_size": 2, "temporal_patch_size": 2, "image_size": 16,
 }  # fmt: skip
-GLM_ROPE = {"rope_parameters": {**MROPE["rope_parameters"], "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}}
+GLM_ROPE = {
+    "rope_parameters": {
+        **MROPE["rope_parameters"],
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [1, 1, 0],
+    }
+}
 GLM_IDS = {
     **SPECIAL, "video_token_id": VIDEO, "image_start_token_id": START, "image_end_token_id": END,
     "video_start_token_id": 58, "video_end_token_id": 57,
@@ -180,7 +226,9 @@ def glm4v_moe() -> Any:
         "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1,
         "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
     }  # fmt: skip
-    return tf.Glm4vMoeConfig(vision_config=dict(GLM), text_config={**TEXT, **GLM_ROPE, **moe}, **GLM_IDS)
+    return tf.Glm4vMoeConfig(
+        vision_config=dict(GLM), text_config={**TEXT, **GLM_ROPE, **moe}, **GLM_IDS
+    )
 
 
 def glm_ocr() -> Any:
@@ -215,7 +263,9 @@ def got_ocr2() -> Any:
 
 
 def deepseek_vl() -> Any:
-    return tf.DeepseekVLConfig(vision_config=tf.SiglipVisionConfig(**SIGLIP), text_config=text(), **SPECIAL)
+    return tf.DeepseekVLConfig(
+        vision_config=tf.SiglipVisionConfig(**SIGLIP), text_config=text(), **SPECIAL
+    )
 
 
 def janus() -> Any:
@@ -229,23 +279,40 @@ def janus() -> Any:
 
 def lighton_ocr() -> Any:
     tower = tf.PixtralVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
     )
-    return tf.LightOnOcrConfig(vision_config=tower, text_config=text("Qwen3"), **SPECIAL, spatial_merge_size=2)
+    return tf.LightOnOcrConfig(
+        vision_config=tower, text_config=text("Qwen3"), **SPECIAL, spatial_merge_size=2
+    )
 
 
 def qianfan_ocr() -> Any:
     tower = {**SIGLIP, "image_size": [16, 16], "patch_size": [4, 4]}
-    return tf.QianfanOCRConfig(vision_config=tower, text_config=text("Qwen3"), **SPECIAL, image_seq_length=4)
+    return tf.QianfanOCRConfig(
+        vision_config=tower, text_config=text("Qwen3"), **SPECIAL, image_seq_length=4
+    )
 
 
 def cohere2() -> Any:
-    return text("Cohere2", sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 2, logit_scale=1.0)
+    return text(
+        "Cohere2",
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        logit_scale=1.0,
+    )
 
 
 def aya_vision() -> Any:
     return tf.AyaVisionConfig(
-        vision_config=tf.SiglipVisionConfig(**SIGLIP), text_config=cohere2(), **SPECIAL, vision_feature_layer=-1
+        vision_config=tf.SiglipVisionConfig(**SIGLIP),
+        text_config=cohere2(),
+        **SPECIAL,
+        vision_feature_layer=-1,
     )
 
 
@@ -268,7 +335,9 @@ def perception_lm() -> Any:
 
 def fast_vlm() -> Any:
     """Its own tower is timm's, which this environment lacks; any that gives a map of features will do."""
-    tower = tf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, hidden_size=16)
+    tower = tf.ConvNextConfig(
+        hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, hidden_size=16
+    )
     return tf.FastVlmConfig(vision_config=tower, text_config=text("Qwen2"), **SPECIAL)
 
 
@@ -288,4 +357,6 @@ def video_llama_3() -> Any:
         "model_type": "video_llama_3_vision", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 2, "patch_size": 4,
     }  # fmt: skip
-    return tf.VideoLlama3Config(vision_config=tower, text_config=text("Qwen2"), **SPECIAL, video_token_id=VIDEO)
+    return tf.VideoLlama3Config(
+        vision_config=tower, text_config=text("Qwen2"), **SPECIAL, video_token_id=VIDEO
+    )

@@ -53,7 +53,9 @@ class Family:
 
     config: Callable[[], Any]
     picture: Callable[[str, int], Pixels]
-    ids: Callable[[str, int], list[int]] = lambda kind, count: [VIDEO if kind == "v" else IMAGE] * count
+    ids: Callable[[str, int], list[int]] = lambda kind, count: (
+        [VIDEO if kind == "v" else IMAGE] * count
+    )
     kinds: str = "a"
     extras: Callable[[Tensor], Pixels] = lambda ids: {}
     join: Callable[[list[list[Pixels]]], Pixels] = field(default_factory=lambda: concatenated)
@@ -67,16 +69,28 @@ FAMILIES: dict[str, Family] = {
     "llava_onevision": Family(configs.llava_onevision, tiles, kinds="abv"),
     "internvl": Family(configs.internvl, square(), framed),
     "qwen3_vl": Family(configs.qwen3_vl, patches(96), stamped, kinds="abv", extras=modality),
-    "qwen3_vl_moe": Family(configs.qwen3_vl_moe, patches(96), stamped, kinds="abv", extras=modality),
+    "qwen3_vl_moe": Family(
+        configs.qwen3_vl_moe, patches(96), stamped, kinds="abv", extras=modality
+    ),
     "idefics3": Family(configs.idefics3, square(), framed, join=per_sample, side=2),
     "smolvlm": Family(configs.smolvlm, square(), framed, join=per_sample, side=2),
     "mistral3": Family(configs.mistral3, sized, in_rows, kinds="ab"),
     "gemma3": Family(
-        configs.gemma3, square(), framed, extras=lambda ids: {"token_type_ids": (ids == IMAGE).long()}, side=2
+        configs.gemma3,
+        square(),
+        framed,
+        extras=lambda ids: {"token_type_ids": (ids == IMAGE).long()},
+        side=2,
     ),
-    "paligemma": Family(configs.paligemma(1), square(), extras=lambda ids: {"token_type_ids": ids * 0}, side=4),
+    "paligemma": Family(
+        configs.paligemma(1), square(), extras=lambda ids: {"token_type_ids": ids * 0}, side=4
+    ),
     "paligemma2": Family(
-        configs.paligemma(2), square(), extras=lambda ids: {"token_type_ids": ids * 0}, backends=("eager",), side=4
+        configs.paligemma(2),
+        square(),
+        extras=lambda ids: {"token_type_ids": ids * 0},
+        backends=("eager",),
+        side=4,
     ),
     "llava_pixtral": Family(configs.llava_pixtral, sized, in_rows, kinds="ab"),
     "llava_next": Family(configs.llava_next, tiles, kinds="ab"),

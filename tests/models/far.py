@@ -19,7 +19,9 @@ class Distant(Tensor):
 
     @staticmethod
     def __new__(cls, near: Tensor) -> Distant:
-        made = Tensor._make_wrapper_subclass(cls, near.shape, strides=near.stride(), dtype=near.dtype, device=FAR)
+        made = Tensor._make_wrapper_subclass(
+            cls, near.shape, strides=near.stride(), dtype=near.dtype, device=FAR
+        )
         made.near = near
         return made
 
@@ -38,7 +40,9 @@ def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     moves = func is torch.ops.aten._to_copy.default or func is torch.ops.aten.copy_.default
     if not moves and any(far):
         alone = [t for t in tensors if not isinstance(t, Distant) and t.ndim]
-        assert not alone, f"{func}: tensors of several devices meet, among them one of shape {tuple(alone[0].shape)}"
+        assert not alone, (
+            f"{func}: tensors of several devices meet, among them one of shape {tuple(alone[0].shape)}"
+        )
     asked = kwargs.get("device")
     there = any(far) if asked is None else torch.device(asked) == FAR
     if func is torch.ops.aten.copy_.default:
@@ -47,7 +51,9 @@ def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     inner = tree_map(lambda t: t.near if isinstance(t, Distant) else t, (args, kwargs))
     found = func(*inner[0], **inner[1])
     same = {id(t.near): t for t in tensors if isinstance(t, Distant)}  # of operations in place
-    return tree_map(lambda t: same.get(id(t), Distant(t)) if there and isinstance(t, Tensor) else t, found)
+    return tree_map(
+        lambda t: same.get(id(t), Distant(t)) if there and isinstance(t, Tensor) else t, found
+    )
 
 
 class TwoDevices(TorchDispatchMode):

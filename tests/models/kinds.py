@@ -23,10 +23,18 @@ TEXT = {
 }  # fmt: skip
 
 
-WIDE, HIGH = 72, 40  # pixels: 9 x 5 merged patches of 8, so that windows of 2 x 2 are cut off at the rim
+WIDE, HIGH = (
+    72,
+    40,
+)  # pixels: 9 x 5 merged patches of 8, so that windows of 2 x 2 are cut off at the rim
 
 
-SPECIAL = {"image_token_id": 9, "vision_start_token_id": 7, "vision_end_token_id": 6, "video_token_id": 8}
+SPECIAL = {
+    "image_token_id": 9,
+    "vision_start_token_id": 7,
+    "vision_end_token_id": 6,
+    "video_token_id": 8,
+}
 
 
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
@@ -42,7 +50,14 @@ def qwen2_5_vl() -> Any:
 
 
 def qwen2_vl() -> Any:
-    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+    vision = {
+        "depth": 2,
+        "embed_dim": 16,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
+        "mlp_ratio": 2,
+    }
     text = {k: v for k, v in TEXT.items() if k != "head_dim"} | {"rope_parameters": MROPE}
     return Qwen2VLConfig(text_config=text, vision_config=vision, **SPECIAL)
 
@@ -52,7 +67,9 @@ def internvl() -> Any:
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
         "image_size": [SIDE, SIDE], "patch_size": [4, 4],
     }  # fmt: skip
-    return InternVLConfig(text_config={"model_type": "llama", **TEXT}, vision_config=vision, downsample_ratio=0.5)
+    return InternVLConfig(
+        text_config={"model_type": "llama", **TEXT}, vision_config=vision, downsample_ratio=0.5
+    )
 
 
 def siglip(**more: Any) -> dict[str, Any]:
@@ -64,11 +81,15 @@ def siglip(**more: Any) -> dict[str, Any]:
 
 def gemma3() -> Any:
     vision = siglip(model_type="siglip_vision_model", vision_use_head=False)
-    return Gemma3Config(text_config=TEXT, vision_config=vision, mm_tokens_per_image=4, image_token_index=9)
+    return Gemma3Config(
+        text_config=TEXT, vision_config=vision, mm_tokens_per_image=4, image_token_index=9
+    )
 
 
 def smolvlm() -> Any:
-    return SmolVLMConfig(text_config={"model_type": "llama", **TEXT}, vision_config=siglip(), scale_factor=2)
+    return SmolVLMConfig(
+        text_config={"model_type": "llama", **TEXT}, vision_config=siglip(), scale_factor=2
+    )
 
 
 def _qwen_pixels() -> dict[str, Tensor]:
@@ -85,7 +106,10 @@ def _tiled_pixels() -> dict[str, Tensor]:
 
 
 def _next_pixels() -> dict[str, Tensor]:
-    return {"pixel_values": torch.randn(1, 3, 3, SIDE, SIDE), "image_sizes": torch.tensor([[SIDE, 2 * SIDE - 3]])}
+    return {
+        "pixel_values": torch.randn(1, 3, 3, SIDE, SIDE),
+        "image_sizes": torch.tensor([[SIDE, 2 * SIDE - 3]]),
+    }
 
 
 KINDS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Tensor]], tuple[int, int]]] = {

@@ -71,11 +71,18 @@ def patches(depth: int, merge: int = 2) -> Callable[[str, int], Pixels]:
     """Qwen and GLM: rows of flattened patches, and the grid (time, height, width) that they form."""
 
     def picture(kind: str, seed: int) -> Pixels:
-        grid = {"a": (1, 2 * merge, 2 * merge), "b": (1, merge, 3 * merge), "v": (2, merge, 2 * merge)}[kind]
+        grid = {
+            "a": (1, 2 * merge, 2 * merge),
+            "b": (1, merge, 3 * merge),
+            "v": (2, merge, 2 * merge),
+        }[kind]
         count = grid[0] * grid[1] * grid[2]
         name = "video" if kind == "v" else "image"
         pixels = noise(seed, count, depth)
-        return {"pixel_values" + "_videos" * (kind == "v"): pixels, f"{name}_grid_thw": torch.tensor([grid])}
+        return {
+            "pixel_values" + "_videos" * (kind == "v"): pixels,
+            f"{name}_grid_thw": torch.tensor([grid]),
+        }
 
     return picture
 

@@ -50,7 +50,9 @@ def without_videos(processor: Any) -> Any:
     class WithoutVideos(processor):  # type: ignore[misc]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             stands = argument_name == "video_processor"
-            return None if stands else super().check_argument_for_proper_class(argument_name, argument)
+            return (
+                None if stands else super().check_argument_for_proper_class(argument_name, argument)
+            )
 
     return WithoutVideos
 
@@ -88,8 +90,13 @@ class Parts:
         kind = getattr(tf, self.kind)
         if self.video is not None:
             kind = without_videos(kind)
-            chat["video_processor"] = SimpleNamespace(num_frames=1, fps=1)  # SmolVLM's template asks for these
-        parts = {"image_processor": self.pictures(), "tokenizer": tokenizer(self.special, **self.names)}
+            chat["video_processor"] = SimpleNamespace(
+                num_frames=1, fps=1
+            )  # SmolVLM's template asks for these
+        parts = {
+            "image_processor": self.pictures(),
+            "tokenizer": tokenizer(self.special, **self.names),
+        }
         return kind(**parts, **self.options, **chat)
 
     def save(self, folder: Path) -> None:
@@ -97,24 +104,40 @@ class Parts:
         tokenizer(self.special, **self.names).save_pretrained(folder)
         self.pictures().save_pretrained(folder)
         if self.video is not None:
-            (folder / "video_preprocessor_config.json").write_text(json.dumps({"video_processor_type": self.video}))
-        (folder / "processor_config.json").write_text(json.dumps({"processor_class": self.kind, **self.options}))
+            (folder / "video_preprocessor_config.json").write_text(
+                json.dumps({"video_processor_type": self.video})
+            )
+        (folder / "processor_config.json").write_text(
+            json.dumps({"processor_class": self.kind, **self.options})
+        )
         if self.mark is not None:
             (folder / "chat_template.jinja").write_text(template(self.mark))
 
 
 def qwen(kind: str, video: str) -> Parts:
-    special = {IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>", START: "<|vision_start|>", END: "<|vision_end|>"}
+    special = {
+        IMAGE: "<|image_pad|>",
+        VIDEO: "<|video_pad|>",
+        START: "<|vision_start|>",
+        END: "<|vision_end|>",
+    }
     pictures = made(
         "Qwen2VLImageProcessorPil",
         patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 1024},
     )  # fmt: skip
-    return Parts(kind, pictures, special, "<|vision_start|><|image_pad|><|vision_end|>", video=video)
+    return Parts(
+        kind, pictures, special, "<|vision_start|><|image_pad|><|vision_end|>", video=video
+    )
 
 
 def idefics(kind: str, video: str | None = None) -> Parts:
     """Tiles: a picture is scaled to 32 pixels, cut into tiles of 16, and shown whole as well."""
-    special = {IMAGE: "<image>", 61: "<fake_token_around_image>", 60: "<global-img>", 59: "<end_of_utterance>"}
+    special = {
+        IMAGE: "<image>",
+        61: "<fake_token_around_image>",
+        60: "<global-img>",
+        59: "<end_of_utterance>",
+    }
     special |= {40 + 4 * i + j: f"<row_{i + 1}_col_{j + 1}>" for i in range(4) for j in range(4)}
     sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
     pictures = made(f"{kind}ImageProcessorPil", **sizes)
@@ -131,7 +154,9 @@ def idefics2() -> Parts:
 TILES = {"size": SIZE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
 
 
-def internvl(kind: str = "InternVLProcessor", mark: str = "<IMG_CONTEXT>", video: str | None = None) -> Parts:
+def internvl(
+    kind: str = "InternVLProcessor", mark: str = "<IMG_CONTEXT>", video: str | None = None
+) -> Parts:
     """Tiles side by side: as many as the picture's shape asks for, and an overview."""
     names = {
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
@@ -145,9 +170,16 @@ def internvl(kind: str = "InternVLProcessor", mark: str = "<IMG_CONTEXT>", video
 
 def glm(kind: str = "Glm4v") -> Parts:
     names = {"image_token": "<|image|>", "video_token": "<|video|>"}
-    special = {IMAGE: "<|image|>", VIDEO: "<|video|>", START: "<|begin_of_image|>", END: "<|end_of_image|>"}
+    special = {
+        IMAGE: "<|image|>",
+        VIDEO: "<|video|>",
+        START: "<|begin_of_image|>",
+        END: "<|end_of_image|>",
+    }
     sizes = {"size": {"shortest_edge": 128, "longest_edge": 2048}}
-    pictures = made(f"{kind}ImageProcessorPil", patch_size=4, merge_size=2, temporal_patch_size=2, **sizes)
+    pictures = made(
+        f"{kind}ImageProcessorPil", patch_size=4, merge_size=2, temporal_patch_size=2, **sizes
+    )
     chat = "<|begin_of_image|><|image|><|end_of_image|>"
     return Parts(f"{kind}Processor", pictures, special, chat, names, video=f"{kind}VideoProcessor")
 
@@ -157,23 +189,37 @@ def aya() -> Parts:
     special = {IMAGE: "<|IMG_PATCH|>", 62: "<image>", 61: "<|START_OF_IMG|>", 60: "<|END_OF_IMG|>"}
     special |= {59: "TILE", 58: "TILE_GLOBAL", 57: "<|IMG_LINE_BREAK|>"}
     sizes = {"patch_size": 4, "img_size": 16, "downsample_factor": 2}
-    return Parts("AyaVisionProcessor", made("GotOcr2ImageProcessorPil", **TILES), special, options=sizes)
+    return Parts(
+        "AyaVisionProcessor", made("GotOcr2ImageProcessorPil", **TILES), special, options=sizes
+    )
 
 
 def gemma() -> Parts:
-    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    names = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
     special = {IMAGE: "<image_soft_token>", START: "<start_of_image>", END: "<end_of_image>"}
     pictures = made("Gemma3ImageProcessorPil", size=SIZE)
-    return Parts("Gemma3Processor", pictures, special, "<start_of_image>", names, {"image_seq_length": 4})
+    return Parts(
+        "Gemma3Processor", pictures, special, "<start_of_image>", names, {"image_seq_length": 4}
+    )
 
 
 def paligemma() -> Parts:
     """It has no chat template."""
     pictures = made("SiglipImageProcessorPil", size=SIZE, image_seq_length=16)
-    return Parts("PaliGemmaProcessor", pictures, {IMAGE: "<image>"}, None, {"image_token": "<image>"})
+    return Parts(
+        "PaliGemmaProcessor", pictures, {IMAGE: "<image>"}, None, {"image_token": "<image>"}
+    )
 
 
-CLIP_LIKE = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+CLIP_LIKE = {
+    "patch_size": 4,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+}
 
 
 def llava(**options: Any) -> Parts:
@@ -183,14 +229,28 @@ def llava(**options: Any) -> Parts:
 
 def pixtral(merge: int) -> Parts:
     special = {IMAGE: "[IMG]", ROW: "[IMG_BREAK]", END: "[IMG_END]"}
-    pictures = made("PixtralImageProcessorPil", patch_size={"height": 4, "width": 4}, size={"longest_edge": 16})
-    return Parts("PixtralProcessor", pictures, special, "[IMG]", options={"patch_size": 4, "spatial_merge_size": merge})
+    pictures = made(
+        "PixtralImageProcessorPil", patch_size={"height": 4, "width": 4}, size={"longest_edge": 16}
+    )
+    return Parts(
+        "PixtralProcessor",
+        pictures,
+        special,
+        "[IMG]",
+        options={"patch_size": 4, "spatial_merge_size": merge},
+    )
 
 
 def lighton() -> Parts:
-    names = {"image_token": "<|image_pad|>", "image_break_token": "<|break|>", "image_end_token": "<|vision_end|>"}
+    names = {
+        "image_token": "<|image_pad|>",
+        "image_break_token": "<|break|>",
+        "image_end_token": "<|vision_end|>",
+    }
     special = {IMAGE: "<|image_pad|>", ROW: "<|break|>", END: "<|vision_end|>"}
-    pictures = made("PixtralImageProcessorPil", patch_size={"height": 8, "width": 8}, size={"longest_edge": 16})
+    pictures = made(
+        "PixtralImageProcessorPil", patch_size={"height": 8, "width": 8}, size={"longest_edge": 16}
+    )
     sizes = {"patch_size": 4, "spatial_merge_size": 2}
     return Parts("LightOnOcrProcessor", pictures, special, "<|image_pad|>", names, sizes)
 
@@ -201,40 +261,72 @@ GRID = {**PINPOINTS, "size": {"shortest_edge": 16}, "crop_size": SIZE}
 
 def llava_next() -> Parts:
     return Parts(
-        "LlavaNextProcessor", made("LlavaNextImageProcessorPil", **GRID), {IMAGE: "<image>"}, options=CLIP_LIKE
+        "LlavaNextProcessor",
+        made("LlavaNextImageProcessorPil", **GRID),
+        {IMAGE: "<image>"},
+        options=CLIP_LIKE,
     )
 
 
 def llava_next_video() -> Parts:
     pictures = made("LlavaNextImageProcessorPil", **GRID)
     special = {IMAGE: "<image>", VIDEO: "<video>"}
-    return Parts("LlavaNextVideoProcessor", pictures, special, options=CLIP_LIKE, video="LlavaNextVideoVideoProcessor")
+    return Parts(
+        "LlavaNextVideoProcessor",
+        pictures,
+        special,
+        options=CLIP_LIKE,
+        video="LlavaNextVideoVideoProcessor",
+    )
 
 
 def llava_onevision() -> Parts:
     pictures = made("LlavaOnevisionImageProcessorPil", **PINPOINTS, size=SIZE)
     sizes = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
     special = {IMAGE: "<image>", VIDEO: "<video>"}
-    return Parts("LlavaOnevisionProcessor", pictures, special, options=sizes, video="LlavaOnevisionVideoProcessor")
+    return Parts(
+        "LlavaOnevisionProcessor",
+        pictures,
+        special,
+        options=sizes,
+        video="LlavaOnevisionVideoProcessor",
+    )
 
 
 def video_llava() -> Parts:
     pictures = made("VideoLlavaImageProcessor", size={"shortest_edge": 16}, crop_size=SIZE)
     special = {IMAGE: "<image>", VIDEO: "<video>"}
-    return Parts("VideoLlavaProcessor", pictures, special, options=CLIP_LIKE, video="VideoLlavaVideoProcessor")
+    return Parts(
+        "VideoLlavaProcessor",
+        pictures,
+        special,
+        options=CLIP_LIKE,
+        video="VideoLlavaVideoProcessor",
+    )
 
 
 def video_llama() -> Parts:
     names = {"image_token": "<image>", "video_token": "<video>"}
     pictures = made(
-        "VideoLlama3ImageProcessorPil", patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 1024}
+        "VideoLlama3ImageProcessorPil",
+        patch_size=4,
+        merge_size=2,
+        size={"shortest_edge": 64, "longest_edge": 1024},
     )
     special = {IMAGE: "<image>", VIDEO: "<video>"}
-    return Parts("VideoLlama3Processor", pictures, special, names=names, video="VideoLlama3VideoProcessor")
+    return Parts(
+        "VideoLlama3Processor", pictures, special, names=names, video="VideoLlama3VideoProcessor"
+    )
 
 
 def ovis2() -> Parts:
-    special = {IMAGE: "<IMG_ATOM>", 57: "<image>", 58: "<IMG_START>", 59: "<IMG_GRID>", 60: "<IMG_COL>"}
+    special = {
+        IMAGE: "<IMG_ATOM>",
+        57: "<image>",
+        58: "<IMG_START>",
+        59: "<IMG_GRID>",
+        60: "<IMG_COL>",
+    }
     special |= {61: "<IMG_ROW>", 62: "<IMG_END>"}
     pictures = made("Ovis2ImageProcessorPil", **TILES)
     return Parts("Ovis2Processor", pictures, special, options={"image_seq_length": 4})
@@ -243,11 +335,21 @@ def ovis2() -> Parts:
 def deepseek() -> Parts:
     pictures = made("DeepseekVLImageProcessorPil", size=SIZE)
     names = {"image_token": "<image>"}
-    return Parts("DeepseekVLProcessor", pictures, {IMAGE: "<image>"}, names=names, options={"num_image_tokens": 16})
+    return Parts(
+        "DeepseekVLProcessor",
+        pictures,
+        {IMAGE: "<image>"},
+        names=names,
+        options={"num_image_tokens": 16},
+    )
 
 
 def janus() -> Parts:
-    names = {"image_token": "<image>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    names = {
+        "image_token": "<image>",
+        "boi_token": "<begin_of_image>",
+        "eoi_token": "<end_of_image>",
+    }
     special = {IMAGE: "<image>", START: "<begin_of_image>", END: "<end_of_image>"}
     pictures = made("JanusImageProcessorPil", size=SIZE)
     return Parts("JanusProcessor", pictures, special, names=names, options={"num_image_tokens": 16})
@@ -273,7 +375,9 @@ PROCESSORS: dict[str, Callable[[], Parts]] = {
     "paligemma2": paligemma,
     "llava": llava,
     "vipllava": llava,
-    "fast_vlm": partial(llava, num_additional_image_tokens=0, vision_feature_select_strategy="full"),
+    "fast_vlm": partial(
+        llava, num_additional_image_tokens=0, vision_feature_select_strategy="full"
+    ),
     "llava_pixtral": partial(pixtral, 1),
     "mistral3": partial(pixtral, 2),
     "ministral3": partial(pixtral, 2),

@@ -41,7 +41,11 @@ def features(name: str, kind: str, pixels: Pixels) -> int:
         found = made.model.get_image_features(**FAMILIES[name].join([[named]]))
     found = getattr(found, "pooler_output", found)
     count = sum(part.numel() // part.shape[-1] for part in found)
-    if kind == "v" and name == "llava_onevision" and count % pixels["pixel_values_videos"].shape[1] == 0:
+    if (
+        kind == "v"
+        and name == "llava_onevision"
+        and count % pixels["pixel_values_videos"].shape[1] == 0
+    ):
         count += 1  # older versions of transformers leave a video's newline to the forward
     return count
 
@@ -72,11 +76,16 @@ def owners(name: str, ids: list[int]) -> list[int]:
     return found
 
 
-def together(prompts: list[Prompt], ids: list[int] | None = None, left: bool = True) -> dict[str, Any]:
+def together(
+    prompts: list[Prompt], ids: list[int] | None = None, left: bool = True
+) -> dict[str, Any]:
     """A padded batch; `ids` in place of those of a single prompt."""
     rows = [p.ids for p in prompts] if ids is None else [ids]
     longest = max(map(len, rows))
-    table, mask = torch.full((len(rows), longest), PAD), torch.zeros(len(rows), longest, dtype=torch.long)
+    table, mask = (
+        torch.full((len(rows), longest), PAD),
+        torch.zeros(len(rows), longest, dtype=torch.long),
+    )
     for i, row in enumerate(rows):
         at = slice(longest - len(row), longest) if left else slice(0, len(row))
         table[i, at], mask[i, at] = torch.tensor(row), 1

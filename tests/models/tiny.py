@@ -26,7 +26,9 @@ WORDS = 55  # ids from 3 to here are words in every family
 SIDE, PATCH = 16, 4
 RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
 NEWEST = RELEASE >= (5, 23)  # see `make test-oldest`
-CACHE = "cache" if RELEASE >= (5, 24) else "past_key_values"  # said here apart from the engine, which finds it out
+CACHE = (
+    "cache" if RELEASE >= (5, 24) else "past_key_values"
+)  # said here apart from the engine, which finds it out
 TEXT = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
@@ -66,7 +68,11 @@ def llava_next() -> Any:
     )  # fmt: skip
 
 
-FAMILIES: dict[str, Callable[[], Any]] = {"llava": llava, "llava_next": llava_next, "vipllava": vipllava}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llava": llava,
+    "llava_next": llava_next,
+    "vipllava": vipllava,
+}
 
 
 @cache
@@ -145,11 +151,19 @@ def features(made: Any, pixels: Tensor, sizes: Tensor | None) -> list[Tensor]:
     """Projected features (N D) of every image; what the tower knows of them goes into `PATCHES`."""
     extra = {} if sizes is None else {"image_sizes": sizes}
     rows: list[Tensor] = []
-    handle = made.model.multi_modal_projector.register_forward_hook(lambda m, a, out: rows.extend(out.flatten(0, 1)))
+    handle = made.model.multi_modal_projector.register_forward_hook(
+        lambda m, a, out: rows.extend(out.flatten(0, 1))
+    )
     found = made.model.get_image_features(pixel_values=pixels, **extra)
     handle.remove()
     if made.dtype == torch.float32:
-        PATCHES.update(zip([row.numpy().tobytes() for row in rows], patches(made, pixels.flatten(0, -4)), strict=True))
+        PATCHES.update(
+            zip(
+                [row.numpy().tobytes() for row in rows],
+                patches(made, pixels.flatten(0, -4)),
+                strict=True,
+            )
+        )
     found = getattr(found, "pooler_output", found)
     return list(found)
 
@@ -165,10 +179,16 @@ def patches(made: Any, pixels: Tensor) -> list[Patch]:
         for index, layer in enumerate(layers):
             given = layer.layer_norm1(seen.hidden_states[index][image])
             keys, values = (
-                getattr(layer.self_attn, name)(given).view(len(given), -1, 8) for name in ("k_proj", "v_proj")
+                getattr(layer.self_attn, name)(given).view(len(given), -1, 8)
+                for name in ("k_proj", "v_proj")
             )
             parts.append(
-                (seen.attentions[index][image].mean(0)[0], keys.mean(1), values, seen.hidden_states[index + 1][image])
+                (
+                    seen.attentions[index][image].mean(0)[0],
+                    keys.mean(1),
+                    values,
+                    seen.hidden_states[index + 1][image],
+                )
             )
         for patch in range(1, (SIDE // PATCH) ** 2 + 1):
             found.append(
@@ -181,7 +201,9 @@ def patches(made: Any, pixels: Tensor) -> list[Patch]:
 
 
 @torch.no_grad()
-def batch(family: str, layout: Layout, backend: str = "sdpa", dtype: torch.dtype = torch.float32) -> Batch:
+def batch(
+    family: str, layout: Layout, backend: str = "sdpa", dtype: torch.dtype = torch.float32
+) -> Batch:
     """Input ids, mask and pixels of a layout."""
     made = model(family, backend, dtype)
     generator = torch.Generator().manual_seed(layout.seed)
@@ -203,14 +225,19 @@ def batch(family: str, layout: Layout, backend: str = "sdpa", dtype: torch.dtype
                 image = next(found)
                 ids += [IMAGE] * len(image)
                 parts.append(image)
-                touching = family == "llava_next" and bool(owners) and owners[-1] >= 0  # one image, see the adapter
+                touching = (
+                    family == "llava_next" and bool(owners) and owners[-1] >= 0
+                )  # one image, see the adapter
                 number += not touching
                 owners += [number] * len(image)
         rows.append(ids)
         embeds.append(torch.cat(parts))
         image_of.append(owners)
     return Batch(
-        _padded(rows, layout.left, pixels if images else None, sizes), embeds, image_of, _where(rows, layout.left)
+        _padded(rows, layout.left, pixels if images else None, sizes),
+        embeds,
+        image_of,
+        _where(rows, layout.left),
     )
 
 
@@ -219,10 +246,19 @@ def _where(rows: list[list[int]], left: bool) -> list[slice]:
     return [slice(longest - len(r), longest) if left else slice(0, len(r)) for r in rows]
 
 
-def _padded(rows: list[list[int]], left: bool, pixels: Tensor | None, sizes: Tensor | None) -> dict[str, Tensor]:
+def _padded(
+    rows: list[list[int]], left: bool, pixels: Tensor | None, sizes: Tensor | None
+) -> dict[str, Tensor]:
     longest = max(map(len, rows))
-    ids, mask = torch.full((len(rows), longest), PAD), torch.zeros(len(rows), longest, dtype=torch.long)
+    ids, mask = (
+        torch.full((len(rows), longest), PAD),
+        torch.zeros(len(rows), longest, dtype=torch.long),
+    )
     for i, (row, at) in enumerate(zip(rows, _where(rows, left), strict=True)):
         ids[i, at], mask[i, at] = torch.tensor(row), 1
     found = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "image_sizes": sizes}
-    return {k: v for k, v in found.items() if v is not None and (k != "image_sizes" or pixels is not None)}
+    return {
+        k: v
+        for k, v in found.items()
+        if v is not None and (k != "image_sizes" or pixels is not None)
+    }

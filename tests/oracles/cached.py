@@ -17,7 +17,10 @@ from models.tiny import cache_in, held
 def decoded(made: Any, given: Batch, *methods: Method) -> Tensor:
     """Logits (B S V) of the answers' words by a prefill and cached decoding under `apply`."""
     seen, prompt = given.inputs, given.prompt
-    first = {k: v[:, :prompt] if k in ("input_ids", "attention_mask", "position_ids") else v for k, v in seen.items()}
+    first = {
+        k: v[:, :prompt] if k in ("input_ids", "attention_mask", "position_ids") else v
+        for k, v in seen.items()
+    }
     with foveate.apply(made, *methods):
         out = made(**first, use_cache=True)
         cache, logits = cache_in(out), [out.logits[:, -1]]

@@ -13,7 +13,15 @@ from torch import Tensor
 from foveate import Kind, ScheduleFile, View, methods
 from foveate.core.contract import Schedule
 from foveate.core.method import Method
-from foveate.core.scores import RANKINGS, Accumulated, Even, Instruction, LastQuery, LayersMax, Received
+from foveate.core.scores import (
+    RANKINGS,
+    Accumulated,
+    Even,
+    Instruction,
+    LastQuery,
+    LayersMax,
+    Received,
+)
 from foveate.methods.dyrate.sparing import Sparing
 from oracles import vision_cases as vision
 from oracles import zoo
@@ -81,10 +89,14 @@ LISTED: dict[str, Case] = {
     "random": Case(methods.random(layer=0, keep=0.4, seed=3), random(0, 0.4, 3), content_free=True),
     "dyrate": Case(methods.dyrate(tiny_predictor(), layer=1), dyrate(1)),
     "schedule": Case(methods.schedule(SEARCHED), per_layer(SEARCHED.keep)),
-    "downsample": Case(methods.downsample(layer=0, keep=0.25), downsample(0, 0.25), content_free=True),
+    "downsample": Case(
+        methods.downsample(layer=0, keep=0.25), downsample(0, 0.25), content_free=True
+    ),
     "divprune": Case(methods.divprune(keep=0.5), vision.divprune(0.5), slow=True),
     "cdpruner": Case(methods.cdpruner(keep=0.3), vision.cdpruner(0.3), slow=True),
-    "visionzip": Case(methods.visionzip(keep=0.4, contextual=0.5), vision.visionzip(0.4, 0.5, False), slow=True),
+    "visionzip": Case(
+        methods.visionzip(keep=0.4, contextual=0.5), vision.visionzip(0.4, 0.5, False), slow=True
+    ),
     "prumerge": Case(methods.prumerge(), vision.prumerge(False, False), slow=True),
     "prumerge_plus": Case(methods.prumerge_plus(), vision.prumerge(True, False), slow=True),
     "vscan1": Case(methods.vscan1(keep=0.4, windows=2), vision.vscan1(0.4, 0.5, 2), slow=True),
@@ -96,9 +108,13 @@ LISTED: dict[str, Case] = {
     "vscan2": Case(methods.vscan2(keep=0.4), zoo.vscan2(0.4), slow=True),
     "dart": Case(methods.dart(1, 0.6, pivots=2, text_pivots=2), zoo.dart(1, 0.6, 2, 2), slow=True),
     "sparsevlm": Case(
-        methods.sparsevlm(layers=(1, 3), scale=0.6), zoo.sparsevlm([1, 3], None, 0.6, 0.3, summed=False), slow=True
+        methods.sparsevlm(layers=(1, 3), scale=0.6),
+        zoo.sparsevlm([1, 3], None, 0.6, 0.3, summed=False),
+        slow=True,
     ),
-    "fitprune": Case(methods.fitprune((1.0, 0.8, 0.5, 0.3)), zoo.fitprune([1.0, 0.8, 0.5, 0.3]), slow=True),
+    "fitprune": Case(
+        methods.fitprune((1.0, 0.8, 0.5, 0.3)), zoo.fitprune([1.0, 0.8, 0.5, 0.3]), slow=True
+    ),
     "psigmoid": Case(methods.psigmoid(0.6, 1.5, 0.1, 1), zoo.psigmoid(0.6, 1.5, 0.1, 1), slow=True),
     "st3": Case(methods.st3(1, 2, 0.5, 0.25, 4, 2), zoo.st3(1, 2, 0.5, 0.25, 4, 2), slow=True),
 }
@@ -114,9 +130,13 @@ EXTRA: dict[str, Case] = {
     "tower": Case(Method(RANKINGS["tower"], Decay(0)), decaying(0, by_tower), slow=True),
     "diverse": Case(Method(RANKINGS["diverse"], Decay(0)), decaying(0, by_diverse), slow=True),
     "dyrate before layer 0": Case(
-        Method(LastQuery(0), methods.dyrate(tiny_predictor(), layer=0, ranking="even").schedule), dyrate(0), slow=True
+        Method(LastQuery(0), methods.dyrate(tiny_predictor(), layer=0, ranking="even").schedule),
+        dyrate(0),
+        slow=True,
     ),
-    "pdrop before": Case(methods.pdrop(layers=(2, 3), rank="before"), zoo.pdrop(0.5, [2, 3], 1), slow=True),
+    "pdrop before": Case(
+        methods.pdrop(layers=(2, 3), rank="before"), zoo.pdrop(0.5, [2, 3], 1), slow=True
+    ),
     "vscan2 own": Case(methods.vscan2(keep=0.4, rank="own"), zoo.vscan2(0.4, 0), slow=True),
     "sparsevlm table": Case(
         methods.sparsevlm((0.75, 0.5, 0.3), cluster="sum"),
@@ -125,9 +145,13 @@ EXTRA: dict[str, Case] = {
     ),
     "ragged": Case(Method(Even(), ragged, name="ragged"), ragged_chooser, content_free=True),
     "visionzip's sums": Case(
-        methods.visionzip(keep=0.4, contextual=0.3, merging="sum"), vision.visionzip(0.4, 0.3, True), slow=True
+        methods.visionzip(keep=0.4, contextual=0.3, merging="sum"),
+        vision.visionzip(0.4, 0.3, True),
+        slow=True,
     ),
-    "prumerge's neighbours": Case(methods.prumerge(merging="neighbours"), vision.prumerge(False, True), slow=True),
+    "prumerge's neighbours": Case(
+        methods.prumerge(merging="neighbours"), vision.prumerge(False, True), slow=True
+    ),
 }
 CASES = LISTED | EXTRA
 STACKS: dict[str, tuple[Case, ...]] = {

@@ -58,7 +58,8 @@ def bayer(side: int) -> list[list[int]]:
     for r in range(side):
         for c in range(side):
             out[r][c] = (
-                4 * small[r % (side // 2)][c % (side // 2)] + [[0, 2], [3, 1]][r // (side // 2)][c // (side // 2)]
+                4 * small[r % (side // 2)][c % (side // 2)]
+                + [[0, 2], [3, 1]][r // (side // 2)][c // (side // 2)]
             )
     return out
 
@@ -86,7 +87,9 @@ def downsample(layer: int, keep: float) -> Chooser:
                     return int(f"{number:024b}"[::-1], 2)
                 return table[number // s.side][number % s.side]
 
-            kept += sorted((c for c in s.alive if s.image_of[c] == image), key=lambda c: (rank(c), c))[:n]
+            kept += sorted(
+                (c for c in s.alive if s.image_of[c] == image), key=lambda c: (rank(c), c)
+            )[:n]
         return kept
 
     return choose
@@ -100,7 +103,9 @@ def by_last(s: Situation) -> dict[int, float]:
 def grid_rank(s: Situation, c: int) -> float:
     """Place of a token in an even order of its image."""
     n = [v for v, image in enumerate(s.image_of) if image == s.image_of[c]].index(c)
-    return int(f"{n:024b}"[::-1], 2) / 2**24 if s.side is None else bayer(16)[n // s.side][n % s.side]
+    return (
+        int(f"{n:024b}"[::-1], 2) / 2**24 if s.side is None else bayer(16)[n // s.side][n % s.side]
+    )
 
 
 def by_instruction(s: Situation) -> dict[int, float]:
@@ -142,7 +147,9 @@ def by_sparing(s: Situation) -> dict[int, float]:
 
 
 def by_tower(s: Situation) -> dict[int, float]:
-    s.memory.update({c: vision.attention(s, [c])[c] for c in s.alive if c >= s.first and not s.step})
+    s.memory.update(
+        {c: vision.attention(s, [c])[c] for c in s.alive if c >= s.first and not s.step}
+    )
     return {c: s.memory[c] for c in s.alive}
 
 
@@ -155,7 +162,11 @@ def by_diverse(s: Situation) -> dict[int, float]:
 
 def by_any(s: Situation) -> dict[int, float]:
     share = s.attention(s.newest).mean(0)
-    parts = [{c: share[c].item() for c in s.alive}, by_received(s), {c: -grid_rank(s, c) for c in s.alive}]
+    parts = [
+        {c: share[c].item() for c in s.alive},
+        by_received(s),
+        {c: -grid_rank(s, c) for c in s.alive},
+    ]
     best = dict.fromkeys(s.alive, math.inf)
     for number, scores in enumerate(parts):
         for rank, c in enumerate(sorted(s.alive, key=lambda c, scores=scores: (-scores[c], c))):
@@ -195,11 +206,15 @@ def dyrate(layer: int, twelfths: int = 0) -> Chooser:
             left = Fraction(4 - s.memory["rate"], 4) - Fraction(twelfths, 12) * Fraction(
                 s.layer - layer, s.layers - 1 - layer
             )
-            return sorted(s.alive, key=lambda c: (-mean[c].item(), c))[: max(0, math.floor(s.total * left))]
+            return sorted(s.alive, key=lambda c: (-mean[c].item(), c))[
+                : max(0, math.floor(s.total * left))
+            ]
         features = []
         for head in share:
             for kind in ("system", "image", "instruction", "response"):
-                features.append(sum(v.item() for v, k in zip(head, s.kinds, strict=True) if k == kind))
+                features.append(
+                    sum(v.item() for v, k in zip(head, s.kinds, strict=True) if k == kind)
+                )
         k = s.memory["rate"] = int((weight @ torch.tensor(features) + bias).argmax())
         return sorted(s.alive, key=lambda c: (-mean[c].item(), c))[: s.total * (4 - k) // 4]
 
@@ -211,7 +226,9 @@ def per_layer(keep: tuple[float, ...]) -> Chooser:
         if s.step or not s.layer or keep[s.layer] == keep[s.layer - 1]:
             return s.alive
         share = s.attention(s.newest).mean(0)
-        return sorted(s.alive, key=lambda c: (-share[c].item(), c))[: half_up(s.total, keep[s.layer])]
+        return sorted(s.alive, key=lambda c: (-share[c].item(), c))[
+            : half_up(s.total, keep[s.layer])
+        ]
 
     return choose
 

@@ -9,7 +9,18 @@ from foveate.engine.anatomy import anatomy_of
 CLOSE = {"atol": 3e-4, "rtol": 1e-3}
 
 
-CROSSED = ("fastv", "vtw", "random", "dyrate", "downsample", "decay", "received", "mix", "ragged", "random+fastv")
+CROSSED = (
+    "fastv",
+    "vtw",
+    "random",
+    "dyrate",
+    "downsample",
+    "decay",
+    "received",
+    "mix",
+    "ragged",
+    "random+fastv",
+)
 
 
 def layers(made: Any) -> Any:

@@ -25,7 +25,9 @@ class Masked:
 
     model: Any
     layers: Any
-    inputs: Callable[[list[int]], dict[str, Tensor]]  # the words of the answer so far -> what the model is called with
+    inputs: Callable[
+        [list[int]], dict[str, Tensor]
+    ]  # the words of the answer so far -> what the model is called with
     image_of: list[int]
     choosers: list[Chooser]
     side: int | None = None
@@ -50,7 +52,10 @@ class Masked:
 
             def before(module: Any, args: Any, kwargs: Any, index: int = index) -> Any:
                 self._choose(index, owners)
-                return args, {**kwargs, "attention_mask": self._mask(index, kwargs["attention_mask"])}
+                return args, {
+                    **kwargs,
+                    "attention_mask": self._mask(index, kwargs["attention_mask"]),
+                }
 
             def after(module: Any, args: Any, output: Any, index: int = index) -> None:
                 self.shares[index] = output[1][0]
@@ -91,7 +96,13 @@ class Masked:
         prompt = len(self.image_of)
         start = next((c for c, owner in enumerate(owners) if owner >= 0), 0)
         return [
-            "response" if c >= prompt else "image" if owner >= 0 else "system" if c < start else "instruction"
+            "response"
+            if c >= prompt
+            else "image"
+            if owner >= 0
+            else "system"
+            if c < start
+            else "instruction"
             for c, owner in enumerate(owners)
         ]
 

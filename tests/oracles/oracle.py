@@ -28,7 +28,9 @@ class Situation:
     alive: list[int]
     total: int
     newest: int
-    attention: Callable[..., Tensor]  # query column, back=1 -> (H C), of the layer so far back; 0 is the coming one
+    attention: Callable[
+        ..., Tensor
+    ]  # query column, back=1 -> (H C), of the layer so far back; 0 is the coming one
     image_of: list[int]  # per column, -1 for text
     side: int | None  # of the square grid of an image's tokens
     kinds: list[str]  # per column: system, image, instruction, response
@@ -72,7 +74,9 @@ class Oracle:
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
     dropped: dict[int, set[int]] = field(default_factory=dict)
-    kept: dict[tuple[int, int, int], int] = field(default_factory=dict)  # (call, step, layer) -> visual tokens
+    kept: dict[tuple[int, int, int], int] = field(
+        default_factory=dict
+    )  # (call, step, layer) -> visual tokens
     calls: int = 0
     kinds: list[str] = field(default_factory=list)
     memory: dict[Any, Any] = field(default_factory=dict)
@@ -108,14 +112,18 @@ class Oracle:
         gone = self.dropped.setdefault(layer, set())
         return [c for c in range(self.columns) if self.image_of[c] >= 0 and c not in gone]
 
-    def _choose(self, index: int, module: Any, hidden: Tensor, first: int, shares: list[Tensor]) -> Tensor:
+    def _choose(
+        self, index: int, module: Any, hidden: Tensor, first: int, shares: list[Tensor]
+    ) -> Tensor:
         layers = len(self.model.model.language_model.layers)
         for chooser in self.choosers:
             alive, entering = self._alive(index), hidden
 
             def attention(query: int, back: int = 1, entering: Tensor = entering) -> Tensor:
                 assert index >= back
-                seen = shares[index - back] if back else self._look(index, module, entering, first)[0]
+                seen = (
+                    shares[index - back] if back else self._look(index, module, entering, first)[0]
+                )
                 return seen[:, query - first]
 
             seen = Situation(
@@ -135,7 +143,10 @@ class Oracle:
                 lambda column: self.keys[index - 1][:, column],
             )
             found = chooser(seen)
-            keep = {*(found.keep if isinstance(found, Mixed) else found), self.columns - 1}  # the last is the output
+            keep = {
+                *(found.keep if isinstance(found, Mixed) else found),
+                self.columns - 1,
+            }  # the last is the output
             if isinstance(found, Mixed):
                 rows = [found.states.get(first + row, old) for row, old in enumerate(hidden)]
                 hidden = torch.stack(rows)
@@ -151,7 +162,9 @@ class Oracle:
         hidden = hidden + layer.self_attn.o_proj(mixed)
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), shares
 
-    def _look(self, index: int, layer: Any, hidden: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _look(
+        self, index: int, layer: Any, hidden: Tensor, first: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Attention (H T C), keys and values of a layer."""
         attn, config = layer.self_attn, self.model.config.text_config
         count, size = hidden.shape[0], attn.head_dim
@@ -165,12 +178,17 @@ class Oracle:
         queries = rotate(heads(attn.q_proj), positions, theta)
         keys, values = rotate(heads(attn.k_proj), positions, theta), heads(attn.v_proj)
         if first:
-            keys, values = torch.cat([self.keys[index], keys], 1), torch.cat([self.values[index], values], 1)
+            keys, values = (
+                torch.cat([self.keys[index], keys], 1),
+                torch.cat([self.values[index], values], 1),
+            )
         group = queries.shape[0] // keys.shape[0]
         products = queries @ keys.repeat_interleave(group, 0).transpose(1, 2) / math.sqrt(size)
         allowed = torch.arange(self.columns)[None] <= positions[:, None]
         for column in self.dropped[index]:
             allowed[:, column] = False
             if column >= first:
-                allowed[column - first, column] = True  # its own row is read by nobody; keep it finite
+                allowed[column - first, column] = (
+                    True  # its own row is read by nobody; keep it finite
+                )
         return products.masked_fill(~allowed, -math.inf).softmax(-1), keys, values

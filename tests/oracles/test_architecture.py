@@ -41,7 +41,11 @@ def test_tower_and_decoder_cost_what_torch_counts(kind: str) -> None:
 def test_a_configuration_says_what_the_weights_say(family: str) -> None:
     made = AutoModelForImageTextToText.from_config(FAMILIES[family]())
     ours, theirs = architecture(FAMILIES[family](), dtype="float32"), shapes(made)
-    assert ours.shapes.layers == theirs.layers and ours.shapes.head == theirs.head and ours.shapes.bytes == 4
+    assert (
+        ours.shapes.layers == theirs.layers
+        and ours.shapes.head == theirs.head
+        and ours.shapes.bytes == 4
+    )
 
 
 def test_known_shapes_have_the_sizes_they_are_named_by() -> None:
@@ -52,7 +56,9 @@ def test_known_shapes_have_the_sizes_they_are_named_by() -> None:
     assert found.weights + found.words == pytest.approx(6.74e9, rel=0.01)  # Llama-2-7B
     assert found.vision == pytest.approx(0.325e9, rel=0.02)  # CLIP ViT-L/14-336 and two matrices
     assert picture(config_of("llava-1.5-7b")).tokens == 576
-    assert picture(config_of("llava-next-7b"), (672, 672)).tokens == 2928  # as LLaVA-NeXT's paper and processor have it
+    assert (
+        picture(config_of("llava-next-7b"), (672, 672)).tokens == 2928
+    )  # as LLaVA-NeXT's paper and processor have it
     assert picture(config_of("qwen2.5-vl-7b"), (448, 448)).tokens == 256
     assert picture(config_of("internvl2-8b"), tiles=7).tokens == 7 * 256
     assert set(SHAPES) >= {"llava-1.5-13b", "smol"}

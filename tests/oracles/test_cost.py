@@ -22,7 +22,14 @@ RAGGED = (
     "prumerge_plus",
     "dymu",
 )  # samples keep different numbers, and fills are not counted
-ASKED: dict[str | None, list[int]] = {None: [], "fastv": [0], "vtw": [], "random": [], "downsample": [], "vscan2": [1]}
+ASKED: dict[str | None, list[int]] = {
+    None: [],
+    "fastv": [0],
+    "vtw": [],
+    "random": [],
+    "downsample": [],
+    "vscan2": [1],
+}
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -40,7 +47,9 @@ def test_a_trace_costs_what_torch_counts(name: str | None, family: str, backend:
     if family == "vipllava" or name not in ASKED:
         return
     kept = kept_by(methods, LAYERS, 16)
-    planned = cost_of_counts(shapes(made), kept, text=8, new_tokens=new, tower=cost.tower / 2, asked=ASKED[name])
+    planned = cost_of_counts(
+        shapes(made), kept, text=8, new_tokens=new, tower=cost.tower / 2, asked=ASKED[name]
+    )
     assert 2 * planned.flops == ran
     assert 2 * planned.kv_bytes == cost.kv_bytes
     cache = cache_in(made(**data.inputs, use_cache=True))
@@ -54,7 +63,9 @@ def test_a_trace_costs_what_torch_counts(name: str | None, family: str, backend:
 def test_without_a_cache_every_step_prunes_anew_at_the_cost_that_torch_counts(name: str) -> None:
     made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
     with foveate.apply(made, LISTED[name].method) as trace:
-        ran = counted(lambda: made.generate(**data.inputs, max_new_tokens=3, do_sample=False, use_cache=False))
+        ran = counted(
+            lambda: made.generate(**data.inputs, max_new_tokens=3, do_sample=False, use_cache=False)
+        )
     assert (
         cost_of_trace(shapes(made), trace, tower=vision_flops(made, data.inputs)).flops == ran
     )  # transformers runs the tower once, even so
@@ -65,14 +76,21 @@ def test_merging_is_counted() -> None:
     made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
     with foveate.apply(made, foveate.methods.downsample(layer=1, keep=0.25, pool=True)) as trace:
         ran = counted(lambda: made(**data.inputs))
-    assert cost_of_trace(shapes(made), trace, tower=vision_flops(made, data.inputs), all_logits=True).flops == ran
+    assert (
+        cost_of_trace(
+            shapes(made), trace, tower=vision_flops(made, data.inputs), all_logits=True
+        ).flops
+        == ran
+    )
 
 
 def test_a_bare_forward_costs_what_torch_counts() -> None:
     made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
     with foveate.apply(made) as trace:
         ran = counted(lambda: made(**data.inputs))
-    cost = cost_of_trace(shapes(made), trace, tower=vision_flops(made, data.inputs), all_logits=True)
+    cost = cost_of_trace(
+        shapes(made), trace, tower=vision_flops(made, data.inputs), all_logits=True
+    )
     assert cost.flops == ran
     assert cost.ratio(cost)["flops"] == 1.0
 

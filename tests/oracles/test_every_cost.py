@@ -35,12 +35,18 @@ from models.tiny import IMAGE, VIDEO
 
 CPU_SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 GROUPED = torch.ops.aten._grouped_mm
-METHODS = {"plain": (), "fastv": (fastv(layer=2, keep=0.5),), "random": (random(layer=0, keep=0.25),)}
+METHODS = {
+    "plain": (),
+    "fastv": (fastv(layer=2, keep=0.5),),
+    "random": (random(layer=0, keep=0.25),),
+}
 MIXTURES = ("qwen3_vl_moe", "glm4v_moe", "aria")
 STEPS = 3
 
 
-def attention_flops(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def attention_flops(
+    q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
     """As torch's own, which refuses keys of fewer heads than queries before 2.13."""
     return int(sdpa_flop_count(q, [*k[:1], q[1], *k[2:]], [*v[:1], q[1], *v[2:]]))
 
@@ -76,9 +82,15 @@ def ran(name: str, methods: Any, backend: str) -> tuple[int, Cost]:
     made, batch = model(name, backend), inputs(name)
     with foveate.apply(made, *methods) as trace, counting(made) as counter:
         made.generate(
-            **batch, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, suppress_tokens=[IMAGE, VIDEO]
+            **batch,
+            max_new_tokens=STEPS,
+            min_new_tokens=STEPS,
+            do_sample=False,
+            suppress_tokens=[IMAGE, VIDEO],
         )
-    return int(counter.get_total_flops()), cost_of_trace(shapes(made), trace, tower=vision_flops(made, batch))
+    return int(counter.get_total_flops()), cost_of_trace(
+        shapes(made), trace, tower=vision_flops(made, batch)
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -108,7 +120,9 @@ def test_a_plan_costs_what_torch_counts_on_every_family(name: str) -> None:
     batch, made = inputs(name), model(name, FAMILIES[name].backends[0])
     visual = int(anatomy_of(made).visual(batch["input_ids"]).sum())
     text, kept = batch["input_ids"].numel() - visual, kept_by(METHODS["random"], 4, visual)
-    planned = cost_of_counts(shapes(made), kept, text=text, new_tokens=STEPS, visual=visual, tower=cost.tower)
+    planned = cost_of_counts(
+        shapes(made), kept, text=text, new_tokens=STEPS, visual=visual, tower=cost.tower
+    )
     assert planned.flops == counted and planned.kv_bytes == cost.kv_bytes
 
 
@@ -140,14 +154,18 @@ LIVE_ONLY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if "video" not in name or name == "llava_next_video"])
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if "video" not in name or name == "llava_next_video"]
+)
 def test_the_closed_form_of_the_tower_is_what_torch_counts_or_is_refused(name: str) -> None:
     config = FAMILIES[name].config()
     for kind in FAMILIES[name].kinds.replace("v", ""):
         given = FAMILIES[name].picture(kind, 1)
         size = pixels_of(kind, given)
         if name in LIVE_ONLY:
-            with pytest.raises(ValueError, match=r"^how many tokens .* is not known from its configuration alone"):
+            with pytest.raises(
+                ValueError, match=r"^how many tokens .* is not known from its configuration alone"
+            ):
                 picture(config, size)
             continue
         made, seen = model(name, FAMILIES[name].backends[0]), picture(config, size)
@@ -162,15 +180,22 @@ def test_tiles_that_are_scaled_down_make_as_many_tokens_as_the_closed_form_says(
     made = AutoModelForImageTextToText.from_config(config)
     pixels = torch.randn(1, 17, 3, 16, 16)
     with torch.no_grad():
-        found = made.model.get_image_features(pixel_values=pixels, image_sizes=torch.tensor([[48, 64]])).pooler_output
+        found = made.model.get_image_features(
+            pixel_values=pixels, image_sizes=torch.tensor([[48, 64]])
+        ).pooler_output
     assert sum(len(part) for part in found) == picture(config, (64, 48)).tokens < 16 * 17 // 2
 
 
 def test_families_are_measured_live_or_known_in_closed_form() -> None:
     known = {
-        config.model_type for name, family in FAMILIES.items() if name not in LIVE_ONLY for config in [family.config()]
+        config.model_type
+        for name, family in FAMILIES.items()
+        if name not in LIVE_ONLY
+        for config in [family.config()]
     }
-    assert known | {"llava", "vipllava"} == set(KNOWN)  # these two: tests/oracles/test_architecture.py
+    assert known | {"llava", "vipllava"} == set(
+        KNOWN
+    )  # these two: tests/oracles/test_architecture.py
 
 
 @pytest.mark.parametrize("name", MIXTURES)
@@ -182,7 +207,10 @@ def test_experts_are_counted_by_how_many_a_token_is_sent_to(name: str) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         made(input_ids=words)
     shape = shapes(made)
-    assert counter.get_total_flops() == cost_of_counts(shape, [0] * 4, text=12).prefill + 2 * shape.head * 12
+    assert (
+        counter.get_total_flops()
+        == cost_of_counts(shape, [0] * 4, text=12).prefill + 2 * shape.head * 12
+    )
     sparse = [layer for layer in shape.layers if layer.left]
     assert len(sparse) == (3 if name == "glm4v_moe" else 4)  # GLM's first layer is dense
     for layer in sparse:
@@ -194,12 +222,16 @@ def test_experts_are_counted_by_how_many_a_token_is_sent_to(name: str) -> None:
 def test_experts_of_which_nobody_says_how_many_are_used_are_refused() -> None:
     layer = hollow(FAMILIES["aria"].config()).model.language_model.layers[0]
     del layer.mlp.router.top_k
-    with pytest.raises(ValueError, match="no `top_k` says how many of them a token is sent to") as refused:
+    with pytest.raises(
+        ValueError, match="no `top_k` says how many of them a token is sent to"
+    ) as refused:
         layer_shape(layer, "aria")
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "mistral3", "idefics3", "llava_next", "video_llava"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_5_vl", "mistral3", "idefics3", "llava_next", "video_llava"]
+)
 def test_a_ragged_batch_of_several_pictures_is_counted_as_it_runs(name: str) -> None:
     made = model(name)
     rows = [(3, "a", 2, "b", 2), (2,), (2, "v", 1, "a", 4)]
@@ -214,7 +246,9 @@ def test_a_ragged_batch_of_several_pictures_is_counted_as_it_runs(name: str) -> 
     longest, words = batch["input_ids"].shape[1], trace.passes[0].text.tolist()
     waste = 2 * shape.head * (3 * longest - sum(words) - int(trace.passes[0].new.sum()))
     most = max(words)  # the rows that run in every sample once images have left
-    waste += sum(3 * layer.flops(most) - sum(layer.flops(own) for own in words) for layer in shape.layers)
+    waste += sum(
+        3 * layer.flops(most) - sum(layer.flops(own) for own in words) for layer in shape.layers
+    )
     assert ours.flops + waste == counter.get_total_flops()
 
 
@@ -232,24 +266,31 @@ def test_the_tower_runs_once_for_pictures_of_one_shape_and_leaves_no_trace() -> 
     runs: list[Any] = []
     made.model.vision_tower.register_forward_hook(lambda *_: runs.append(1))
     before = [len(m._forward_pre_hooks) for m in made.modules()]
-    batches = [together([prompt("internvl", (3, "a", words), seed)]) for seed, words in ((1, 2), (2, 5), (3, 9))]
+    batches = [
+        together([prompt("internvl", (3, "a", words), seed)])
+        for seed, words in ((1, 2), (2, 5), (3, 9))
+    ]
     assert len({vision_flops(made, batch) for batch in batches}) == 1 == len(runs)
     assert [len(m._forward_pre_hooks) for m in made.modules()] == before
     assert vision_flops(made, {"input_ids": torch.ones(1, 3).long()}) == 0
-    assert vision_flops(made, together([prompt("internvl", (3, "a", 1, "a", 1), 1)])) == 2 * vision_flops(
-        made, batches[0]
-    )
+    assert vision_flops(
+        made, together([prompt("internvl", (3, "a", 1, "a", 1), 1)])
+    ) == 2 * vision_flops(made, batches[0])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_command_cost_knows_every_family(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_cost_knows_every_family(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     FAMILIES[name].config().save_pretrained(tmp_path)
     given = ["cost", str(tmp_path), "--method", "fastv:layer=2,keep=0.5", "--json"]
     assert run([*given, "--visual-tokens", "16", "--image-size", "16x16"]) == 0
     assert '"ratio"' in capsys.readouterr().out
     if name in LIVE_ONLY:
         assert run([*given, "--image-size", "16x16"]) == 2
-        assert "take --visual-tokens instead and leave the tower out" in " ".join(capsys.readouterr().err.split())
+        assert "take --visual-tokens instead and leave the tower out" in " ".join(
+            capsys.readouterr().err.split()
+        )
 
 
 def test_a_tower_on_flash_attention_is_counted_on_sdpa_and_put_back() -> None:
@@ -281,14 +322,19 @@ def test_decoders_whose_cost_is_not_known_are_refused_in_one_line(
 def test_no_device_gains_more_than_the_cap_of_a_mixture_whose_layers_differ() -> None:
     """The roofline of devices between slow and fast memory, against the cap that holds on any."""
     config = FAMILIES["glm4v_moe"].config()
-    sizes, asked = architecture(config, "float32"), Request(text=8, visual=400, new_tokens=3, batch=2)
+    sizes, asked = (
+        architecture(config, "float32"),
+        Request(text=8, visual=400, new_tokens=3, batch=2),
+    )
     assert len(set(sizes.shapes.layers)) == 2
     kept = [400.0, 4.0, 4.0, 4.0]
     most = bench.caps(sizes, asked, 0.0, kept, kept)
     for bandwidth in range(6, 16):
         device = replace(DEVICES["a100"], flops=1e12, bandwidth=10.0**bandwidth)
         found = limits.caps(sizes, device, asked, kept)
-        assert 1 < found.prefill <= most["first"] * (1 + 1e-9) and 1 < found.decode <= most["further"] * (1 + 1e-9)
+        assert 1 < found.prefill <= most["first"] * (1 + 1e-9) and 1 < found.decode <= most[
+            "further"
+        ] * (1 + 1e-9)
 
 
 class Words:
@@ -307,13 +353,28 @@ def test_the_rows_of_generate_know_every_family(name: str) -> None:
     plain, pruned = table
     ratio = pruned.cost.ratio(plain.cost)
     assert plain.cost.tower == pruned.cost.tower == vision_flops(made, batch) > 0
-    assert ratio["tower"] == 1 and ratio["flops"] < 1 and ratio["prefill"] < 1 and pruned.kept < plain.kept == 1
+    assert (
+        ratio["tower"] == 1
+        and ratio["flops"] < 1
+        and ratio["prefill"] < 1
+        and pruned.kept < plain.kept == 1
+    )
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "glm4v_moe", "llava_next_video", "llava_onevision", "gemma3", "smolvlm"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_vl", "glm4v_moe", "llava_next_video", "llava_onevision", "gemma3", "smolvlm"]
+)
 def test_bench_runs_where_the_closed_form_is_known(name: str, tmp_path: Path) -> None:
     FAMILIES[name].config().save_pretrained(tmp_path)
-    given = ["bench", "--shape", str(tmp_path / "config.json"), "--method", "random:layer=0,keep=0.5", "--repeats", "1"]
+    given = [
+        "bench",
+        "--shape",
+        str(tmp_path / "config.json"),
+        "--method",
+        "random:layer=0,keep=0.5",
+        "--repeats",
+        "1",
+    ]
     given += ["--image-size", "32x16", "--prompt-tokens", "12", "--output-tokens", "2"]
     assert run(given) == 0
 

@@ -32,7 +32,9 @@ def table(scenes: Any, examples: Any) -> Table:
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("ranking", ["diverse", "last"])
-def test_every_rate_at_once_is_each_rate_by_itself(layer: int, ranking: str, scenes: Any, examples: Any) -> None:
+def test_every_rate_at_once_is_each_rate_by_itself(
+    layer: int, ranking: str, scenes: Any, examples: Any
+) -> None:
     if layer == 0 and ranking == "last":
         pytest.skip("attention is judged from the layer before")
     plan = replace(PLAN, layer=layer, ranking=ranking)
@@ -43,8 +45,12 @@ def test_every_rate_at_once_is_each_rate_by_itself(layer: int, ranking: str, sce
     kepts = []
     for rate, (logits, kept) in enumerate(found):
         with torch.no_grad():
-            alone = roll_out(scenes.model, predictor, plan.score, layer, batch, _always(rate), decode=False)
-        torch.testing.assert_close(logits[batch.answered], alone.logits[batch.answered], atol=2e-4, rtol=1e-3)
+            alone = roll_out(
+                scenes.model, predictor, plan.score, layer, batch, _always(rate), decode=False
+            )
+        torch.testing.assert_close(
+            logits[batch.answered], alone.logits[batch.answered], atol=2e-4, rtol=1e-3
+        )
         assert torch.equal(kept, alone.kept)
         kepts.append(float(kept[0, 0]))
     assert kepts == [196, 147, 98, 49]
@@ -60,7 +66,9 @@ def test_a_table_is_of_the_examples_in_their_order_and_agrees_with_the_judge(
         alone = tabulate(scenes, [examples[at]], PLAN)
         torch.testing.assert_close(alone.loss[0], table.loss[at], atol=1e-4, rtol=1e-3)
     predictor = RatePredictor(6, PLAN.rates)
-    torch.nn.init.normal_(predictor.linear.weight, std=8.0, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(
+        predictor.linear.weight, std=8.0, generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         predictor.linear.weight *= 20
         predictor.linear.bias.copy_(-predictor.linear.weight @ table.shares.mean(0).flatten())
@@ -98,7 +106,9 @@ def test_a_table_that_was_stopped_goes_on_and_is_refused_to_others(
         tabulate(scenes, examples, PLAN, path, "those")
 
 
-def test_processes_share_the_batches(table: Table, scenes: Any, examples: Any, tmp_path: Path) -> None:
+def test_processes_share_the_batches(
+    table: Table, scenes: Any, examples: Any, tmp_path: Path
+) -> None:
     """The first runs its share and takes the other's; files do not meet."""
     parts: list[Any] = []
 
@@ -108,16 +118,25 @@ def test_processes_share_the_batches(table: Table, scenes: Any, examples: Any, t
             return parts
 
     for rank in (1, 0):
-        whole = tabulate(scenes, examples, PLAN, tmp_path / "a.safetensors", "x", processes=Two(rank, 2))
+        whole = tabulate(
+            scenes, examples, PLAN, tmp_path / "a.safetensors", "x", processes=Two(rank, 2)
+        )
     assert torch.equal(whole.loss, table.loss)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-0-of-2.safetensors", "a-1-of-2.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a-0-of-2.safetensors",
+        "a-1-of-2.safetensors",
+    ]
 
 
 def _kinds(noise: float = 0.0) -> Table:
     """Half of 200 prompts lose by dropping, half do not; a head's attention tells which, by two hundredths."""
     generator = torch.Generator().manual_seed(0)
     frail = (torch.arange(200) % 2).float()
-    loss = 0.1 + frail[:, None] * torch.tensor([0.0, 0.3, 0.9, 3.0]) + noise * torch.rand(200, 4, generator=generator)
+    loss = (
+        0.1
+        + frail[:, None] * torch.tensor([0.0, 0.3, 0.9, 3.0])
+        + noise * torch.rand(200, 4, generator=generator)
+    )
     shares = 0.5 + 0.002 * torch.randn(200, 2, 4, generator=generator)
     shares[:, 1, 2] += 0.02 * frail
     spent = torch.tensor([1.0, 0.75, 0.5, 0.25]).expand(200, 4)
@@ -145,7 +164,9 @@ def test_the_fit_of_prompts_that_look_alike_is_one_rate() -> None:
 def test_the_divergence_counts_with_kl() -> None:
     """Where losses are alike, and only the divergence tells kinds apart."""
     kinds = _kinds()
-    same = Table(torch.full_like(kinds.loss, 0.1), kinds.divergence, kinds.flops, kinds.full, kinds.shares)
+    same = Table(
+        torch.full_like(kinds.loss, 0.1), kinds.divergence, kinds.flops, kinds.full, kinds.shares
+    )
     apart = {}
     for kl in (0.0, 2.0):
         chosen = _chosen(same, replace(PLAN, budget=0.6, kl=kl)).float()
@@ -167,14 +188,19 @@ def replace_shares(kinds: Table, shares: torch.Tensor) -> Table:
     losses=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=3, max_size=3),
     ratio=st.floats(0.2, 1.0),
 )
-def test_hindsight_is_the_best_of_all_choices_at_its_flops(losses: list[list[int]], ratio: float) -> None:
+def test_hindsight_is_the_best_of_all_choices_at_its_flops(
+    losses: list[list[int]], ratio: float
+) -> None:
     small = _small(losses)
     chosen = hindsight(small, ratio)
     ours = of_choice(small, chosen)
     assert ours.ratio <= ratio + 1e-6
     every = [of_choice(small, torch.tensor(c)) for c in product(range(3), repeat=3)]
     assert ours.loss <= min(p.loss for p in every if p.ratio <= ours.ratio + 1e-9) + 1e-6
-    assert ours.loss <= of_choice(small, hindsight(small, ratio, torch.zeros(3, dtype=torch.long))).loss + 1e-9
+    assert (
+        ours.loss
+        <= of_choice(small, hindsight(small, ratio, torch.zeros(3, dtype=torch.long))).loss + 1e-9
+    )
 
 
 @given(losses=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=3, max_size=3))
@@ -191,7 +217,9 @@ def test_a_fixed_rate_lies_between_its_neighbours(losses: list[list[int]]) -> No
         fixed(small, 0.1)
 
 
-def test_the_controls_of_a_report_bound_each_other(table: Table, scenes: Any, examples: Any) -> None:
+def test_the_controls_of_a_report_bound_each_other(
+    table: Table, scenes: Any, examples: Any
+) -> None:
     beside = compare(scenes, examples, PLAN, 0.6)
     assert beside.hindsight_loss < beside.fixed_loss
     assert beside.fixed_loss == pytest.approx(fixed(table, 0.6).loss, abs=1e-5)
@@ -204,11 +232,15 @@ def test_a_decision_at_every_step_is_not_learned_from_a_table() -> None:
 
 def _small(losses: list[list[int]]) -> Table:
     spent = torch.tensor([1.0, 0.6, 0.2]).expand(3, 3)
-    return Table(torch.tensor(losses).float(), torch.zeros(3, 3), spent, spent[:, 0], torch.zeros(3, 1, 4))
+    return Table(
+        torch.tensor(losses).float(), torch.zeros(3, 3), spent, spent[:, 0], torch.zeros(3, 1, 4)
+    )
 
 
 def _always(rate: int) -> Any:
     def choose(logits: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(torch.full((len(logits),), rate), logits.shape[-1]).to(logits)
+        return torch.nn.functional.one_hot(torch.full((len(logits),), rate), logits.shape[-1]).to(
+            logits
+        )
 
     return choose

@@ -28,10 +28,14 @@ METHODS = {**{name: (case,) for name, case in CASES.items()}, **STACKS}
 
 def judged(name: str, cases: tuple[Case, ...], one: Prompt) -> Masked:
     made = judge(name)
-    return Masked(made, layers(made), one.inputs, one.image_of, [c.chooser for c in cases], one.family.side)
+    return Masked(
+        made, layers(made), one.inputs, one.image_of, [c.chooser for c in cases], one.family.side
+    )
 
 
-def answered(made: Any, batch: dict[str, Any], methods: list[Any], steps: int) -> tuple[Any, foveate.Trace]:
+def answered(
+    made: Any, batch: dict[str, Any], methods: list[Any], steps: int
+) -> tuple[Any, foveate.Trace]:
     with foveate.apply(made, *methods) as trace:
         out = made.generate(
             **batch, max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True,
@@ -41,7 +45,9 @@ def answered(made: Any, batch: dict[str, Any], methods: list[Any], steps: int) -
 
 
 @torch.no_grad()
-def asked(made: Any, batch: dict[str, Any], methods: list[Any]) -> tuple[Tensor, Tensor, foveate.Trace]:
+def asked(
+    made: Any, batch: dict[str, Any], methods: list[Any]
+) -> tuple[Tensor, Tensor, foveate.Trace]:
     """Logits of one bare forward, plain and with the methods."""
     if "mm_token_type_ids" not in batch:  # else the family makes its own
         batch = {**batch, "position_ids": (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)}
@@ -81,7 +87,17 @@ def differs(name: str, backend: str, method: str, layout: str) -> None:
     assert far > 1e-2, "the method changes nothing, so this test could not fail"
 
 
-ALIKE = ("smolvlm", "glm46v", "glm_ocr", "qianfan_ocr", "deepseek_vl", "aya_vision", "idefics2", "got_ocr2", "janus")
+ALIKE = (
+    "smolvlm",
+    "glm46v",
+    "glm_ocr",
+    "qianfan_ocr",
+    "deepseek_vl",
+    "aya_vision",
+    "idefics2",
+    "got_ocr2",
+    "janus",
+)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ALIKE])
@@ -121,7 +137,9 @@ def test_recomputed_attention_is_the_models_own(name: str) -> None:
             made(**together([one]), use_cache=cached)
             for layer, got in seen.items():
                 want = oracle.shares[layer][:, [2, 4, len(one.ids) - 1]]
-                torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-3, msg=f"{type(made).__name__}, layer {layer}")
+                torch.testing.assert_close(
+                    got, want, atol=1e-5, rtol=1e-3, msg=f"{type(made).__name__}, layer {layer}"
+                )
     assert len(seen) == len(oracle.layers)
 
 
@@ -129,7 +147,9 @@ def hooks(made: Any) -> int:
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in made.modules())
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm", "llava_onevision", "mistral3"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm", "llava_onevision", "mistral3"]
+)
 def test_keep_all_is_the_plain_model(name: str) -> None:
     made, one = model(name), prompt(name, (3, "a", 2, "b", 4), seed=2)
     batch = together([one])
@@ -139,7 +159,11 @@ def test_keep_all_is_the_plain_model(name: str) -> None:
         with foveate.apply(made, Method(CASES["fastv"].method.score, lambda view: view.alive)):
             assert torch.equal(made(**batch).logits, plain)
         assert torch.equal(made(**batch).logits, plain) and hooks(made) == before
-    words = made.generate(**batch, max_new_tokens=6, do_sample=False, suppress_tokens=[IMAGE, VIDEO])
+    words = made.generate(
+        **batch, max_new_tokens=6, do_sample=False, suppress_tokens=[IMAGE, VIDEO]
+    )
     with foveate.apply(made):
-        again = made.generate(**batch, max_new_tokens=6, do_sample=False, suppress_tokens=[IMAGE, VIDEO])
+        again = made.generate(
+            **batch, max_new_tokens=6, do_sample=False, suppress_tokens=[IMAGE, VIDEO]
+        )
     assert torch.equal(words, again)

@@ -19,7 +19,9 @@ BACKENDS = ("sdpa", "eager")
 
 
 @torch.no_grad()
-def check_bare(family: str, backend: str, cases: tuple[Case, ...], layout: Layout, steps: int = 3) -> float:
+def check_bare(
+    family: str, backend: str, cases: tuple[Case, ...], layout: Layout, steps: int = 3
+) -> float:
     """Prefill and decode steps in a bare loop against the oracle; returns how far the plain model is."""
     made, data = model(family, backend), batch(family, layout, backend)
     judges = oracles(family, data, cases, made)
@@ -34,7 +36,9 @@ def check_bare(family: str, backend: str, cases: tuple[Case, ...], layout: Layou
         ):
             want, text = judge.feed(embeds, owners), torch.tensor(owners) < 0
             text[-1] = True  # an image's token too, where it is the last
-            torch.testing.assert_close(got[at][text], want[text], atol=TOLERANCE[torch.float32], rtol=1e-3)
+            torch.testing.assert_close(
+                got[at][text], want[text], atol=TOLERANCE[torch.float32], rtol=1e-3
+            )
             far = max(far, (before[at][text] - want[text]).abs().max().item())
         for step in range(steps):
             words = torch.full((len(judges), 1), 7 + step)
@@ -72,7 +76,9 @@ def check_counts(trace: foveate.Trace, judges: list[Oracle], cache: Any, data: B
 
 def usual(family: str, backend: str, layout: str) -> bool:
     """Every layout on one model, and one or two on the others."""
-    return (family, backend) == ("llava", "sdpa") or (layout == "several" and (family == "llava" or backend == "sdpa"))
+    return (family, backend) == ("llava", "sdpa") or (
+        layout == "several" and (family == "llava" or backend == "sdpa")
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +88,9 @@ def test_dropping_equals_masking_and_differs_from_the_plain_model(
     method: str, family: str, backend: str, layout: str
 ) -> None:
     far = check_bare(family, backend, METHODS[method], LAYOUTS[layout])
-    assert far > 50 * TOLERANCE[torch.float32], "the method changes nothing, so this test could not fail"
+    assert far > 50 * TOLERANCE[torch.float32], (
+        "the method changes nothing, so this test could not fail"
+    )
 
 
 @st.composite
@@ -98,7 +106,10 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 @given(
-    layouts(), st.sampled_from(sorted(METHODS)), st.sampled_from(sorted(FAMILIES)), st.sampled_from(["sdpa", "eager"])
+    layouts(),
+    st.sampled_from(sorted(METHODS)),
+    st.sampled_from(sorted(FAMILIES)),
+    st.sampled_from(["sdpa", "eager"]),
 )
 def test_any_layout(layout: Layout, method: str, family: str, backend: str) -> None:
     check_bare(family, backend, METHODS[method], layout, steps=2)
@@ -106,21 +117,28 @@ def test_any_layout(layout: Layout, method: str, family: str, backend: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("method", "family", "backend"), crossed(METHODS, lambda *place: place == ("llava", "sdpa"), FAMILIES, BACKENDS)
+    ("method", "family", "backend"),
+    crossed(METHODS, lambda *place: place == ("llava", "sdpa"), FAMILIES, BACKENDS),
 )
 def test_generate_equals_the_oracle(method: str, family: str, backend: str) -> None:
     cases, made = METHODS[method], model(family, backend)
     data = batch(family, LAYOUTS["left"], backend)
     with foveate.apply(made, *(c.method for c in cases)) as trace:
         out = made.generate(
-            **data.inputs, max_new_tokens=5, do_sample=False, output_logits=True, return_dict_in_generate=True
+            **data.inputs,
+            max_new_tokens=5,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
     start = data.inputs["input_ids"].shape[1]
     for i, judge in enumerate(oracles(family, data, cases, made)):
         with torch.no_grad():
             want = judge.feed(data.embeds[i], data.image_of[i])[-1]
             for step in range(5):
-                torch.testing.assert_close(out.logits[step][i], want, atol=TOLERANCE[torch.float32], rtol=1e-3)
+                torch.testing.assert_close(
+                    out.logits[step][i], want, atol=TOLERANCE[torch.float32], rtol=1e-3
+                )
                 word = out.sequences[i, start + step]
                 want = judge.feed(made.get_input_embeddings()(word)[None], [-1])[-1]
     assert {row.step for row in trace.kept} == set(range(5))
@@ -137,7 +155,9 @@ def test_half_precision(method: str, dtype: torch.dtype) -> None:
         with torch.no_grad():
             want = judge.feed(data.embeds[i], data.image_of[i])[-1]
         scale = want.abs().max().item()
-        torch.testing.assert_close(got[i, data.columns[i]][-1], want, atol=TOLERANCE[dtype] * scale, rtol=0)
+        torch.testing.assert_close(
+            got[i, data.columns[i]][-1], want, atol=TOLERANCE[dtype] * scale, rtol=0
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

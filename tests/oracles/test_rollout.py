@@ -33,7 +33,9 @@ def growing() -> RatePredictor:
     k = torch.arange(4.0)
     with torch.no_grad():
         made.linear.weight.mul_(0.05)
-        made.linear.weight.view(4, 4, 4)[:, :, 3] += 4 * k[:, None]  # (rate, head, type): 2 k s r / heads, s = 8
+        made.linear.weight.view(4, 4, 4)[:, :, 3] += (
+            4 * k[:, None]
+        )  # (rate, head, type): 2 k s r / heads, s = 8
         made.linear.bias.copy_(-k.square() + k)
     return made
 
@@ -47,7 +49,9 @@ def predictor_for(decode: bool) -> RatePredictor:
     return growing() if decode else tiny_predictor()
 
 
-def decoded(family: str, backend: str, ranking: Any, layer: int, layout: str, **knobs: Any) -> tuple[Any, Batch, Any]:
+def decoded(
+    family: str, backend: str, ranking: Any, layer: int, layout: str, **knobs: Any
+) -> tuple[Any, Batch, Any]:
     """A cached generation with eviction, and the batch that teaches the same words."""
     made, inputs = model(family, backend), batch(family, ALL[layout], backend).inputs
     predictor = predictor_for(knobs.get("decode", True))
@@ -59,7 +63,12 @@ def decoded(family: str, backend: str, ranking: Any, layer: int, layout: str, **
     prompt = inputs["input_ids"].shape[1]
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    whole = {**inputs, "input_ids": out.sequences, "attention_mask": mask, "position_ids": positions}
+    whole = {
+        **inputs,
+        "input_ids": out.sequences,
+        "attention_mask": mask,
+        "position_ids": positions,
+    }
     return out, Batch(whole, prompt), trace
 
 
@@ -81,7 +90,9 @@ def test_a_teacher_forced_pass_equals_decoding_with_eviction(
     kept = torch.tensor([trace.prefill(call)[layer] for call in range(NEW)]).T
     assert torch.equal(found.kept.long(), kept)
     has = found.total > 0
-    assert (plain - wanted)[has].abs().max() > 0.01, "nothing was dropped, so this test could not fail"
+    assert (plain - wanted)[has].abs().max() > 0.01, (
+        "nothing was dropped, so this test could not fail"
+    )
     assert (kept[has].diff(dim=1) < 0).any(), "nothing was dropped while decoding"
 
 
@@ -107,13 +118,17 @@ def test_teacher_forcing_is_decoding_with_other_rankings_layers_and_knobs(
         with torch.no_grad():
             found = roll_out(made, predictor, score, layer, taught, likeliest, decode)
             plain = made(**taught.inputs).logits[:, taught.prompt - 1 : -1]
-            bare = roll_out(made, predictor, ranked(ranking, "nothing", layer), layer, taught, likeliest)
+            bare = roll_out(
+                made, predictor, ranked(ranking, "nothing", layer), layer, taught, likeliest
+            )
         wanted = torch.stack(out.logits, 1)
         torch.testing.assert_close(found.logits, wanted, atol=2e-4, rtol=1e-3)
         kept = torch.tensor([trace.prefill(call)[layer] for call in range(NEW)]).T
         assert torch.equal(found.kept.long(), kept)
         has = found.total > 0
-        assert (plain - wanted)[has].abs().max() > 0.01, "nothing was dropped, so this test could not fail"
+        assert (plain - wanted)[has].abs().max() > 0.01, (
+            "nothing was dropped, so this test could not fail"
+        )
         assert bool((kept[has].diff(dim=1) < 0).any()) == decode
         changed = max(changed, float((bare.logits - wanted)[has].abs().max()))
     assert (changed > 0.01) == bool(knobs), f"{knobs} changed nothing"
@@ -139,16 +154,24 @@ def test_leaving_out_what_was_dropped_equals_masking_it(family: str) -> None:
     for layout in ("ragged", "several"):
         _, taught, _ = decoded(family, "sdpa", "received", 2, layout, decode=False)
         with torch.no_grad():
-            left_out = roll_out(made, predictor, RANKINGS["received"], 2, taught, likeliest, decode=False)
+            left_out = roll_out(
+                made, predictor, RANKINGS["received"], 2, taught, likeliest, decode=False
+            )
 
         def masked(logits: torch.Tensor) -> torch.Tensor:
             return likeliest(logits) + (soft := logits.softmax(-1)) - soft.detach()
 
         hidden = roll_out(made, predictor, RANKINGS["received"], 2, taught, masked, decode=False)
         assert hidden.logits.requires_grad and not left_out.logits.requires_grad
-        assert torch.equal(hidden.kept.detach(), left_out.kept) and (left_out.kept < left_out.total[:, None]).any()
+        assert (
+            torch.equal(hidden.kept.detach(), left_out.kept)
+            and (left_out.kept < left_out.total[:, None]).any()
+        )
         torch.testing.assert_close(
-            left_out.logits[taught.answered], hidden.logits[taught.answered].detach(), atol=2e-5, rtol=1e-4
+            left_out.logits[taught.answered],
+            hidden.logits[taught.answered].detach(),
+            atol=2e-5,
+            rtol=1e-4,
         )
 
 
@@ -160,7 +183,9 @@ def test_gradients_reach_the_predictor_and_nothing_else() -> None:
     predictor.zero_grad()
     _, predictor, found = rolled()
     found.kept.mean().backward()
-    assert predictor.linear.bias.grad[0] > 0 > predictor.linear.bias.grad[-1], "rate 0 keeps more, the last rate less"
+    assert predictor.linear.bias.grad[0] > 0 > predictor.linear.bias.grad[-1], (
+        "rate 0 keeps more, the last rate less"
+    )
 
 
 def test_the_model_attends_as_before_afterwards() -> None:
@@ -179,7 +204,9 @@ def test_soft_keys_are_plain_attention_at_one_and_have_a_gradient_at_zero() -> N
     plain = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=seen[:, None], scale=0.3, enable_gqa=True
     )
-    torch.testing.assert_close(soft_key_attention(q, k, v, 0.3, seen, weight), plain.transpose(1, 2))
+    torch.testing.assert_close(
+        soft_key_attention(q, k, v, 0.3, seen, weight), plain.transpose(1, 2)
+    )
     weight[:, 3:, 1] = 0
     weight.requires_grad_()
     out = soft_key_attention(q, k, v, 0.3, seen, weight)

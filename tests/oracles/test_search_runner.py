@@ -38,9 +38,23 @@ def taught(family: str, backend: str, layout: str) -> Batch:
     return Batch(inputs, prompt)
 
 
-METHODS = ("dart", "sparsevlm", "divprune", "visionzip", "cdpruner", "vispruner", "flowcut", "prumerge", "vscan2")
+METHODS = (
+    "dart",
+    "sparsevlm",
+    "divprune",
+    "visionzip",
+    "cdpruner",
+    "vispruner",
+    "flowcut",
+    "prumerge",
+    "vscan2",
+)
 CROSSED = [  # every ranking, and methods' scores, on ragged batches; every family and backend on every layout
-    *((ranking, "llava", "sdpa", layout) for ranking in (*RANKINGS, *METHODS) for layout in ("ragged", "several")),
+    *(
+        (ranking, "llava", "sdpa", layout)
+        for ranking in (*RANKINGS, *METHODS)
+        for layout in ("ragged", "several")
+    ),
     *(("mix", family, "sdpa", layout) for family in FAMILIES for layout in LAYOUTS),
     *(("layers", "llava_next", "eager", layout) for layout in LAYOUTS),
 ]
@@ -57,7 +71,9 @@ def test_layer_by_layer_equals_apply(ranking: str, family: str, backend: str, la
     torch.testing.assert_close(found[there], wanted[there], atol=2e-4, rtol=1e-3)
     plain = decoded(made, given)
     has = (given.inputs["input_ids"] == IMAGE).any(1)[:, None] & there
-    assert (plain - wanted)[has].abs().max() > 0.01, "nothing was dropped, so this test could not fail"
+    assert (plain - wanted)[has].abs().max() > 0.01, (
+        "nothing was dropped, so this test could not fail"
+    )
 
 
 @pytest.mark.parametrize("within", ["sample", "image"])
@@ -86,7 +102,9 @@ def test_a_ranking_that_hangs_on_the_count_is_found_anew_for_every_count() -> No
         for share in shares:
             fresh = Runner(model("llava"), score_of(ranking))
             keep = (1.0, 1.0, share, share)
-            assert torch.equal(runner.to_end(state, keep), fresh.to_end(fresh.start(given), keep)), (ranking, share)
+            assert torch.equal(
+                runner.to_end(state, keep), fresh.to_end(fresh.start(given), keep)
+            ), (ranking, share)
         assert len(state.found) == entries, ranking
 
 

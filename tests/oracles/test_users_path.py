@@ -28,14 +28,18 @@ NAMES = [
 
 
 def picture(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def encoded(processor: Any, chats: list[list[Any]]) -> dict[str, Any]:
     """Chats of words and pictures, through template and processor."""
     text, pictures = [], []
     for chat in chats:
-        content = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image"} for c in chat]
+        content = [
+            {"type": "text", "text": c} if isinstance(c, str) else {"type": "image"} for c in chat
+        ]
         text.append(processor.apply_chat_template([{"role": "user", "content": content}]))
         pictures.append([c for c in chat if not isinstance(c, str)])
     return dict(processor(images=pictures, text=text, padding=True, return_tensors="pt"))
@@ -44,21 +48,31 @@ def encoded(processor: Any, chats: list[list[Any]]) -> dict[str, Any]:
 def grown(inputs: dict[str, Any], answer: list[int]) -> dict[str, Any]:
     """The inputs with an answer behind them."""
     ids = inputs["input_ids"]
-    more = {"input_ids": torch.tensor([answer], dtype=ids.dtype), "attention_mask": torch.ones(1, len(answer))}
+    more = {
+        "input_ids": torch.tensor([answer], dtype=ids.dtype),
+        "attention_mask": torch.ones(1, len(answer)),
+    }
     none = torch.zeros(1, len(answer))
     return {
-        k: torch.cat([v, more.get(k, none).to(v.dtype)], 1) if v.shape == ids.shape else v for k, v in inputs.items()
+        k: torch.cat([v, more.get(k, none).to(v.dtype)], 1) if v.shape == ids.shape else v
+        for k, v in inputs.items()
     }
 
 
-CHATS = [["what is this ? ", picture(40, 24)], ["what is ", picture(24, 24), " and that ", picture(20, 44), " ?"]]
+CHATS = [
+    ["what is this ? ", picture(40, 24)],
+    ["what is ", picture(24, 24), " and that ", picture(20, 44), " ?"],
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [*((name, "decay") for name in NAMES), ("qwen2_5_vl", "fastv"), ("smolvlm", "fastv")]
+    ("name", "method"),
+    [*((name, "decay") for name in NAMES), ("qwen2_5_vl", "fastv"), ("smolvlm", "fastv")],
 )
 def test_from_chat_to_answer(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processing_smolvlm, "num2words", str)  # a package that it wants for videos alone
+    monkeypatch.setattr(
+        processing_smolvlm, "num2words", str
+    )  # a package that it wants for videos alone
     try:
         processor = PROCESSORS[name]().build()
     except ImportError as error:

@@ -21,10 +21,16 @@ from oracles.layouts import LAYOUTS
 from oracles.zoo import peaks
 
 
-@pytest.mark.parametrize("spec", ["score=dart,schedule=pdrop:keep=0.6", "schedule=pdrop:keep=0.6,score=dart:pivots=2"])
+@pytest.mark.parametrize(
+    "spec", ["score=dart,schedule=pdrop:keep=0.6", "schedule=pdrop:keep=0.6,score=dart:pivots=2"]
+)
 def test_a_method_of_parts_ranks_as_the_one_and_keeps_as_many_as_the_other(spec: str) -> None:
     (made,) = parse(spec)
-    assert made.schedule == pdrop(keep=0.6).schedule and type(made.score) is type(dart().score) and made.name == spec
+    assert (
+        made.schedule == pdrop(keep=0.6).schedule
+        and type(made.score) is type(dart().score)
+        and made.name == spec
+    )
     network, data = model("llava"), batch("llava", LAYOUTS["several"])
     counts = []
     for method in (made, pdrop(keep=0.6)):
@@ -49,7 +55,10 @@ def test_parts_may_be_rankings_and_bring_their_merge() -> None:
 def test_rankings_that_look_at_no_layer_serve_from_layer_0_on() -> None:
     made, given = model("llava"), batch("llava", LAYOUTS["several"])
     for ranking in ("even", "tower", "diverse", "random"):
-        for spec in (f"fastv:layer=0,keep=0.5,ranking={ranking}", f"psigmoid:first=0,ranking={ranking}"):
+        for spec in (
+            f"fastv:layer=0,keep=0.5,ranking={ranking}",
+            f"psigmoid:first=0,ranking={ranking}",
+        ):
             with torch.no_grad(), foveate.apply(made, *parse(spec)) as trace:
                 made(**given.inputs)
             (total, kept) = int(trace.passes[0].total[0]), int(trace.prefill()[0][0])
@@ -98,7 +107,9 @@ def test_what_cannot_be_is_refused_with_the_reason(spec: str, said: str) -> None
 def test_schedules_over_layers() -> None:
     assert kept_by([pdrop()], 32, 576) == [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8
     assert kept_by([vscan2(keep=0.25)], 32, 576) == [576] * 16 + [144] * 16
-    assert kept_by(parse("random:keep=0.25+vscan2:keep=0.5"), 4, 576) == [144, 144, 72, 72], "of what is left"
+    assert kept_by(parse("random:keep=0.25+vscan2:keep=0.5"), 4, 576) == [144, 144, 72, 72], (
+        "of what is left"
+    )
     kept = kept_by([sparsevlm()], 32, 576)
     assert [kept[i] for i in (2, 3, 6, 7, 15, 16)] == [576, 300, 300, 200, 200, 110]
     published = kept_by([fitprune()], 32, 576)
@@ -115,18 +126,27 @@ def test_schedules_over_layers() -> None:
 def test_a_sigmoid_has_the_mean_that_is_asked_and_never_rises(slope: float) -> None:
     for keep, floor, first in ((0.5, 0.0, 2), (0.25, 0.1, 1), (1.0, 0.0, 2)):
         kept = kept_by([psigmoid(keep, slope, floor, first)], 32, 10**6)
-        assert sum(kept) / 32 == pytest.approx(keep * 10**6, rel=1e-4) and kept == sorted(kept, reverse=True)
+        assert sum(kept) / 32 == pytest.approx(keep * 10**6, rel=1e-4) and kept == sorted(
+            kept, reverse=True
+        )
         assert kept[:first] == [10**6] * first and kept[-1] >= floor * 10**6 - 1
     with pytest.raises(ValueError, match="expected a mean in"):
         psigmoid(keep=0.05).check(32)
-    assert parse("score=dart,schedule=psigmoid:keep=0.4,slope=2")[0].schedule == psigmoid(0.4, 2).schedule
+    assert (
+        parse("score=dart,schedule=psigmoid:keep=0.4,slope=2")[0].schedule
+        == psigmoid(0.4, 2).schedule
+    )
 
 
 @pytest.mark.parametrize("fall", ["cosine", "linear", "exponential"])
 def test_annealing_falls_to_its_floor(fall: str) -> None:
     schedule = st3(floor=0.25, horizon=16, every=4, fall=fall).schedule  # type: ignore[arg-type]
     shares = [schedule.anneal(step) for step in range(24)]  # type: ignore[attr-defined]
-    assert shares[0] == 1.0 and shares[16:] == pytest.approx([0.25] * 8) and shares == sorted(shares, reverse=True)
+    assert (
+        shares[0] == 1.0
+        and shares[16:] == pytest.approx([0.25] * 8)
+        and shares == sorted(shares, reverse=True)
+    )
     assert [s for s in range(40) if schedule.acts(2, s)] == [0, 4, 8, 12, 16]  # type: ignore[attr-defined]
 
 
@@ -152,7 +172,11 @@ def test_fitprune_fits_what_attention_allows() -> None:
     data = [batch("llava", LAYOUTS[name]).inputs for name in ("one", "right")]
     fit = fit_prune(made, data, reduction=0.4)
     assert fit.samples == 3 and fit.reduction >= 0.4 and 0 < fit.tolerance < 1
-    assert fit.keep[0] == 1.0 and list(fit.keep) == sorted(fit.keep, reverse=True) and len(fit.keep) == LAYERS
+    assert (
+        fit.keep[0] == 1.0
+        and list(fit.keep) == sorted(fit.keep, reverse=True)
+        and len(fit.keep) == LAYERS
+    )
     total = torch.zeros(LAYERS)
     for name in ("one", "right"):
         found = batch("llava", LAYOUTS[name])
@@ -170,9 +194,15 @@ def naive_fit(made: object, embeds: Tensor, owners: list[int], tolerance: float)
     from oracle import Oracle, Situation  # noqa: PLC0415
 
     def received(s: Situation) -> list[dict[int, float]]:
-        most = {q: s.attention(q).amax(0) for q in range(s.newest + 1) if q in s.alive or s.kinds[q] == "instruction"}
+        most = {
+            q: s.attention(q).amax(0)
+            for q in range(s.newest + 1)
+            if q in s.alive or s.kinds[q] == "instruction"
+        }
         words = [q for q in most if s.kinds[q] == "instruction"]
-        return [{c: sum(most[q][c].item() for q in rows) for c in s.alive} for rows in (s.alive, words)]
+        return [
+            {c: sum(most[q][c].item() for q in rows) for c in s.alive} for rows in (s.alive, words)
+        ]
 
     sums = {}
 

@@ -96,22 +96,30 @@ def cdpruner(keep: float) -> Chooser:
     def decide(s: Situation, own: list[int]) -> Chosen:
         vectors = embeddings(s, own)
         words = [
-            s.state(c).detach().double().numpy() for c in range(s.first, s.newest + 1) if s.kinds[c] == "instruction"
+            s.state(c).detach().double().numpy()
+            for c in range(s.first, s.newest + 1)
+            if s.kinds[c] == "instruction"
         ]
         relevance = dict.fromkeys(own, 1.0)
         if words:
             raw = {c: sum(cosine(vectors[c], w) for w in words) / len(words) for c in own}
             low, high = min(raw.values()), max(raw.values())
             relevance = {c: (raw[c] - low + 1e-6) / (high - low) for c in own}
-        kernel = {pair: relevance[pair[0]] * v * relevance[pair[1]] for pair, v in alike(vectors).items()}
+        kernel = {
+            pair: relevance[pair[0]] * v * relevance[pair[1]] for pair, v in alike(vectors).items()
+        }
         chosen: list[int] = []
         while len(chosen) < half_up(len(own), keep):
 
             def volume(c: int) -> float:
                 some = [*chosen, c]
-                return float(np.linalg.slogdet(np.array([[kernel[a, b] for a in some] for b in some]))[1])
+                return float(
+                    np.linalg.slogdet(np.array([[kernel[a, b] for a in some] for b in some]))[1]
+                )
 
-            chosen.append(max((c for c in own if c not in chosen), key=lambda c: (round(volume(c), 9), -c)))
+            chosen.append(
+                max((c for c in own if c not in chosen), key=lambda c: (round(volume(c), 9), -c))
+            )
         return chosen, None
 
     return per_image(decide)
@@ -178,7 +186,9 @@ def prumerge(spaced: bool, neighbours: bool) -> Chooser:
             for c in own:
                 if c not in stay:
                     taken[max(stay, key=lambda k: near[c, k])].append(c)
-            return {k: mean_of(s, members, [weight[c] for c in members]) for k, members in taken.items()}
+            return {
+                k: mean_of(s, members, [weight[c] for c in members]) for k, members in taken.items()
+            }
 
         return chosen, merge
 
@@ -234,7 +244,10 @@ def flowcut(keep: float, layers: tuple[int, ...]) -> Chooser:
     def decide(s: Situation, own: list[int]) -> Chosen:
         total = dict.fromkeys(own, 0.0)
         for layer in layers:
-            flow = {c: patch(s, c).attention[layer] * float(abs(patch(s, c).values[layer]).sum()) for c in own}
+            flow = {
+                c: patch(s, c).attention[layer] * float(abs(patch(s, c).values[layer]).sum())
+                for c in own
+            }
             low, high = min(flow.values()), max(flow.values())
             total = {c: total[c] / 2 + (flow[c] - low) / (high - low) / 2 for c in own}
         return best_first(total)[: half_up(len(own), keep)], None
@@ -251,7 +264,9 @@ def matching(keep: float | None, rounds: int | None, threshold: float) -> Choose
         members = {c: [c] for c in own}
         left = list(own)
         while len(left) > least:
-            key = {c: sum(patch(s, m).keys[LAST] for m in members[c]) / len(members[c]) for c in left}
+            key = {
+                c: sum(patch(s, m).keys[LAST] for m in members[c]) / len(members[c]) for c in left
+            }
             even, odd = left[::2], left[1::2]
             pairs = []
             for a in even:

@@ -68,7 +68,10 @@ def dart(layer: int, keep: float, pivots: int, text_pivots: int) -> Chooser:
         left, turns = want - len(kept), seen + said
         for number, pivot in enumerate(turns):
             share = left // len(turns) + (number < left % len(turns))
-            rest = sorted((c for c in new if c not in kept), key=lambda c: (like(s.state(pivot), s.state(c)), c))
+            rest = sorted(
+                (c for c in new if c not in kept),
+                key=lambda c: (like(s.state(pivot), s.state(c)), c),
+            )
             kept += rest[:share]
         return kept
 
@@ -111,7 +114,10 @@ def peaks(points: list[Tensor], count: int) -> tuple[list[int], list[int]]:
     """Density peaks: centres, and the centre's place for every point."""
     size, n = points[0].shape[0], len(points)
     gap = [
-        [math.sqrt(sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)) / size) for b in points]
+        [
+            math.sqrt(sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)) / size)
+            for b in points
+        ]
         for a in points
     ]
     log_density = [-sum(d * d for d in sorted(row)[:count]) / count for row in gap]
@@ -123,13 +129,17 @@ def peaks(points: list[Tensor], count: int) -> tuple[list[int], list[int]]:
         score.append(log_density[i] + (math.log(apart) if apart else -math.inf))
     centres = sorted(range(n), key=lambda i: (-score[i], i))[:count]
     owner = [
-        centres.index(i) if i in centres else min(range(count), key=lambda k, i=i: (gap[i][centres[k]], k))
+        centres.index(i)
+        if i in centres
+        else min(range(count), key=lambda k, i=i: (gap[i][centres[k]], k))
         for i in range(n)
     ]
     return centres, owner
 
 
-def sparsevlm(layers: list[int], keep: list[float] | None, scale: float, recycle: float, summed: bool) -> Chooser:
+def sparsevlm(
+    layers: list[int], keep: list[float] | None, scale: float, recycle: float, summed: bool
+) -> Chooser:
     """Raters' attention, counts by table or rank, the best of the dropped merged (2410.04417, Section 3)."""
 
     def counted(s: Situation, paid: Tensor) -> int:
@@ -164,7 +174,9 @@ def sparsevlm(layers: list[int], keep: list[float] | None, scale: float, recycle
         centres, owner = peaks([s.state(c) for c in members], min(count - k, len(members)))
         merged = {}
         for place, centre in enumerate(centres):
-            own = torch.stack([s.state(c) for c, o in zip(members, owner, strict=True) if o == place])
+            own = torch.stack(
+                [s.state(c) for c, o in zip(members, owner, strict=True) if o == place]
+            )
             merged[members[centre]] = own.sum(0) if summed else own.mean(0)
         return Mixed(order[:k] + list(merged), merged)
 
@@ -189,7 +201,9 @@ def psigmoid(mean: float, slope: float, floor: float, first: int) -> Chooser:
     """keep(l) = 1 / (1 + exp(k (l - alpha))) above a floor, alpha so that the mean is met (2412.00556)."""
 
     def share(layer: int, alpha: float) -> float:
-        return 1.0 if layer < first else floor + (1 - floor) / (1 + math.exp(slope * (layer - alpha)))
+        return (
+            1.0 if layer < first else floor + (1 - floor) / (1 + math.exp(slope * (layer - alpha)))
+        )
 
     def choose(s: Situation) -> list[int]:
         if s.step or s.layer < first:

@@ -47,12 +47,23 @@ def test_long_answers_leave_little(new: int, want: float) -> None:
     assert round(caps(MODEL, DEVICES["a100"], asked(new), [64] * 32).total, 2) == want
 
 
-@given(st.floats(10, 16), st.floats(9, 14), st.integers(1, 64), st.integers(0, 576), st.integers(2, 200))
-def test_no_device_passes_the_hard_cap(flops: float, bandwidth: float, many: int, keep: int, new: int) -> None:
+@given(
+    st.floats(10, 16),
+    st.floats(9, 14),
+    st.integers(1, 64),
+    st.integers(0, 576),
+    st.integers(2, 200),
+)
+def test_no_device_passes_the_hard_cap(
+    flops: float, bandwidth: float, many: int, keep: int, new: int
+) -> None:
     device, wanted = Device("any", 10**flops, 10**bandwidth), asked(new, many)
     found = caps(MODEL, device, wanted, [keep] * 32)
 
-    for step, gain in ((False, found.prefill), (True, caps(MODEL, device, asked(2, many), [keep] * 32).decode)):
+    for step, gain in (
+        (False, found.prefill),
+        (True, caps(MODEL, device, asked(2, many), [keep] * 32).decode),
+    ):
         small = wanted if not step else asked(2, many)
         read = [read_by(MODEL, small, [count] * 32, step) for count in (576, keep)]
         cap = hard_cap((_flops(MODEL, 576, step), _flops(MODEL, keep, step)), *read)
@@ -72,18 +83,26 @@ def test_the_least_keep_is_where_the_floor_is() -> None:
         return times(MODEL, device, wanted, [count] * 32).prefill.best
 
     assert seconds(least) <= 1.02 * seconds(0) < seconds(least + 1)
-    assert least_keep(MODEL, DEVICES["a100"], wanted, "prefill") < least  # the ridge is at fewer tokens there
+    assert (
+        least_keep(MODEL, DEVICES["a100"], wanted, "prefill") < least
+    )  # the ridge is at fewer tokens there
 
 
 def test_the_verdict_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["advise", "llava-1.5-7b", "--device", "A100", "--method", "fastv"]
     assert run([*args, "--output-tokens", "64", "--json"]) == 0
     short = json.loads(capsys.readouterr().out)
-    assert "not worth it here" in " ".join(short["verdict"]) and short["phases"]["decode"]["bound"] == "bytes"
+    assert (
+        "not worth it here" in " ".join(short["verdict"])
+        and short["phases"]["decode"]["bound"] == "bytes"
+    )
     assert short["caps"]["fastv"]["total"] < short["caps"]["keep 0 from layer 0"]["total"] < 1.1
     assert run([*args, "--batch", "32", "--output-tokens", "8"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "no visual-token method can give more than" in said and "nothing more is to be gained" in said
+    assert (
+        "no visual-token method can give more than" in said
+        and "nothing more is to be gained" in said
+    )
     assert run([*args, "--batch", "400", "--json"]) == 0
     assert "does not fit" in " ".join(json.loads(capsys.readouterr().out)["verdict"])
 
@@ -93,7 +112,9 @@ def test_weights_are_those_of_the_model_whether_its_head_is_tied_or_not(name: st
     config = config_of(name)
     model = architecture(config, "bfloat16")
     there = sum(p.numel() for p in hollow(config).parameters())
-    weights = held(model, Request(1, 0, 1), [-1] * len(model.shapes.layers)) / 2  # a cache of nothing
+    weights = (
+        held(model, Request(1, 0, 1), [-1] * len(model.shapes.layers)) / 2
+    )  # a cache of nothing
     assert weights == pytest.approx(there, rel=1e-3)  # all but norms and biases
 
 
@@ -123,7 +144,9 @@ def test_this_machine_can_be_measured(capsys: pytest.CaptureFixture[str]) -> Non
         (["llava-1.5-7b", "--device", "t4", "--dtype", "bfloat16"], "measure it there"),
     ],
 )
-def test_mistakes_are_one_line(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["advise", *args]) == 2
     err = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err).split())
     assert said.lower() in err.lower() and "Traceback" not in err and "error:" in err

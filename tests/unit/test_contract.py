@@ -33,7 +33,13 @@ RATERS = parse("sparsevlm:recycle=0.0")[0].score
 
 
 @pytest.mark.parametrize(
-    "wrapped", [AnyOf((RATERS,)), Accumulated(RATERS), AnyOf((AnyOf((Even(), RATERS)),)), Sparing(RATERS, LastQuery())]
+    "wrapped",
+    [
+        AnyOf((RATERS,)),
+        Accumulated(RATERS),
+        AnyOf((AnyOf((Even(), RATERS)),)),
+        Sparing(RATERS, LastQuery()),
+    ],
 )
 def test_what_a_wrapped_score_must_see_is_shown_to_it(wrapped: Score) -> None:
     """Raters are chosen before layer 0, where nothing is dropped; without them, nothing would be rated."""
@@ -56,7 +62,11 @@ def test_one_ranking_wrapped_is_that_ranking() -> None:
 def test_what_accumulates_does_not_rank_where_its_base_cannot() -> None:
     made, data = model("llava"), batch("llava", LAYOUT)
     early = Method(Accumulated(RATERS), lambda view: view.total // 2)
-    with torch.no_grad(), foveate.apply(made, early), pytest.raises(ValueError, match="layer 0 has no layer before"):
+    with (
+        torch.no_grad(),
+        foveate.apply(made, early),
+        pytest.raises(ValueError, match="layer 0 has no layer before"),
+    ):
         made(**data.inputs)
 
 
@@ -66,8 +76,12 @@ def test_needs_are_joined_through_wrappers() -> None:
     assert both.needs == Needs(back=3, earliest=1, in_prompt=True, tower=(None,), counts=True)
     assert Accumulated(both).needs == both.needs
     assert saliency.needs.tower == (None,)
-    assert RANKINGS["tower"].needs == Needs(tower=(None,)), "what a prefill showed is remembered for later steps"
-    assert parse("score=even,schedule=fastv,merge=visionzip")[0].needs.tower == (None,), "a merge's, too"
+    assert RANKINGS["tower"].needs == Needs(tower=(None,)), (
+        "what a prefill showed is remembered for later steps"
+    )
+    assert parse("score=even,schedule=fastv,merge=visionzip")[0].needs.tower == (None,), (
+        "a merge's, too"
+    )
     assert Needs.of() == Needs.of(Even(), None) == Needs()
 
 
@@ -87,7 +101,11 @@ def test_plain_callables_are_parts() -> None:
         with torch.no_grad(), foveate.apply(made, method) as trace:
             made(**data.inputs)
         assert trace.prefill()[1:] == [[8, 8]] * 3
-    assert plain.schedule.plan(16, 4) is None and plain.drops(0, 5) and plain == Method(first, half, as_they_are)
+    assert (
+        plain.schedule.plan(16, 4) is None
+        and plain.drops(0, 5)
+        and plain == Method(first, half, as_they_are)
+    )
 
 
 class _Tells:
@@ -136,7 +154,9 @@ def test_scores_that_hang_on_counts_say_so(name: str) -> None:
             self.inner = method.score
 
         def __call__(self, view: View, counts: Tensor) -> Tensor:
-            first, *others = (self.inner(view, wanted) for wanted in (counts, counts // 2, counts * 0 + 1))
+            first, *others = (
+                self.inner(view, wanted) for wanted in (counts, counts // 2, counts * 0 + 1)
+            )
             differ.extend(not torch.equal(first, other) for other in others)
             return first
 
@@ -197,7 +217,10 @@ def test_time_is_told_by_part_of_any_method(name: str) -> None:
 
 def test_what_lies_in_the_folder_is_listed() -> None:
     here = Path(foveate.methods.__file__ or "").parent
-    modules = {m.name: importlib.import_module(f"foveate.methods.{m.name}") for m in pkgutil.iter_modules([str(here)])}
+    modules = {
+        m.name: importlib.import_module(f"foveate.methods.{m.name}")
+        for m in pkgutil.iter_modules([str(here)])
+    }
     found = {name: vars(module)[name] for name, module in modules.items() if name in vars(module)}
     assert found == factories() and set(modules) - set(found) == {"spec"}
     assert all(vars(foveate.methods)[name] is factory for name, factory in found.items())
@@ -219,7 +242,15 @@ def test_type_checkers_see_factories(tmp_path: Path) -> None:
     )
     wrong = tmp_path / "wrong.py"
     wrong.write_text("import foveate\nfoveate.methods.fastv(layr=2)\nfoveate.methods.fastvv()\n")
-    options = ["--config-file", "", "--strict", "--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent"]
+    options = [
+        "--config-file",
+        "",
+        "--strict",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--follow-imports",
+        "silent",
+    ]
     said, errors, status = api.run([*options, "--ignore-missing-imports", str(right)])
     assert status == 0, said + errors
     said, _, status = api.run([*options, "--ignore-missing-imports", str(wrong)])
@@ -265,7 +296,13 @@ def test_errors_name_the_part_that_is_wrong(text: str, said: str) -> None:
 def test_the_marked_knob_is_found_wherever_it_is() -> None:
     assert equal.marked("score=mix,schedule=pdrop:keep=?") == "score=mix,schedule=pdrop:keep=?"
     assert equal.marked("fastv:layer=1,rate=0.5") == "fastv:layer=1,keep=?"
-    assert equal.values("random:keep=0.5+score=mix,schedule=vtw:layer=?", 4) == ["0", "1", "2", "3", "4"]
+    assert equal.values("random:keep=0.5+score=mix,schedule=vtw:layer=?", 4) == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
     with pytest.raises(ValueError, match="several knobs, fastv:keep and vtw:layer"):
         equal.marked("fastv:keep=?+vtw:layer=?")
     with pytest.raises(ValueError, match="within is no number"):

@@ -53,9 +53,15 @@ def test_no_import_runs_upwards_and_core_imports_torch_alone() -> None:
                 base = [*parts[: len(parts) - node.level], *(node.module or "").split(".")]
                 named = base[0] if base[0] else node.names[0].name
                 own = height[parts[0]]
-                assert named == parts[0] or height.get(named, -1) < own, f"{path} imports {named}, which is above it"
+                assert named == parts[0] or height.get(named, -1) < own, (
+                    f"{path} imports {named}, which is above it"
+                )
             else:
-                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                names = (
+                    [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else [a.name for a in node.names]
+                )
                 if parts[0] in ("core", "artefacts", "methods"):
                     assert not any(n.startswith("transformers") for n in names), path
 
@@ -64,7 +70,11 @@ def test_commands_import_no_commands() -> None:
     shared = {"options", "output", "tables"}
     for path in (SOURCE / "cli").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if path.name not in ("app.py", "__init__.py") and isinstance(node, ast.ImportFrom) and node.level == 1:
+            if (
+                path.name not in ("app.py", "__init__.py")
+                and isinstance(node, ast.ImportFrom)
+                and node.level == 1
+            ):
                 named = {node.module} if node.module else {alias.name for alias in node.names}
                 assert named <= shared, f"{path} imports {named - shared}"
 
@@ -89,17 +99,29 @@ def test_fractions_round_half_up(total: int, keep: float) -> None:
     assert 0 <= count <= total and abs(count - total * keep) <= 0.5 + 1e-9
 
 
-@given(st.lists(st.lists(st.integers(0, 600), min_size=3, max_size=3), min_size=1, max_size=4), st.floats(0, 1))
+@given(
+    st.lists(st.lists(st.integers(0, 600), min_size=3, max_size=3), min_size=1, max_size=4),
+    st.floats(0, 1),
+)
 def test_quotas_add_up_and_are_fair(sizes: list[list[int]], keep: float) -> None:
     size = torch.tensor(sizes)
     count = (size.sum(1) * keep).long()
     share = quotas(count, size)
     assert torch.equal(share.sum(1), count) and bool((share <= size).all())
-    assert bool(((share - count[:, None] * size / size.sum(1, keepdim=True).clamp(min=1)).abs() < 1 + 1e-6).all())
+    assert bool(
+        (
+            (share - count[:, None] * size / size.sum(1, keepdim=True).clamp(min=1)).abs()
+            < 1 + 1e-6
+        ).all()
+    )
 
 
 def test_top_breaks_ties_by_place_and_stays_within_the_mask() -> None:
-    keep = top(torch.tensor([[1.0, 2.0, 2.0, 9.0]]), torch.tensor([[True, True, True, False]]), torch.tensor([2]))
+    keep = top(
+        torch.tensor([[1.0, 2.0, 2.0, 9.0]]),
+        torch.tensor([[True, True, True, False]]),
+        torch.tensor([2]),
+    )
     assert keep.tolist() == [[False, True, True, False]]
 
 
@@ -107,7 +129,9 @@ def test_a_prompt_is_told_apart() -> None:
     visual = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 0]]).bool()
     real = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1]]).bool()
     tokens = classify(visual, real, per_image=2)
-    assert tokens.kind.tolist() == [[Kind.PADDING, Kind.SYSTEM, *[Kind.IMAGE] * 4, *[Kind.INSTRUCTION] * 2]]
+    assert tokens.kind.tolist() == [
+        [Kind.PADDING, Kind.SYSTEM, *[Kind.IMAGE] * 4, *[Kind.INSTRUCTION] * 2]
+    ]
     assert tokens.image.tolist() == [[-1, -1, 0, 0, 1, 1, -1, -1]]
     assert classify(visual, real).image.tolist() == [[-1, -1, 0, 0, 0, 0, -1, -1]]
     grown = tokens.with_responses(9).extended(tokens)

@@ -27,7 +27,9 @@ def loaded() -> Loaded:
 
 def answers(loaded: Loaded, spec: str = "", **knobs: Any) -> list[Any]:
     some = bundled(["questions"], 3)
-    return answer(loaded, some, parse(spec) if spec else [], shapes(loaded.model), decoding=Decoding(**knobs))
+    return answer(
+        loaded, some, parse(spec) if spec else [], shapes(loaded.model), decoding=Decoding(**knobs)
+    )
 
 
 def test_beams_are_their_samples_work(loaded: Loaded) -> None:
@@ -56,7 +58,9 @@ def test_without_a_cache_the_words_are_the_same_and_the_work_is_not(loaded: Load
     assert [r.answer for r in cached] == [r.answer for r in anew]
     for a, b in zip(cached, anew, strict=True):
         assert b.cost["kv_bytes"] == b.cost["decode"] == 0
-        assert b.cost["prefill"] == pytest.approx(b.tokens * a.cost["prefill"], rel=0.05), "each step runs it all"
+        assert b.cost["prefill"] == pytest.approx(b.tokens * a.cost["prefill"], rel=0.05), (
+            "each step runs it all"
+        )
     assert (
         answers(loaded, f"{DYRATE},semantics=recompute,decode=true", cache=False)[0].cost["prefill"]
         < anew[0].cost["prefill"]
@@ -74,7 +78,17 @@ def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any]) -> None:
 
 
 def test_the_command_tells_runs_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["eval", "--tasks", "questions", "--limit", "2", "--tokenizer", "words", "--save", str(tmp_path / "r")]
+    argv = [
+        "eval",
+        "--tasks",
+        "questions",
+        "--limit",
+        "2",
+        "--tokenizer",
+        "words",
+        "--save",
+        str(tmp_path / "r"),
+    ]
     assert run([*argv, "--num-beams", "2"]) == 0
     assert run(argv) == 2
     assert "decoding" in capsys.readouterr().err

@@ -33,7 +33,9 @@ def test_rates_keep_what_the_settled_equation_says(number: int, total: int) -> N
     predictor = RatePredictor(2, rate_grid(number))
     kept = predictor.keep(torch.tensor([total]))[0].tolist()
     for k in range(1, number + 1):
-        assert kept[k - 1] == sum(i * number <= total * (number - k + 1) for i in range(1, total + 1))
+        assert kept[k - 1] == sum(
+            i * number <= total * (number - k + 1) for i in range(1, total + 1)
+        )
     assert kept[0] == total
 
 
@@ -60,7 +62,10 @@ def test_a_predictor_is_two_files_and_comes_back_whole(tmp_path: Path) -> None:
     assert Card(**{**vars(card), "rates": tuple(card.rates)}) == CARD
     assert torch.equal(loaded.linear.weight, tiny_predictor().linear.weight)
     made, inputs = model("llava"), batch("llava", LAYOUT).inputs
-    for method in (dyrate(str(tmp_path / "p")), dyrate(tiny_predictor(), layer=1, ranking="received")):
+    for method in (
+        dyrate(str(tmp_path / "p")),
+        dyrate(tiny_predictor(), layer=1, ranking="received"),
+    ):
         with torch.no_grad(), foveate.apply(made, method) as trace:
             made(**inputs)
         kept = trace.prefill()
@@ -99,13 +104,17 @@ def test_a_predictor_acts_as_it_was_trained_to_unless_told_otherwise(tmp_path: P
         dyrate(where, semantics="recompute", protect="nothing")
     with pytest.raises(ValueError, match="rank by tower or diverse or random or even, or"):
         dyrate(where, layer=0)
-    spelled = parse("dyrate:predictor=scenes-0.5,layer=2,ranking=last,protect=unseen,decode=false")[0]
+    spelled = parse("dyrate:predictor=scenes-0.5,layer=2,ranking=last,protect=unseen,decode=false")[
+        0
+    ]
     assert isinstance(spelled.score, Sparing) and not spelled.drops(2, 1)
     with pytest.raises(ValueError, match="protect='all'; expected one of nothing, unseen"):
         parse("dyrate:predictor=scenes-0.5,protect=all")
     card = Path(where) / "predictor.json"
     facts = json.loads(card.read_text())
-    card.write_text(json.dumps({key: value for key, value in facts.items() if key not in ("decode", "protect")}))
+    card.write_text(
+        json.dumps({key: value for key, value in facts.items() if key not in ("decode", "protect")})
+    )
     _, old = from_pretrained(where)
     assert old.decode and old.protect == "nothing", "cards from before these were written"
 
@@ -116,7 +125,10 @@ def test_what_a_prefill_showed_is_remembered_or_asked_for() -> None:
     with foveate.apply(made, late) as trace:
         made.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert trace.prefill(3)[3] == [10] * 3, "16 tokens less 1, 2 and 3"
-    with foveate.apply(made, Method(RANKINGS["tower"], _Late())), pytest.raises(ValueError, match="act at step 0"):
+    with (
+        foveate.apply(made, Method(RANKINGS["tower"], _Late())),
+        pytest.raises(ValueError, match="act at step 0"),
+    ):
         made.generate(**inputs, max_new_tokens=3, do_sample=False)
 
 
@@ -151,7 +163,10 @@ def test_damaged_predictors_are_refused(tmp_path: Path) -> None:
 
 def test_the_two_semantics_never_run_in_each_others_place() -> None:
     made, inputs = model("llava"), batch("llava", LAYOUT).inputs
-    cached, anew = dyrate(tiny_predictor(), layer=1), dyrate(tiny_predictor(), layer=1, semantics="recompute")
+    cached, anew = (
+        dyrate(tiny_predictor(), layer=1),
+        dyrate(tiny_predictor(), layer=1, semantics="recompute"),
+    )
     with foveate.apply(made, cached), pytest.raises(ValueError, match="without a KV cache"):
         made.generate(**inputs, max_new_tokens=3, use_cache=False)
     with foveate.apply(made, anew), pytest.raises(ValueError, match="use_cache=False"):
@@ -236,7 +251,11 @@ def test_scores_that_look_back_say_so() -> None:
     def silent(view: foveate.View) -> torch.Tensor:
         return view.of_visual(view.attention(view.newest, back=2)[:, :, 0]).mean(1)
 
-    with torch.no_grad(), foveate.apply(made, Method(silent, Cut(3, 4))), pytest.raises(ValueError, match="`back`"):
+    with (
+        torch.no_grad(),
+        foveate.apply(made, Method(silent, Cut(3, 4))),
+        pytest.raises(ValueError, match="`back`"),
+    ):
         made(**inputs)
     with torch.no_grad(), foveate.apply(made, Method(LayersMax(3), Cut(3, 4))) as trace:
         made(**inputs)

@@ -47,31 +47,40 @@ def test_tuned_methods_cost_what_is_asked(work: str, spec: str) -> None:
     target = equal.Target(work, 0.9)
     plan = equal.planned(target, shapes(made), plain)
     found, share = equal.tune(equal.marked(spec), target, plan, LAYERS)
-    really = equal.measured(target, _tiny_records(made, parse(found))) / equal.measured(target, plain)
+    really = equal.measured(target, _tiny_records(made, parse(found))) / equal.measured(
+        target, plain
+    )
     assert really == pytest.approx(share, abs=1e-9) and share <= 0.9
     assert share > (0.5 if "vtw" in spec else 0.84)  # 16 tokens, so steps are coarse
 
 
-@pytest.mark.parametrize(("spec", "least"), [("psigmoid", 0.5), ("psigmoid:first=3", 0.75), ("psigmoid:slope=2", 0.5)])
+@pytest.mark.parametrize(
+    ("spec", "least"), [("psigmoid", 0.5), ("psigmoid:first=3", 0.75), ("psigmoid:slope=2", 0.5)]
+)
 def test_a_knob_is_tuned_where_the_method_accepts_it(spec: str, least: float) -> None:
     made = model("llava")
     plain = _tiny_records(made, [])
     for ratio in (least + 0.01, 0.8, 1.0):
         target = equal.Target("tokens", ratio)
-        found, share = equal.tune(equal.marked(spec), target, equal.planned(target, shapes(made), plain), LAYERS)
+        found, share = equal.tune(
+            equal.marked(spec), target, equal.planned(target, shapes(made), plain), LAYERS
+        )
         assert ratio - 0.05 < share <= ratio and float(found.rpartition("keep=")[2]) >= least
     target = equal.Target("tokens", least - 0.1)
     with pytest.raises(ValueError, match=rf"keep={least:.3f} still costs"):
         equal.tune(equal.marked(spec), target, equal.planned(target, shapes(made), plain), LAYERS)
     with pytest.raises(ValueError, match="cuts before layer 9"):
-        equal.tune("fastv:layer=9,keep=?", target, equal.planned(target, shapes(made), plain), LAYERS)
+        equal.tune(
+            "fastv:layer=9,keep=?", target, equal.planned(target, shapes(made), plain), LAYERS
+        )
 
 
 def test_a_method_that_drops_while_decoding_is_tuned_by_running_it() -> None:
     made = model("llava")
     target, plain = equal.Target("tokens", 0.7), _tiny_records(made, [])
     work = equal.either(
-        equal.planned(target, shapes(made), plain), lambda: equal.ran(target, partial(_tiny_records, made))
+        equal.planned(target, shapes(made), plain),
+        lambda: equal.ran(target, partial(_tiny_records, made)),
     )
     found, share = equal.tune("st3:layer=1,stride=1,keep=?,every=1", target, work, LAYERS)
     assert 0.6 < share <= 0.7
@@ -111,4 +120,7 @@ def _tiny_records(made: Any, methods: Sequence[Any]) -> list[records.Record]:
     kept = list(zip(*trace.prefill(), strict=True))
     costs = costs_of_samples(shapes(made), trace, [3, 3])
     text = trace.passes[0].text.tolist()
-    return [records.Record(i, 0, "", "", 3, text[i], 16, list(kept[i]), 0, asdict(costs[i])) for i in (0, 1)]
+    return [
+        records.Record(i, 0, "", "", 3, text[i], 16, list(kept[i]), 0, asdict(costs[i]))
+        for i in (0, 1)
+    ]

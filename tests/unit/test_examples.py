@@ -26,7 +26,9 @@ def test_readme_and_model_card_say_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("script", ["report", "ablations"])
-def test_pages_of_results_say_what_was_measured(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_results_say_what_was_measured(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """docs/results.md and docs/ablations.md are what the scripts render of docs/results/."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as for a script that is run
     page = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))

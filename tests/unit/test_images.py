@@ -84,7 +84,9 @@ def test_a_phones_photo_stands_upright(orientation: int, tmp_path: Path) -> None
         5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, 1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
         8: lambda a: np.rot90(a, -1),
     }  # fmt: skip
-    stored = np.ascontiguousarray(turns[orientation](PIXELS))  # as the sensor has it, turned by its orientation
+    stored = np.ascontiguousarray(
+        turns[orientation](PIXELS)
+    )  # as the sensor has it, turned by its orientation
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "phone.png"
@@ -120,7 +122,11 @@ def test_clear_pixels_show_white_in_every_mode(tmp_path: Path) -> None:
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((0, 0), 0)
-    sources = {"rgba.png": (clear, {}), "la.png": (clear.convert("LA"), {}), "p.png": (palette, {"transparency": 1})}
+    sources = {
+        "rgba.png": (clear, {}),
+        "la.png": (clear.convert("LA"), {}),
+        "p.png": (palette, {"transparency": 1}),
+    }
     for name, (picture, options) in sources.items():
         picture.save(tmp_path / name, **options)
         found = open_image(tmp_path / name)
@@ -137,7 +143,10 @@ def test_other_modes_and_animations(tmp_path: Path) -> None:
     ink = Image.fromarray(PIXELS).convert("CMYK")
     ink.save(tmp_path / "ink.tiff")
     assert same(open_image(tmp_path / "ink.tiff"), np.asarray(ink.convert("RGB")))
-    assert same(open_image(Image.fromarray(PIXELS[:, :, 0] > 99)), np.repeat(PIXELS[:, :, :1] > 99, 3, 2) * 255)
+    assert same(
+        open_image(Image.fromarray(PIXELS[:, :, 0] > 99)),
+        np.repeat(PIXELS[:, :, :1] > 99, 3, 2) * 255,
+    )
     frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert open_image(tmp_path / "moving.gif").getpixel((0, 0)) == (255, 0, 0)
@@ -146,7 +155,9 @@ def test_other_modes_and_animations(tmp_path: Path) -> None:
     assert open_image(moving).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_what_is_no_picture_is_one_clear_error(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_picture_is_one_clear_error(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = photo.read_bytes()
     broken = {"cut.png": whole[: len(whole) // 2], "words.png": b"words" * 20, "empty.png": b""}
     for name, body in broken.items():
@@ -177,7 +188,9 @@ def test_what_is_no_picture_is_one_clear_error(photo: Path, tmp_path: Path, monk
         open_image(photo)
 
 
-def test_the_commands_open_pictures_by_it(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_open_pictures_by_it(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     turned = Image.open(photo)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -190,7 +203,10 @@ def test_the_commands_open_pictures_by_it(photo: Path, tmp_path: Path, capsys: p
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     upright, *others = (sample.images()[0] for sample in from_file(tmp_path / "mine.jsonl"))
     assert upright.size == (6, 9) and all(same(other) for other in others)
-    assert run(["generate", photo.as_uri(), uri, "what?", "--max-new-tokens", "1", "--repeats", "1"]) == 0
+    assert (
+        run(["generate", photo.as_uri(), uri, "what?", "--max-new-tokens", "1", "--repeats", "1"])
+        == 0
+    )
     assert "unpruned" in capsys.readouterr().out
     longer = "what is this? " * 100  # than any file's name
     assert run(["generate", str(photo), longer, "--max-new-tokens", "1", "--repeats", "1"]) == 0

@@ -25,7 +25,13 @@ def judged(
     kinds: Sequence[str] | None = None,
 ) -> Judged:
     many = len(answers)
-    return Judged(answers, references, groups or list(map(str, range(many))), kinds or [""] * many, TOKENIZERS["words"])
+    return Judged(
+        answers,
+        references,
+        groups or list(map(str, range(many))),
+        kinds or [""] * many,
+        TOKENIZERS["words"],
+    )
 
 
 def figure(name: str, given: Judged) -> float:
@@ -34,9 +40,9 @@ def figure(name: str, given: Judged) -> float:
 
 
 def test_exact_match_looks_past_case_blanks_and_the_period() -> None:
-    assert figure("exact", judged([" Red. ", "blue", "a b"], [("red",), ("green", "Blue"), ("ab",)])) == pytest.approx(
-        200 / 3
-    )
+    assert figure(
+        "exact", judged([" Red. ", "blue", "a b"], [("red",), ("green", "Blue"), ("ab",)])
+    ) == pytest.approx(200 / 3)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,9 @@ def test_vqa_answers_are_compared_in_a_normal_form() -> None:
 
 def test_anls_gives_nothing_below_one_half() -> None:
     assert distance("kitten", "sitting") == 3 and distance("", "abc") == 3
-    found = figure("anls", judged(["Kitten", "abcd", "x"], [("kitten",), ("abce", "zzzz"), ("yyyy",)]))
+    found = figure(
+        "anls", judged(["Kitten", "abcd", "x"], [("kitten",), ("abce", "zzzz"), ("yyyy",)])
+    )
     assert found == pytest.approx(100 * (1 + 0.75 + 0) / 3)
 
 
@@ -65,7 +73,11 @@ def test_edit_distance_is_a_metric(a: str, b: str, c: str) -> None:
 
 
 def test_pope_counts_yes_as_positive() -> None:
-    assert says_yes("Yes, there is.") and not says_yes("No, there is none") and not says_yes("There is not.")
+    assert (
+        says_yes("Yes, there is.")
+        and not says_yes("No, there is none")
+        and not says_yes("There is not.")
+    )
     given = judged(["yes", "Yes.", "no", "no"], [("yes",), ("no",), ("yes",), ("no",)])
     assert figure("pope-f1", given) == pytest.approx(50)
     assert figure("pope-accuracy", given) == 50 and figure("pope-yes", given) == 50
@@ -83,7 +95,12 @@ def test_mme_adds_accuracy_and_accuracy_plus_over_kinds() -> None:
 
 
 CAPTIONS = (
-    ["a red star on a blue ground.", "two small circles", "a ring and a large heart, both green", "a dog"],
+    [
+        "a red star on a blue ground.",
+        "two small circles",
+        "a ring and a large heart, both green",
+        "a dog",
+    ],
     [
         ("a red star on a plain background", "one red star"),
         ("two small circles at the top", "two circles"),
@@ -98,8 +115,12 @@ def test_caption_metrics_are_the_librarys_own() -> None:
     words = TOKENIZERS["words"]
     wanted = {i: words(refs) for i, refs in enumerate(references)}
     given = {i: words([a]) for i, a in enumerate(answers)}
-    assert figure("bleu-4", judged(*CAPTIONS)) == pytest.approx(100 * Bleu(4).compute_score(wanted, given, 0)[0][3])
-    assert figure("cider", judged(*CAPTIONS)) == pytest.approx(100 * Cider().compute_score(wanted, given)[0])
+    assert figure("bleu-4", judged(*CAPTIONS)) == pytest.approx(
+        100 * Bleu(4).compute_score(wanted, given, 0)[0][3]
+    )
+    assert figure("cider", judged(*CAPTIONS)) == pytest.approx(
+        100 * Cider().compute_score(wanted, given)[0]
+    )
     assert 0 < figure("rouge-l", judged(*CAPTIONS)) < 100
 
 
@@ -117,17 +138,25 @@ def test_a_tokenizer_is_asked_once_about_each_text() -> None:
         return [text.upper() for text in texts]
 
     words = remembering(tokenize)
-    assert words(["a", "b", "a"]) == ["A", "B", "A"] and words(["b", "c"]) == ["B", "C"] and asked == ["a", "b", "c"]
+    assert (
+        words(["a", "b", "a"]) == ["A", "B", "A"]
+        and words(["b", "c"]) == ["B", "C"]
+        and asked == ["a", "b", "c"]
+    )
 
 
 def test_descriptions_are_judged_by_whole_objects() -> None:
     truth = ("small red star top left, large striped blue circle center.",)
     given = judged(["small red star top left, large blue circle center, a thing."], [truth])
-    assert figure("object-recall", given) == 50 and figure("object-precision", given) == pytest.approx(100 / 3)
+    assert figure("object-recall", given) == 50 and figure(
+        "object-precision", given
+    ) == pytest.approx(100 / 3)
 
 
 def test_names_of_metrics() -> None:
-    assert named("pope") == GROUPS["pope"] and all(name in METRICS for names in GROUPS.values() for name in names)
+    assert named("pope") == GROUPS["pope"] and all(
+        name in METRICS for names in GROUPS.values() for name in names
+    )
     with pytest.raises(ValueError, match="did you mean 'cider'"):
         named("ciderr")
     with pytest.raises(ValueError, match="4 annotators"):
@@ -149,7 +178,9 @@ def test_questions_about_one_picture_are_drawn_together() -> None:
     parts = np.stack([right, np.ones(400)], 1)
     alone = estimate(parts, list(map(str, range(400))), share)
     clustered = estimate(parts, [str(i // 10) for i in range(400)], share)
-    assert (clustered.high - clustered.low) / (alone.high - alone.low) == pytest.approx(np.sqrt(10), rel=0.15)
+    assert (clustered.high - clustered.low) / (alone.high - alone.low) == pytest.approx(
+        np.sqrt(10), rel=0.15
+    )
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals_and_nothing_to_itself() -> None:
@@ -160,7 +191,10 @@ def test_a_paired_difference_is_narrower_than_two_intervals_and_nothing_to_itsel
     groups = list(map(str, range(300)))
     gap, apart = difference(ours, theirs, groups, share), estimate(theirs, groups, share)
     assert (
-        gap.value == pytest.approx((share(ours.sum(0, keepdims=True)) - share(theirs.sum(0, keepdims=True)))[0])
+        gap.value
+        == pytest.approx(
+            (share(ours.sum(0, keepdims=True)) - share(theirs.sum(0, keepdims=True)))[0]
+        )
         and gap.high < 0
     )
     assert gap.high - gap.low < 0.5 * (apart.high - apart.low)

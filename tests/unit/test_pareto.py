@@ -22,7 +22,10 @@ from foveate.explore.pareto import front, line_of, lines
         ("vscan1:keep=0.665+vscan2", "vscan1+vscan2"),
         ("score=mix,schedule=pdrop:keep=0.543", "score=mix,schedule=pdrop"),
         ("schedule:a/psigmoid-mix-0.25.json", "schedule:psigmoid-mix"),
-        ("score=random,schedule=schedule:a/psigmoid-mix-0.5.json", "score=random,schedule=schedule:psigmoid-mix"),
+        (
+            "score=random,schedule=schedule:a/psigmoid-mix-0.5.json",
+            "score=random,schedule=schedule:psigmoid-mix",
+        ),
         ("schedule:g.json+dyrate:predictor=scenes-0.33", "schedule:g+dyrate:predictor=scenes-0.33"),
     ],
 )
@@ -31,7 +34,11 @@ def test_a_line_is_a_method_at_any_budget(spec: str, name: str) -> None:
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    found = {"a": [(0.25, 50.0), (0.5, 60.0)], "b": [(0.25, 40.0), (0.4, 70.0)], "unpruned": [(1.0, 70.0)]}
+    found = {
+        "a": [(0.25, 50.0), (0.5, 60.0)],
+        "b": [(0.25, 40.0), (0.4, 70.0)],
+        "unpruned": [(1.0, 70.0)],
+    }
     assert front(found) == [(0.25, 50.0), (0.4, 70.0)]
     everyone = [point for points in found.values() for point in points]
     for work, value in everyone:
@@ -41,17 +48,33 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 def body(**points: tuple[float, float]) -> dict[str, Any]:
     rows = {
-        spec: {"figures": {"captions cider": {"value": value}}, "work": {"tokens": work, "flops": work, "bytes": work}}
+        spec: {
+            "figures": {"captions cider": {"value": value}},
+            "work": {"tokens": work, "flops": work, "bytes": work},
+        }
         for spec, (work, value) in points.items()
     }
     return {"model": "scenes", "methods": rows}
 
 
-def test_the_command_draws_reports_and_refuses_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, found in enumerate((body(unpruned=(1, 9), fastv=(0.5, 8)), body(unpruned=(1, 9), fastv=(0.25, 4)))):
+def test_the_command_draws_reports_and_refuses_what_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, found in enumerate(
+        (body(unpruned=(1, 9), fastv=(0.5, 8)), body(unpruned=(1, 9), fastv=(0.25, 4)))
+    ):
         (tmp_path / f"{number}.json").write_text(json.dumps(found))
-    assert lines([body(unpruned=(1, 9)), body(unpruned=(1, 9))], "captions cider", "flops") == {"unpruned": [(1, 9)]}
-    command = ["plot", "pareto", str(tmp_path / "0.json"), str(tmp_path / "1.json"), "--out", str(tmp_path / "p.png")]
+    assert lines([body(unpruned=(1, 9)), body(unpruned=(1, 9))], "captions cider", "flops") == {
+        "unpruned": [(1, 9)]
+    }
+    command = [
+        "plot",
+        "pareto",
+        str(tmp_path / "0.json"),
+        str(tmp_path / "1.json"),
+        "--out",
+        str(tmp_path / "p.png"),
+    ]
     assert run([*command, "--figure", "captions cider"]) == 0
     assert (tmp_path / "p.png").stat().st_size > 1000
     assert "fastv: 4.0 at 0.250 of the tokens" in " ".join(capsys.readouterr().out.split())

@@ -34,7 +34,14 @@ def test_fastvs_figures(capsys: pytest.CaptureFixture[str]) -> None:
     spec = "fastv:layer=2,rate=0.5"
     for text, visual, want in ((36, 576, 54.8), (34, 578, 54.6)):
         found = told(
-            capsys, "llava-1.5-7b", "--prompt-tokens", str(text), "--visual-tokens", str(visual), "--method", spec
+            capsys,
+            "llava-1.5-7b",
+            "--prompt-tokens",
+            str(text),
+            "--visual-tokens",
+            str(visual),
+            "--method",
+            spec,
         )
         assert round(found["unpruned"]["papers"]["fastv"]["flops"] / 32e9, 1) == 99.3
         assert round(found[spec]["papers"]["fastv"]["flops"] / 32e9, 1) == want
@@ -52,21 +59,39 @@ def test_a_plan_is_what_a_run_costs() -> None:
     for spec in ("random:layer=0,keep=0.5", "vtw:layer=2", "downsample:layer=1,keep=0.25"):
         with foveate.apply(made, *parse(spec)) as trace:
             made.generate(**data.inputs, max_new_tokens=4, do_sample=False)
-        ran = cost_of_trace(foveate.cost.flops.shapes(made), trace, tower=vision_flops(made, data.inputs))
+        ran = cost_of_trace(
+            foveate.cost.flops.shapes(made), trace, tower=vision_flops(made, data.inputs)
+        )
         planned = cost_of(found, asked, parse(spec))
-        assert (planned.prefill, planned.decode, planned.tower) == (ran.prefill, ran.decode, ran.tower)
+        assert (planned.prefill, planned.decode, planned.tower) == (
+            ran.prefill,
+            ran.decode,
+            ran.tower,
+        )
         assert (planned.kv_bytes, planned.head) == (ran.kv_bytes, ran.head)
 
 
 def test_layers_add_up_and_ratios_fall(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["llava-1.5-7b", "--batch", "3", "--method", "fastv", "--method", "random:layer=0,keep=64"]
+    args = [
+        "llava-1.5-7b",
+        "--batch",
+        "3",
+        "--method",
+        "fastv",
+        "--method",
+        "random:layer=0,keep=64",
+    ]
     found = told(capsys, *args)
     for row in found.values():
         for part in ("prefill", "decode"):
             assert sum(layer[part] for layer in row["layers"]) == pytest.approx(row["flops"][part])
         assert sum(layer["kv_bytes"] for layer in row["layers"]) == pytest.approx(row["kv_bytes"])
     assert found["unpruned"]["ratio"]["flops"] == 1
-    assert found["random:layer=0,keep=64"]["ratio"]["prefill"] < found["fastv"]["ratio"]["prefill"] < 0.6
+    assert (
+        found["random:layer=0,keep=64"]["ratio"]["prefill"]
+        < found["fastv"]["ratio"]["prefill"]
+        < 0.6
+    )
     assert found["unpruned"]["flops"]["prefill"] == pytest.approx(3 * 8.4e12, rel=0.02)
     assert run(["cost", *args, "--per-layer"]) == 0
     assert "convention" in capsys.readouterr().out
@@ -78,7 +103,9 @@ def test_a_configuration_file_will_do(tmp_path: Path, capsys: pytest.CaptureFixt
     assert told(capsys, str(tmp_path / "config.json")) == whole
     shallow = told(capsys, str(tmp_path), "--layers", "2")
     assert shallow["unpruned"]["flops"]["prefill"] == whole["unpruned"]["flops"]["prefill"] / 2
-    assert papers(architecture(config_of(str(tmp_path))), Request(4, 4, 1), [])["fastv"]["ratio"] == 1
+    assert (
+        papers(architecture(config_of(str(tmp_path))), Request(4, 4, 1), [])["fastv"]["ratio"] == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +124,9 @@ def test_a_configuration_file_will_do(tmp_path: Path, capsys: pytest.CaptureFixt
         ([], "model"),
     ],
 )
-def test_mistakes_are_one_line(args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
     (tmp_path / "broken.json").write_text("{}")
     swap = {"TEXT-ONLY": str(tmp_path), "BROKEN": str(tmp_path / "broken.json")}

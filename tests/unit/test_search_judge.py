@@ -28,18 +28,24 @@ KEEP = (1.0, 1.0, 0.5, 0.25, 0.25, 0.25, 0.1, 0.0)
 
 
 def judge_of(scenes: Any, data: Data, objective: str, **more: Any) -> Evaluator:
-    return Evaluator(scenes, data.calibration, OBJECTIVES[objective], RANKINGS["received"], batch=2, **more)
+    return Evaluator(
+        scenes, data.calibration, OBJECTIVES[objective], RANKINGS["received"], batch=2, **more
+    )
 
 
 @pytest.mark.parametrize("objective", ["kl", "first-kl", "likelihood"])
-def test_quality_is_that_of_cached_decoding_under_apply(objective: str, scenes: Any, data: Data) -> None:
+def test_quality_is_that_of_cached_decoding_under_apply(
+    objective: str, scenes: Any, data: Data
+) -> None:
     judge = judge_of(scenes, data, objective)
     found, number = judge.parts(KEEP), 0
     assert found is not None
     for start in (0, 2):
         given, _, _ = batch_of(scenes, data.calibration[start : start + 2])
         plain = decoded(scenes.model, given).log_softmax(-1)
-        ours = decoded(scenes.model, given, Method(RANKINGS["received"], PerLayer(KEEP))).log_softmax(-1)
+        ours = decoded(
+            scenes.model, given, Method(RANKINGS["received"], PerLayer(KEEP))
+        ).log_softmax(-1)
         for row, there in enumerate(given.answered):
             words = given.inputs["input_ids"][row, given.prompt :]
             divergence = (plain[row].exp() * (plain[row] - ours[row])).sum(-1)[there]
@@ -106,7 +112,9 @@ def test_costs_are_those_of_a_recorded_run(scenes: Any, data: Data) -> None:
     for methods in ([Method(RANKINGS["even"], PerLayer(KEEP))], []):
         with foveate.apply(scenes.model, *methods) as trace:
             words = int(inputs.answered.sum())
-            scenes.model.generate(**prompt, max_new_tokens=words, min_new_tokens=words, do_sample=False)
+            scenes.model.generate(
+                **prompt, max_new_tokens=words, min_new_tokens=words, do_sample=False
+            )
         found.append(cost_of_trace(shape, trace))
     assert found[0].prefill < found[1].prefill
     ratio = ratios(shape, given, KEEP)
@@ -116,11 +124,15 @@ def test_costs_are_those_of_a_recorded_run(scenes: Any, data: Data) -> None:
 
 
 def test_tau_is_scipys_and_the_rest_is_by_definition() -> None:
-    scores = torch.randint(0, 12, (4, 40), generator=torch.Generator().manual_seed(0)).float()  # with ties
+    scores = torch.randint(
+        0, 12, (4, 40), generator=torch.Generator().manual_seed(0)
+    ).float()  # with ties
     found = kendall(scores)
     for a in range(4):
         for b in range(4):
-            assert found[a, b] == pytest.approx(kendalltau(scores[a], scores[b]).statistic, abs=1e-12)
+            assert found[a, b] == pytest.approx(
+                kendalltau(scores[a], scores[b]).statistic, abs=1e-12
+            )
     rows = torch.tensor([[5.0, 4, 3, 2, 1, 0, 0, 0], [5, 0, 0, 0, 1, 2, 3, 4]])
     assert overlaps(rows, 0.5)[0, 1] == pytest.approx(0.25) and overlaps(rows, 0.125)[0, 1] == 1
     assert essential_share(rows)[0] == pytest.approx(4 / 8)  # 5 + 4 + 3 + 2 of 15 is more than 90 %
@@ -136,7 +148,9 @@ def test_the_premise_is_warned_about_where_it_fails_and_only_there(scenes: Any, 
     assert "at layer 2 (+20% of the tokens)" in Premise(alike, {}, growing).warnings()[0]
     first = alike.copy()
     first[0, 1:] = first[1:, 0] = 0.0
-    assert Premise(first, {}, falling).warnings() == [], "the first layer is left out, as in the paper"
+    assert Premise(first, {}, falling).warnings() == [], (
+        "the first layer is left out, as in the paper"
+    )
     found = premise(scenes, data.calibration, "last")
     assert found.tau.shape == (8, 8) and np.allclose(np.diagonal(found.tau), 1)
     assert np.abs(found.tau - found.tau.T).max() < 1e-12 and np.isfinite(found.essential).all()

@@ -35,24 +35,36 @@ class Known:
     def parts(self, keep: Sequence[float], floor: float | None = None) -> torch.Tensor | None:
         self.asked.append(tuple(keep))
         value = self.of(tuple(keep))
-        return None if floor is not None and value < floor else torch.tensor([value], dtype=torch.float64)
+        return (
+            None
+            if floor is not None and value < floor
+            else torch.tensor([value], dtype=torch.float64)
+        )
 
 
-def problem(quality: Callable[[tuple[float, ...]], float], layers: int, first: int = 0, seed: int = 0) -> Problem:
+def problem(
+    quality: Callable[[tuple[float, ...]], float], layers: int, first: int = 0, seed: int = 0
+) -> Problem:
     return Problem(Known(quality), mean_keep, layers, first, seed=seed)
 
 
 def needs(essential: Sequence[int]) -> Callable[[tuple[float, ...]], float]:
     """Perfect while every layer has its essential tokens, else bad."""
-    return lambda keep: 0.0 if all(k * GRID >= e - 1e-4 for k, e in zip(keep, essential, strict=True)) else -1.0
+    return lambda keep: (
+        0.0 if all(k * GRID >= e - 1e-4 for k, e in zip(keep, essential, strict=True)) else -1.0
+    )
 
 
-counts = st.lists(st.integers(0, GRID), min_size=1, max_size=12).map(lambda xs: sorted(xs, reverse=True))
+counts = st.lists(st.integers(0, GRID), min_size=1, max_size=12).map(
+    lambda xs: sorted(xs, reverse=True)
+)
 
 
 @given(counts, st.integers(0, 3))
 @settings(max_examples=25)
-def test_bisection_recovers_essential_counts_that_never_grow(essential: list[int], first: int) -> None:
+def test_bisection_recovers_essential_counts_that_never_grow(
+    essential: list[int], first: int
+) -> None:
     first = min(first, len(essential) - 1)
     essential = [GRID] * first + essential[first:]
     given_ = problem(needs(essential), len(essential), first)
@@ -60,10 +72,17 @@ def test_bisection_recovers_essential_counts_that_never_grow(essential: list[int
     assert [round(k * GRID) for k in keep] == essential
     passes = needs(essential)
     for layer in range(first, len(keep)):  # nothing elementwise smaller passes
-        assert passes(tuple(max(k - (i == layer) / GRID, -1) for i, k in enumerate(keep))) == -1 or not essential[layer]
+        assert (
+            passes(tuple(max(k - (i == layer) / GRID, -1) for i, k in enumerate(keep))) == -1
+            or not essential[layer]
+        )
     judge = given_.judge
-    assert isinstance(judge, Known) and len(judge.asked) == len(set(judge.asked)), "no schedule is run twice"
-    assert all(trial[: len(p)] == p for p, trial in zip(judge.prefixes[:1], judge.asked, strict=False))
+    assert isinstance(judge, Known) and len(judge.asked) == len(set(judge.asked)), (
+        "no schedule is run twice"
+    )
+    assert all(
+        trial[: len(p)] == p for p, trial in zip(judge.prefixes[:1], judge.asked, strict=False)
+    )
 
 
 def test_all_smaller_schedules_fail_and_trials_are_few() -> None:
@@ -71,17 +90,23 @@ def test_all_smaller_schedules_fail_and_trials_are_few() -> None:
     given_ = problem(needs(essential), 8, 2)
     keep = search("gsearch", given_, tolerance=0.5, grid=GRID)
     passes = needs(essential)
-    below = itertools.product(*[range(max(0, round(k * GRID) - 2), round(k * GRID) + 1) for k in keep[2:]])
+    below = itertools.product(
+        *[range(max(0, round(k * GRID) - 2), round(k * GRID) + 1) for k in keep[2:]]
+    )
     smaller = [b for b in below if b != tuple(round(k * GRID) for k in keep[2:])]
     assert len(smaller) > 200
     assert all(passes((1.0, 1.0, *(b / GRID for b in some))) < 0 for some in smaller)
-    assert given_.fresh < 1 + 6 * GRID.bit_length(), "fewer trials than bisecting the grid anew at every layer"
+    assert given_.fresh < 1 + 6 * GRID.bit_length(), (
+        "fewer trials than bisecting the grid anew at every layer"
+    )
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_galloping_equals_bisection(answer: int, more: int) -> None:
     most = answer + more
-    assert galloped(most, lambda x: x >= answer) == bisected(-1, most, lambda x: x >= answer) == answer
+    assert (
+        galloped(most, lambda x: x >= answer) == bisected(-1, most, lambda x: x >= answer) == answer
+    )
 
 
 def test_layers_of_a_stride_share_a_count_and_grow_never() -> None:
@@ -124,16 +149,30 @@ def test_the_bayesian_variant_weighs_quality_against_cost_and_still_passes() -> 
     def quality(keep: tuple[float, ...]) -> float:
         return -sum((1 - k) ** 2 for k in keep) / len(keep)
 
-    dear = search("gsearch", problem(quality, 4), tolerance=1.0, variant="bayes", weight=0.01, trials=6)
-    cheap = search("gsearch", problem(quality, 4), tolerance=1.0, variant="bayes", weight=1.0, trials=6)
-    tight = search("gsearch", problem(quality, 4), tolerance=0.05, variant="bayes", weight=1.0, trials=6)
+    dear = search(
+        "gsearch", problem(quality, 4), tolerance=1.0, variant="bayes", weight=0.01, trials=6
+    )
+    cheap = search(
+        "gsearch", problem(quality, 4), tolerance=1.0, variant="bayes", weight=1.0, trials=6
+    )
+    tight = search(
+        "gsearch", problem(quality, 4), tolerance=0.05, variant="bayes", weight=1.0, trials=6
+    )
     assert mean_keep(cheap) < mean_keep(dear)
     assert quality(tight) >= -0.05
 
 
-@given(st.integers(1, 33), st.integers(0, 3), st.floats(0.01, 8), st.floats(0, 0.3), st.floats(0.01, 1.0))
+@given(
+    st.integers(1, 33),
+    st.integers(0, 3),
+    st.floats(0.01, 8),
+    st.floats(0, 0.3),
+    st.floats(0.01, 1.0),
+)
 @settings(max_examples=20)
-def test_a_sigmoid_meets_its_budget_and_falls(layers: int, first: int, slope: float, flat: float, part: float) -> None:
+def test_a_sigmoid_meets_its_budget_and_falls(
+    layers: int, first: int, slope: float, flat: float, part: float
+) -> None:
     first = min(first, layers - 1)
     least = first / layers
     budget = least + part * (1 - least)
@@ -197,14 +236,21 @@ def test_fitprune_gives_up_as_much_attention_as_the_budget_asks() -> None:
     keep = search("fitprune", given_, budget=0.6)
     assert mean_keep(keep) == pytest.approx(0.6, abs=2e-6) and len(asked) == 7
     least, most = (
-        recipe(next(t for t in sorted(asked, reverse=up) if (mean_keep(recipe(t)) > 0.6) == up)) for up in (0, 1)
+        recipe(next(t for t in sorted(asked, reverse=up) if (mean_keep(recipe(t)) > 0.6) == up))
+        for up in (0, 1)
     )
-    assert all(a - 1e-6 <= k <= b + 1e-6 for a, k, b in zip(least, keep, most, strict=True)) and least != most
+    assert (
+        all(a - 1e-6 <= k <= b + 1e-6 for a, k, b in zip(least, keep, most, strict=True))
+        and least != most
+    )
     assert not given_.judge.asked  # type: ignore[attr-defined]
     before = len(asked)
-    assert search("fitprune", given_, budget=0.6) == keep and len(asked) == before, "statistics are in the record"
+    assert search("fitprune", given_, budget=0.6) == keep and len(asked) == before, (
+        "statistics are in the record"
+    )
     assert (
-        search("fitprune", given_, budget=0.2) == (1, 0, 0, 0, 0) and search("fitprune", given_, budget=1.0) == (1,) * 5
+        search("fitprune", given_, budget=0.2) == (1, 0, 0, 0, 0)
+        and search("fitprune", given_, budget=1.0) == (1,) * 5
     )
     with pytest.raises(ValueError, match="no model behind"):
         fitprune(problem(lambda keep: 0.0, 5), 0.5)
@@ -214,7 +260,9 @@ def test_fitprune_gives_up_as_much_attention_as_the_budget_asks() -> None:
 
 def test_knobs_are_told_and_strangers_refused() -> None:
     assert set(strategies()) == {"gsearch", "psigmoid", "random", "vtw", "fitprune"}
-    assert set(knobs("vtw")) == {"tolerance"} and settled("vtw", {"budget": None}) == {"tolerance": 0.003}
+    assert set(knobs("vtw")) == {"tolerance"} and settled("vtw", {"budget": None}) == {
+        "tolerance": 0.003
+    }
     for name in strategies():
         doc = strategies()[name].__doc__ or ""
         assert "Paper: " in doc and "Deviations: " in doc and "Raises:" in doc, name

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from ..core.predictor import RatePredictor
 
-WEIGHTS, CARD = "predictor.safetensors", "predictor.json"
+WEIGHTS = "predictor.safetensors"
+CARD = "predictor.json"
 BUNDLED = Path(__file__).parent / "bundled"
 
 
@@ -52,7 +53,10 @@ def save_pretrained(predictor: RatePredictor, card: Card, folder: Path | str) ->
     """Writes both files to `folder`, which is made if it is not there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()},
+        folder / WEIGHTS,
+    )
     (folder / CARD).write_text(json.dumps(asdict(card), indent=1))
 
 
@@ -73,7 +77,9 @@ def from_pretrained(source: Path | str) -> tuple[RatePredictor, Card]:
         predictor.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder} is no whole predictor ({CARD} and {WEIGHTS}): {first}") from error
+        raise ValueError(
+            f"{folder} is no whole predictor ({CARD} and {WEIGHTS}): {first}"
+        ) from error
     return predictor.eval(), card
 
 
@@ -91,5 +97,9 @@ def _folder(source: str) -> Path:
         try:
             return Path(hub.snapshot_download(source, allow_patterns=[WEIGHTS, CARD]))
         except Exception as error:  # the hub's errors have no common base
-            raise ValueError(f"no predictor {source!r} in a folder of that name or within reach of the hub") from error
-    raise ValueError(f"there is no predictor {source!r}; bundled are {', '.join(bundled()) or 'none'}")
+            raise ValueError(
+                f"no predictor {source!r} in a folder of that name or within reach of the hub"
+            ) from error
+    raise ValueError(
+        f"there is no predictor {source!r}; bundled are {', '.join(bundled()) or 'none'}"
+    )

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..core.schedules import PerLayer
 
-FORMAT, VERSION = "foveate schedule", 1
+FORMAT = "foveate schedule"
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,22 @@ class ScheduleFile:
     def __post_init__(self) -> None:
         _ = self.schedule
         if not isinstance(self.ranking, str) or not self.ranking:
-            raise ValueError(f"ranking={self.ranking!r}; expected the name of a ranking or of a method")
+            raise ValueError(
+                f"ranking={self.ranking!r}; expected the name of a ranking or of a method"
+            )
         if self.within not in ("sample", "image"):
             raise ValueError(f"within={self.within!r}; expected sample or image")
         if self.model.get("layers") != len(self.keep):
-            raise ValueError(f"it is for {self.model.get('layers')} layers, but keeps shares of {len(self.keep)}")
+            raise ValueError(
+                f"it is for {self.model.get('layers')} layers, but keeps shares of {len(self.keep)}"
+            )
 
     @property
     def schedule(self) -> PerLayer:
         """The schedule, which refuses other models."""
-        return PerLayer(tuple(float(share) for share in self.keep), str(self.model.get("family", "")))
+        return PerLayer(
+            tuple(float(share) for share in self.keep), str(self.model.get("family", ""))
+        )
 
     def save(self, path: Path | str) -> None:
         """Writes the file."""
@@ -76,7 +83,9 @@ def load_schedule(path: Path | str) -> ScheduleFile:
         raise ValueError(f"{path} is no schedule; expected JSON as `foveate search` writes it")
     version = body.pop("version", None)
     if version != VERSION:
-        raise ValueError(f"{path} is of version {version} of the format, this foveate reads {VERSION}; update foveate")
+        raise ValueError(
+            f"{path} is of version {version} of the format, this foveate reads {VERSION}; update foveate"
+        )
     try:
         return ScheduleFile(**{**body, "keep": tuple(body["keep"])})
     except (KeyError, TypeError, ValueError, AttributeError) as error:

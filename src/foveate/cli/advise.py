@@ -24,23 +24,33 @@ _SHARES = (0.5, 0.25, 0.125, 0.0)
 @options.with_request()
 def advise(
     asked: options.Asked,
-    model: Annotated[str, typer.Argument(help=f"{', '.join(SHAPES)}, a config.json or its folder, or a hub id.")],
-    device: Annotated[str, typer.Option(help=f"{', '.join(DEVICES)}, or measure for this machine.")] = "h100",
+    model: Annotated[
+        str, typer.Argument(help=f"{', '.join(SHAPES)}, a config.json or its folder, or a hub id.")
+    ],
+    device: Annotated[
+        str, typer.Option(help=f"{', '.join(DEVICES)}, or measure for this machine.")
+    ] = "h100",
     method: options.Methods = None,
     dtype: options.Dtype = "auto",
-    launch_us: Annotated[float | None, typer.Option(min=0, help="Microseconds to start one operation.")] = None,
+    launch_us: Annotated[
+        float | None, typer.Option(min=0, help="Microseconds to start one operation.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Where the time of a request goes, the caps of any visual-token method on it, and the verdict in words."""
     specs = {spec: parse(spec) for spec in dict.fromkeys(method or [])}
-    config, where = config_of(model), device_of(device, dtype)
+    config = config_of(model)
+    where = device_of(device, dtype)
     found = architecture(config, dtype if dtype != "auto" else where.dtype)
     request = asked.request(config)
     if not request.visual:
         raise ValueError(
             "the request has no visual tokens, so there are none to drop; give --images or --visual-tokens"
         )
-    kept = {f"keep {round(share * request.visual)} from layer 0": _flat(found, request, share) for share in _SHARES}
+    kept = {
+        f"keep {round(share * request.visual)} from layer 0": _flat(found, request, share)
+        for share in _SHARES
+    }
     kept |= {spec: plan.kept(found, request, methods) for spec, methods in specs.items()}
     where = where if launch_us is None else replace(where, launch=launch_us * 1e-6)
     body = _findings(found, where, request, kept)
@@ -54,27 +64,43 @@ def _flat(model: Architecture, asked: plan.Request, share: float) -> list[int]:
     return [round(share * asked.visual)] * len(model.shapes.layers)
 
 
-def _findings(model: Architecture, device: Device, asked: plan.Request, kept: dict[str, list[int]]) -> dict[str, Any]:
+def _findings(
+    model: Architecture, device: Device, asked: plan.Request, kept: dict[str, list[int]]
+) -> dict[str, Any]:
     base = limits.times(model, device, asked, [asked.visual] * len(model.shapes.layers))
     phases = {name: getattr(base, name) for name in ("tower", "prefill", "decode")}
     ceiling = limits.caps(model, device, asked, [0] * len(model.shapes.layers))
     bytes_held = limits.held(model, asked, [asked.visual] * len(model.shapes.layers))
     return {
         "device": asdict(device),
-        "request": {k: v for k, v in vars(asked).items() if k != "pictures"} | {"pictures": len(asked.pictures)},
+        "request": {k: v for k, v in vars(asked).items() if k != "pictures"}
+        | {"pictures": len(asked.pictures)},
         "phases": {name: {**asdict(p), "bound": p.bound} for name, p in phases.items()},
         "steps": base.steps,
         "total": base.total,
-        "launches": sum(p.launches * (base.steps if n == "decode" else 1) for n, p in phases.items()),
-        "caps": {name: asdict(limits.caps(model, device, asked, counts)) for name, counts in kept.items()},
-        "least_keep": {part: limits.least_keep(model, device, asked, part) for part in ("prefill", "total")},
+        "launches": sum(
+            p.launches * (base.steps if n == "decode" else 1) for n, p in phases.items()
+        ),
+        "caps": {
+            name: asdict(limits.caps(model, device, asked, counts)) for name, counts in kept.items()
+        },
+        "least_keep": {
+            part: limits.least_keep(model, device, asked, part) for part in ("prefill", "total")
+        },
         "bytes": bytes_held,
-        "verdict": verdict(device, asked, base, ceiling, bytes_held, limits.least_keep(model, device, asked)),
+        "verdict": verdict(
+            device, asked, base, ceiling, bytes_held, limits.least_keep(model, device, asked)
+        ),
     }
 
 
 def verdict(
-    device: Device, asked: plan.Request, base: limits.Times, ceiling: limits.Caps, held: float, least: int
+    device: Device,
+    asked: plan.Request,
+    base: limits.Times,
+    ceiling: limits.Caps,
+    held: float,
+    least: int,
 ) -> list[str]:
     """What to expect, in sentences."""
     many = f"{asked.new_tokens} output token{'s' * (asked.new_tokens > 1)}"
@@ -89,9 +115,13 @@ def verdict(
     most = max(shares, key=lambda name: shares[name])
     lines.append(f"{shares[most] / base.total:.0%} of the time is {most}.")
     if ceiling.total < 1.1:
-        lines.append("It is not worth it here: larger batches, more images or shorter answers would make it so.")
+        lines.append(
+            "It is not worth it here: larger batches, more images or shorter answers would make it so."
+        )
     else:
-        lines.append(f"Below about {least} visual tokens (of {asked.visual}) nothing more is to be gained.")
+        lines.append(
+            f"Below about {least} visual tokens (of {asked.visual}) nothing more is to be gained."
+        )
     slow = base.steps * base.decode.launches + base.prefill.launches + base.tower.launches
     if slow > base.total:
         lines.append(
@@ -107,7 +137,8 @@ def verdict(
 
 
 def _print(model: str, body: dict[str, Any]) -> None:
-    asked, device = body["request"], body["device"]
+    asked = body["request"]
+    device = body["device"]
     title = f"{model} on {device['name']}: {device['flops'] / 1e12:.3g} TFLOP/s, {device['bandwidth'] / 1e9:.4g} GB/s"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("at best", "ms", "compute", "bytes", "launches (eager)", "bound by"):
@@ -117,11 +148,15 @@ def _print(model: str, body: dict[str, Any]) -> None:
         cells = [f"{p[key] * 1e3:.3f}" for key in ("best", "compute", "bytes", "launches")]
         table.add_row(label, *cells, p["bound"])
     console.print(table)
-    table = Table(title="times faster, at most", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title="times faster, at most", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for column in ("", "prefill", "decode step", "end to end"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     for name, cap in body["caps"].items():
-        table.add_row(name.replace(",", ", "), *(f"{cap[key]:.2f}x" for key in ("prefill", "decode", "total")))
+        table.add_row(
+            name.replace(",", ", "), *(f"{cap[key]:.2f}x" for key in ("prefill", "decode", "total"))
+        )
     console.print(table)
     console.print(
         f"batch {asked['batch']} of {asked['text']} text + {asked['visual']} visual tokens, {asked['new_tokens']} new.",

@@ -65,7 +65,9 @@ def _version(value: bool | None) -> None:
 
 @app.callback()
 def _options(
-    version: bool | None = typer.Option(None, "--version", help="Print the version.", callback=_version, is_eager=True),
+    version: bool | None = typer.Option(
+        None, "--version", help="Print the version.", callback=_version, is_eager=True
+    ),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     """Faster vision-language models: keep only the visual tokens that matter."""
@@ -90,7 +92,9 @@ def run(argv: list[str], commands: Any = app) -> int:
     except Exception as error:
         if "--debug" in argv:
             raise
-        _refuse(f"{type(error).__name__}: {error} (this is a bug in foveate or below it; --debug shows where)")
+        _refuse(
+            f"{type(error).__name__}: {error} (this is a bug in foveate or below it; --debug shows where)"
+        )
         return 1
 
 
@@ -108,7 +112,9 @@ def _run(argv: list[str], commands: Any) -> int:
         errors.print("interrupted")
         return 130
     except (MemoryError, torch.OutOfMemoryError) as error:
-        return _refuse(f"out of memory: {error}. Use a smaller model, fewer images, or --dtype bfloat16")
+        return _refuse(
+            f"out of memory: {error}. Use a smaller model, fewer images, or --dtype bfloat16"
+        )
     except (ValueError, OSError, FloatingPointError) as error:
         return _refuse(str(error))
     except RuntimeError as error:

@@ -36,7 +36,9 @@ _SAME = ("shape", "layers", "request", "device", "dtype", "attention")
 @options.with_request("visual_tokens", output_tokens=16)
 def benchmark(
     asked: options.Asked,
-    shape: Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}, or a config.json.")] = "smol-135m",
+    shape: Annotated[
+        str, typer.Option(help=f"{', '.join(SHAPES)}, or a config.json.")
+    ] = "smol-135m",
     method: options.Methods = None,
     layers: options.Layers = None,
     repeats: options.Repeats = 5,
@@ -44,7 +46,9 @@ def benchmark(
     dtype: options.Dtype = "auto",
     attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
     save: Annotated[Path | None, typer.Option(help="Write the JSON to a file too.")] = None,
-    compare: Annotated[Path | None, typer.Option(help="JSON of an earlier run, to be set beside this one.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="JSON of an earlier run, to be set beside this one.")
+    ] = None,
 ) -> None:
     """Time shapes of random weights, in turn with plain transformers; the last line printed is JSON."""
     contestants = {spec: parse(spec) for spec in dict.fromkeys(method or _DEFAULT)}
@@ -52,8 +56,10 @@ def benchmark(
     options.writable(save)
     old = None if compare is None else _read(compare)
     kind = ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
-    config, size = config_of(shape, layers), options.size(asked.image_size)
-    sizes, request = architecture(config, kind), asked.request(config)
+    config = config_of(shape, layers)
+    size = options.size(asked.image_size)
+    sizes = architecture(config, kind)
+    request = asked.request(config)
     if not request.pictures:
         raise ValueError("--images 0 leaves nothing to drop; give 1 or more")
     for one in (one for methods in contestants.values() for one in methods):
@@ -62,7 +68,9 @@ def benchmark(
     body = _told(shape, model, request, repeats)
     if old is not None:
         _check_alike(body, old)
-    found, where = _run(model, sizes, request, bench.inputs(config, request, model, size), contestants, repeats)
+    found, where = _run(
+        model, sizes, request, bench.inputs(config, request, model, size), contestants, repeats
+    )
     body |= {"found": {name: asdict(one) for name, one in found.items()}, "parts": where}
     body["exceeded"] = {name: one.exceeded for name, one in found.items() if one.exceeded}
     _finish(body, old, save)
@@ -74,7 +82,8 @@ def _told(shape: str, model: Any, asked: plan.Request, repeats: int) -> dict[str
     return {
         "shape": shape,
         "layers": anatomy_of(model).depth,
-        "request": {k: v for k, v in vars(asked).items() if k != "pictures"} | {"pictures": len(asked.pictures)},
+        "request": {k: v for k, v in vars(asked).items() if k != "pictures"}
+        | {"pictures": len(asked.pictures)},
         "device": torch.cuda.get_device_name(model.device) if cuda else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype)[6:],
@@ -95,7 +104,9 @@ def _run(
     """The race, then one generation of each contestant taken apart."""
     where: dict[str, dict[str, float]] = {}
     with Progress(console=errors, transient=True) as progress:
-        task = progress.add_task("timing", total=(repeats + 1) * (len(contestants) + 3) + len(contestants) + 1)
+        task = progress.add_task(
+            "timing", total=(repeats + 1) * (len(contestants) + 3) + len(contestants) + 1
+        )
 
         def tick() -> None:
             progress.advance(task)
@@ -151,7 +162,11 @@ def _print(body: dict[str, Any]) -> None:
             memory,
         )
     console.print(table)
-    table = Table(title="parts of one generation, ms (the clock costs a little)", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="parts of one generation, ms (the clock costs a little)",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("", overflow="fold")
     for column in PARTS:
         table.add_column(column, justify="right")
@@ -183,13 +198,20 @@ def _check_alike(body: dict[str, Any], old: dict[str, Any]) -> None:
 
 def _print_beside(body: dict[str, Any], old: dict[str, Any]) -> None:
     """This run's times over an earlier one's, of the same contestants."""
-    table = Table(title="beside the earlier run: its time over this one's", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="beside the earlier run: its time over this one's",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for column in ("", "first token", "per token"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     for name, one in body["found"].items():
         before = old["found"].get(name)
         if before is not None:
-            table.add_row(name.replace(",", ", "), *(_over(before[part], one[part]) for part in ("first", "further")))
+            table.add_row(
+                name.replace(",", ", "),
+                *(_over(before[part], one[part]) for part in ("first", "further")),
+            )
     console.print(table)
 
 

@@ -20,11 +20,15 @@ from .output import console, flops, print_json
 @options.with_request()
 def cost(
     asked: options.Asked,
-    model: Annotated[str, typer.Argument(help=f"{', '.join(SHAPES)}, a config.json or its folder, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help=f"{', '.join(SHAPES)}, a config.json or its folder, or a hub id.")
+    ],
     method: options.Methods = None,
     layers: options.Layers = None,
     dtype: options.Dtype = "auto",
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="Also what each layer keeps and costs.")] = False,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Also what each layer keeps and costs.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """What a prompt costs under methods: prefill, decode, tower, head, KV cache. Nothing is run or downloaded."""
@@ -37,13 +41,19 @@ def cost(
     for spec, methods in {"unpruned": [], **specs}.items():
         row = plan.cost_of(found, request, methods)
         rows[spec] = {
-            "flops": {k: v for k, v in vars(row).items() if k not in ("score", "kv_bytes")} | {"total": row.flops},
+            "flops": {k: v for k, v in vars(row).items() if k not in ("score", "kv_bytes")}
+            | {"total": row.flops},
             "kv_bytes": row.kv_bytes,
             "ratio": row.ratio(base),
             "papers": plan.papers(found, request, methods),
             "layers": _by_layer(found, request, plan.kept(found, request, methods)),
         }
-    body = {"model": model, "family": found.family, "request": _told(request), "kv_dtype_bytes": found.shapes.bytes}
+    body = {
+        "model": model,
+        "family": found.family,
+        "request": _told(request),
+        "kv_dtype_bytes": found.shapes.bytes,
+    }
     if as_json:
         print_json({**body, "methods": rows})
         return
@@ -54,7 +64,11 @@ def cost(
 
 def _told(asked: plan.Request) -> dict[str, int]:
     numbers = {k: v for k, v in vars(asked).items() if k != "pictures"}
-    return {**numbers, "pictures": len(asked.pictures), "tiles": sum(len(p.tiles) for p in asked.pictures)}
+    return {
+        **numbers,
+        "pictures": len(asked.pictures),
+        "tiles": sum(len(p.tiles) for p in asked.pictures),
+    }
 
 
 def _by_layer(model: Architecture, asked: plan.Request, kept: list[int]) -> list[dict[str, float]]:
@@ -82,7 +96,9 @@ def _print(model: Architecture, asked: plan.Request, rows: dict[str, Any]) -> No
         parts.append((row["flops"]["total"], row["ratio"]["flops"]))
         first = spec == "unpruned"
         cells = [flops(value) if first else _times(ratio) for value, ratio in parts]
-        cells.append(f"{row['kv_bytes'] / 1e6:.0f} MB" if first else _times(row["ratio"]["kv_bytes"]))
+        cells.append(
+            f"{row['kv_bytes'] / 1e6:.0f} MB" if first else _times(row["ratio"]["kv_bytes"])
+        )
         said = [row["papers"][name] for name in ("fastv", "pyramiddrop")]
         cells += [flops(p["flops"]) if first else f"{p['ratio']:.3f}x" for p in said]
         table.add_row(spec.replace(",", ", "), *cells)
@@ -103,8 +119,13 @@ def _print_layers(rows: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("layer", justify="right")
     for spec in rows:
-        table.add_column(f"{spec.replace(',', ', ')}: kept, prefill, KV MB", justify="right", overflow="fold")
+        table.add_column(
+            f"{spec.replace(',', ', ')}: kept, prefill, KV MB", justify="right", overflow="fold"
+        )
     for number, several in enumerate(zip(*(row["layers"] for row in rows.values()), strict=True)):
-        cells = [f"{int(layer['kept'])}  {flops(layer['prefill'])}  {layer['kv_bytes'] / 1e6:.1f}" for layer in several]
+        cells = [
+            f"{int(layer['kept'])}  {flops(layer['prefill'])}  {layer['kv_bytes'] / 1e6:.1f}"
+            for layer in several
+        ]
         table.add_row(str(number), *cells)
     console.print(table)

@@ -42,13 +42,18 @@ Figures = dict[str, dict[str, dict[str, Any]]]  # by method and name, as `report
 _BATCH = 32  # samples that run together
 _BESIDE = 4  # methods that fit beside the first in a table
 
-Which = Annotated[str, typer.Option(help="scenes, smol, or auto: smol if its language model is installed.")]
+Which = Annotated[
+    str, typer.Option(help="scenes, smol, or auto: smol if its language model is installed.")
+]
 
 
 def demo(
     pictures: Annotated[int, typer.Option(min=1, max=100, help="Pictures to look at.")] = 3,
     held_out: Annotated[
-        int | None, typer.Option(min=0, help="More held-out pictures, to score every method on. [24; of smol 4]")
+        int | None,
+        typer.Option(
+            min=0, help="More held-out pictures, to score every method on. [24; of smol 4]"
+        ),
     ] = None,
     method: options.Methods = None,
     model: Which = "auto",
@@ -100,7 +105,9 @@ def chosen(model: str) -> str:
         ValueError: there is no bundled model of that name.
     """
     if model not in ("auto", *METHODS):
-        raise ValueError(f"--model {model!r}; expected auto, {' or '.join(METHODS)} (others: `foveate generate`)")
+        raise ValueError(
+            f"--model {model!r}; expected auto, {' or '.join(METHODS)} (others: `foveate generate`)"
+        )
     if model != "auto":
         return model
     return "smol" if ships("smol") and at_hand() else "scenes"
@@ -109,7 +116,9 @@ def chosen(model: str) -> str:
 def _about(model: str) -> str:
     """Which model this is, and what would bring the other."""
     if model == "smol":
-        return "model: [bold]smol[/bold] (SmolLM2-135M-Instruct inside; --model scenes: our small one)"
+        return (
+            "model: [bold]smol[/bold] (SmolLM2-135M-Instruct inside; --model scenes: our small one)"
+        )
     if not ships("smol"):
         return "model: [bold]scenes[/bold]"
     return f"model: [bold]scenes[/bold] (for smol, with a real language model inside: {escape(how_to_install())})"
@@ -122,7 +131,12 @@ def judged(loaded: Loaded, table: list[comparison.Row], samples: list[Sample]) -
         task = progress.add_task("answering questions", total=len(samples) * len(table))
         for row in table:
             runs[row.spec] = evaluate(
-                loaded, samples, row.spec, row.methods or [], _BATCH, progress=lambda n: progress.advance(task, n)
+                loaded,
+                samples,
+                row.spec,
+                row.methods or [],
+                _BATCH,
+                progress=lambda n: progress.advance(task, n),
             )
     return figures(samples, runs, "words")
 
@@ -134,7 +148,10 @@ def _print_answers(picture: str, truth: str, answers: list[tuple[str, str]]) -> 
     there = set(language.parse_description(truth))
     for spec, said in answers:
         parts = said.rstrip(".").split(", ")
-        marked = [escape(p) if language.parse_description(p)[0] in there else f"[red]{escape(p)}[/red]" for p in parts]
+        marked = [
+            escape(p) if language.parse_description(p)[0] in there else f"[red]{escape(p)}[/red]"
+            for p in parts
+        ]
         missed = len(there - set(language.parse_description(said)))
         note = f" [red]({missed} missed)[/red]" if missed else ""
         console.print(f"[bold]{spec}[/bold]: {', '.join(marked)}{note}", highlight=False)
@@ -144,8 +161,12 @@ def quality_tables(found: Figures) -> Group:
     """Figures (down) of every method (across) with their 95 % intervals, few methods a table, all beside the first."""
     first, *others = found
     tables = max(1, math.ceil(len(others) / _BESIDE))
-    parts = [others[len(others) * t // tables : len(others) * (t + 1) // tables] for t in range(tables)]
-    return Group(*(_quality_table({spec: found[spec] for spec in [first, *part]}) for part in parts))
+    parts = [
+        others[len(others) * t // tables : len(others) * (t + 1) // tables] for t in range(tables)
+    ]
+    return Group(
+        *(_quality_table({spec: found[spec] for spec in [first, *part]}) for part in parts)
+    )
 
 
 def _quality_table(found: Figures) -> Table:
@@ -157,5 +178,8 @@ def _quality_table(found: Figures) -> Table:
     for key, title in TITLES.items():
         of_each = [of_method[key] for of_method in found.values() if key in of_method]
         if of_each:
-            out.add_row(title, *(f"{f['value']:.1f} [dim]{f['low']:.0f}-{f['high']:.0f}[/dim]" for f in of_each))
+            out.add_row(
+                title,
+                *(f"{f['value']:.1f} [dim]{f['low']:.0f}-{f['high']:.0f}[/dim]" for f in of_each),
+            )
     return out

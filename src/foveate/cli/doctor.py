@@ -22,7 +22,9 @@ from .output import console, errors, print_json
 
 
 def doctor(
-    model: Annotated[str, typer.Argument(help="scenes or smol (bundled), a folder, a hub id, or a config.json.")],
+    model: Annotated[
+        str, typer.Argument(help="scenes or smol (bundled), a folder, a hub id, or a config.json.")
+    ],
     check: Annotated[bool, typer.Option(help="Run the self-check on the weights.")] = True,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
@@ -68,22 +70,35 @@ def _with_weights(name: str, device: str, dtype: str, attention: str) -> Finding
     try:
         inputs = loaded.inputs([pixels], "What is in the image?")
         found.note = "on a picture of noise"
-    except Exception as error:  # processors are as many as families; without one, bare placeholders will do
+    except (
+        Exception
+    ) as error:  # processors are as many as families; without one, bare placeholders will do
         inputs = loaded.moved(placeholder_inputs(loaded.model))
-        found.note = f"on bare placeholders, for the processor said: {type(error).__name__}: {error}"
+        found.note = (
+            f"on bare placeholders, for the processor said: {type(error).__name__}: {error}"
+        )
     with errors.status("checking"):
         found.checks = self_check(loaded.model, inputs)
     return found
 
 
 def _print(found: Finding) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=f"{found.name}: {found.family}", title_justify="left", show_header=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{found.name}: {found.family}",
+        title_justify="left",
+        show_header=False,
+    )
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in found.facts.items():
-        shown = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        shown = (
+            ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        )
         table.add_row(key, ", ".join(map(str, shown)) if isinstance(shown, list) else str(shown))
-    table.add_row("supported", "[green]yes[/green]" if found.supported else f"[red]no[/red]: {found.reason}")
+    table.add_row(
+        "supported", "[green]yes[/green]" if found.supported else f"[red]no[/red]: {found.reason}"
+    )
     for one in found.checks:
         mark = "[green]ok[/green]" if one.passed else "[red]FAILED[/red]"
         against = "" if one.against is None else f"; the plain model is {one.against:.1e} away"

@@ -38,25 +38,50 @@ _TUNE_ON = 16  # samples that a method runs on, again and again, if no plan tell
 def evaluate_methods(
     method: options.Methods = None,
     model: options.Model = "scenes",
-    tasks: Annotated[str, typer.Option(help=f"Some of {', '.join(TASKS)}, by commas; empty for none.")] = "",
-    data: Annotated[Path | None, typer.Option(help="JSON lines of image(s), prompt, references, metric.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Samples of each task, and of --data. [200, unless --pictures is given]")
+    tasks: Annotated[
+        str, typer.Option(help=f"Some of {', '.join(TASKS)}, by commas; empty for none.")
+    ] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="JSON lines of image(s), prompt, references, metric.")
     ] = None,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Pictures of each task, with all that is asked.")] = None,
-    first: Annotated[int, typer.Option(min=0, help="Number of the first picture of each task.")] = 0,
-    split: Annotated[str, typer.Option(help=f"Of the drawn scenes: {' or '.join(SPLITS)}.")] = "test",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Samples of each task, and of --data. [200, unless --pictures is given]"
+        ),
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of each task, with all that is asked.")
+    ] = None,
+    first: Annotated[
+        int, typer.Option(min=0, help="Number of the first picture of each task.")
+    ] = 0,
+    split: Annotated[
+        str, typer.Option(help=f"Of the drawn scenes: {' or '.join(SPLITS)}.")
+    ] = "test",
     batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 16,
     match: options.Match = None,
     also: options.Also = None,
-    against: Annotated[str | None, typer.Option(help="One of these methods, to compare the others with, too.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Folder for answers and report; give it again to resume.")] = None,
-    tokenizer: Annotated[str, typer.Option(help="Of captions: ptb (needs java), words, or auto.")] = "auto",
+    against: Annotated[
+        str | None, typer.Option(help="One of these methods, to compare the others with, too.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Folder for answers and report; give it again to resume.")
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="Of captions: ptb (needs java), words, or auto.")
+    ] = "auto",
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this share.")] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Sample from so many of the likeliest tokens.")
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens of this share.")
+    ] = 1.0,
     temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
-    cache: Annotated[bool, typer.Option(help="Keep keys and values, or run the whole input at every step.")] = True,
+    cache: Annotated[
+        bool, typer.Option(help="Keep keys and values, or run the whole input at every step.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of the bootstrap, and of sampling.")] = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
@@ -64,14 +89,17 @@ def evaluate_methods(
 ) -> None:
     """Judge methods on tasks, with intervals and paired differences to unpruned; under torchrun, by all processes."""
     target = equal.read_target(match) if match else None
-    specs, as_given = list(dict.fromkeys(method or [])), list(dict.fromkeys(also or []))
+    specs = list(dict.fromkeys(method or []))
+    as_given = list(dict.fromkeys(also or []))
     _check(specs, as_given, target, against)
     decoding = Decoding(num_beams, top_k, top_p, temperature, cache, seed)
     words = tokenizer_of(tokenizer)
     samples = _samples(tasks, data, limit or (None if pictures else _LIMIT), pictures, first, split)
     among = launched()
     loaded = load(model, device=among.device(device), dtype=dtype)
-    body = _identity(loaded, samples, model, batch) | {"decoding": asdict(decoding) if decoding.told else None}
+    body = _identity(loaded, samples, model, batch) | {
+        "decoding": asdict(decoding) if decoding.told else None
+    }
     _claim(save, body, among)
     runs = _run(loaded, samples, specs, as_given, target, batch, among, save, decoding)
     if among.index:
@@ -81,7 +109,9 @@ def evaluate_methods(
     print_json(body) if as_json else _print(body, target)
 
 
-def _check(specs: Sequence[str], also: Sequence[str], target: equal.Target | None, against: str | None) -> None:
+def _check(
+    specs: Sequence[str], also: Sequence[str], target: equal.Target | None, against: str | None
+) -> None:
     """Raises ValueError for what is no method, has no knob to tune, or is to be compared with but not run as it is."""
     for spec in specs:
         equal.values(equal.marked(spec), 1) if target else parse(spec)
@@ -90,13 +120,20 @@ def _check(specs: Sequence[str], also: Sequence[str], target: equal.Target | Non
     whole = [*also, *([] if target else specs)]
     if against is not None and against not in whole:
         said = ", ".join(whole) or "none is given: name it by --also, too"
-        raise ValueError(f"--against {against}: expected one of the methods that run as they are ({said})")
+        raise ValueError(
+            f"--against {against}: expected one of the methods that run as they are ({said})"
+        )
 
 
 def _findings(
-    samples: Sequence[Sample], runs: dict[str, list[Record]], words: str, seed: int, against: str | None
+    samples: Sequence[Sample],
+    runs: dict[str, list[Record]],
+    words: str,
+    seed: int,
+    against: str | None,
 ) -> dict[str, Any]:
-    found, work = report.figures(samples, runs, words, seed, against), report.costs(runs)
+    found = report.figures(samples, runs, words, seed, against)
+    work = report.costs(runs)
     rows = {spec: {"figures": found[spec], "work": work[spec]} for spec in runs}
     pictures = len({sample.group for sample in samples})
     return {"pictures": pictures, "tokenizer": words, "seed": seed, "methods": rows}
@@ -125,12 +162,19 @@ def _samples(
     samples = bundled(names, limit, first, split=split, pictures=pictures) if names else []
     if data is not None:
         if data.stem in names:
-            raise ValueError(f"the file {data.name} is named like the task {data.stem!r}; rename it")
+            raise ValueError(
+                f"the file {data.name} is named like the task {data.stem!r}; rename it"
+            )
         samples += from_file(data, limit)
     return samples
 
 
-def _keep(save: Path | None, body: dict[str, Any], samples: Sequence[Sample], runs: dict[str, list[Record]]) -> None:
+def _keep(
+    save: Path | None,
+    body: dict[str, Any],
+    samples: Sequence[Sample],
+    runs: dict[str, list[Record]],
+) -> None:
     """Writes report and samples, where they are to be saved."""
     if save is not None:
         write_json(save / "report.json", body, indent=1)
@@ -161,11 +205,18 @@ def _run(
 ) -> dict[str, list[Record]]:
     """Records of the unpruned model and of every method, tuned to the target if there is one."""
     runs: dict[str, list[Record]] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=errors, transient=True, disable=among.index > 0) as progress:
 
         def answers(spec: str, methods: list[Method]) -> None:
-            task = progress.add_task(spec, total=len(samples) / among.count if among.count > 1 else len(samples))
+            task = progress.add_task(
+                spec, total=len(samples) / among.count if among.count > 1 else len(samples)
+            )
             runs[spec] = evaluate(
                 loaded, samples, spec, methods, batch, among=among, folder=save, decoding=decoding,
                 progress=lambda n: progress.advance(task, n),
@@ -173,7 +224,11 @@ def _run(
 
         answers("unpruned", [])
         for given in specs:
-            spec = given if target is None else _tuned(given, target, loaded, samples, runs["unpruned"], batch)
+            spec = (
+                given
+                if target is None
+                else _tuned(given, target, loaded, samples, runs["unpruned"], batch)
+            )
             answers(spec, parse(spec))
         for spec in also:
             answers(spec, parse(spec))
@@ -181,17 +236,26 @@ def _run(
 
 
 def _tuned(
-    spec: str, target: equal.Target, loaded: Loaded, samples: Sequence[Sample], plain: Sequence[Record], batch: int
+    spec: str,
+    target: equal.Target,
+    loaded: Loaded,
+    samples: Sequence[Sample],
+    plain: Sequence[Record],
+    batch: int,
 ) -> str:
     """The spec with its knob turned to the target."""
     shape = shapes(loaded.model)
-    chosen = sorted(range(len(samples)), key=lambda i: samples[i].max_new_tokens)[:: max(1, len(samples) // _TUNE_ON)]
+    chosen = sorted(range(len(samples)), key=lambda i: samples[i].max_new_tokens)[
+        :: max(1, len(samples) // _TUNE_ON)
+    ]
 
     def run(methods: Sequence[Method]) -> list[Record]:
         out: list[Record] = []
         for start in range(0, len(chosen), batch):
             part = chosen[start : start + batch]
-            lengths = [1 if target.work == "tokens" else plain[i].tokens for i in part]  # tokens are the prefill's
+            lengths = [
+                1 if target.work == "tokens" else plain[i].tokens for i in part
+            ]  # tokens are the prefill's
             out += answer(loaded, [samples[i] for i in part], methods, shape, lengths)
         return out
 
@@ -203,7 +267,16 @@ def _tuned(
 def _lines(samples: Sequence[Sample], runs: dict[str, list[Record]]) -> list[str]:
     """One JSON line per sample and method."""
     return [
-        json.dumps({"method": spec, "task": s.task, "kind": s.kind, "references": s.references, **vars(row)}) + "\n"
+        json.dumps(
+            {
+                "method": spec,
+                "task": s.task,
+                "kind": s.kind,
+                "references": s.references,
+                **vars(row),
+            }
+        )
+        + "\n"
         for spec, rows in runs.items()
         for s, row in zip(samples, rows, strict=True)
     ]
@@ -215,7 +288,9 @@ def _print(body: dict[str, Any], target: equal.Target | None) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", overflow="fold")
     for spec in methods:
-        table.add_column(spec.replace(":", ": ").replace(",", ", "), justify="right", overflow="fold")
+        table.add_column(
+            spec.replace(":", ": ").replace(",", ", "), justify="right", overflow="fold"
+        )
     for key in dict.fromkeys(key for m in methods.values() for key in m["figures"]):
         gap = "against" if body["against"] else "difference"
         table.add_row(key, *(_cell(m["figures"].get(key), gap) for m in methods.values()))
@@ -223,7 +298,12 @@ def _print(body: dict[str, Any], target: equal.Target | None) -> None:
     for key in ("flops", "prefill", "decode", "bytes", "tokens"):
         cells = []
         for spec, m in methods.items():
-            off = target and key == target.work and spec != "unpruned" and abs(m["work"][key] - target.ratio) > 0.01
+            off = (
+                target
+                and key == target.work
+                and spec != "unpruned"
+                and abs(m["work"][key] - target.ratio) > 0.01
+            )
             cells.append(f"[red]{m['work'][key]:.3f}[/red]" if off else f"{m['work'][key]:.3f}")
         table.add_row(f"{key}, of unpruned", *cells)
     console.print(table)
@@ -243,4 +323,6 @@ def _cell(found: dict[str, Any] | None, key: str) -> str:
     if gap is None:
         return text
     style = "bold" if gap["low"] > 0 or gap["high"] < 0 else "dim"
-    return f"{text}\n[{style}]{gap['value']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})[/{style}]"
+    return (
+        f"{text}\n[{style}]{gap['value']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})[/{style}]"
+    )

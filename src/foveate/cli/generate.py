@@ -17,14 +17,19 @@ from .output import console, errors, print_json
 
 
 def generate(
-    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... PROMPT", help="One image or more, then the prompt.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE... PROMPT", help="One image or more, then the prompt."),
+    ],
     method: options.Methods = None,
     model: Annotated[str, typer.Option(help="scenes (bundled), a folder, or a hub id.")] = "scenes",
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     repeats: options.Repeats = 3,
-    trace: Annotated[Path | None, typer.Option(help="Write what each method kept, layer by layer, as JSON.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write what each method kept, layer by layer, as JSON.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Answer a prompt about images; the unpruned model is always the first row."""
@@ -32,7 +37,9 @@ def generate(
     if not paths:
         raise ValueError(f"got {prompt!r} alone; expected at least one image, then the prompt")
     if not prompt.strip() or names_file(prompt):
-        raise ValueError(f"the last argument is the prompt, but got {prompt!r}; expected a question about the images")
+        raise ValueError(
+            f"the last argument is the prompt, but got {prompt!r}; expected a question about the images"
+        )
     table = comparison.rows_of(method or [])
     pictures = [open_image(path) for path in paths]
     if trace is not None and not trace.parent.is_dir():
@@ -41,10 +48,14 @@ def generate(
     encoded = loaded.inputs(pictures, prompt)
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("generating", total=(repeats + 1) * len(table))
-        comparison.run(loaded, [encoded], table, max_new_tokens, repeats, lambda: progress.advance(task))
+        comparison.run(
+            loaded, [encoded], table, max_new_tokens, repeats, lambda: progress.advance(task)
+        )
     if trace is not None:
         for number, row in enumerate(table[1:] or table):
-            row.traces[0].save(trace if number == 0 else trace.with_stem(f"{trace.stem}-{number + 1}"))
+            row.traces[0].save(
+                trace if number == 0 else trace.with_stem(f"{trace.stem}-{number + 1}")
+            )
     if as_json:
         done = [comparison.as_dict(row, table[0]) for row in table]
         print_json({"model": model, "prompt": prompt, "images": paths, "rows": done})

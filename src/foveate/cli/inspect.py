@@ -33,10 +33,16 @@ def inspect() -> None:
 
 @app.command("attention")
 def attention(
-    images: Annotated[list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")] = None,
-    prompt: Annotated[str, typer.Option(help="Asked about every image.")] = language.DESCRIPTION_PROMPTS[0],
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="Asked about every image.")
+    ] = language.DESCRIPTION_PROMPTS[0],
     model: options.Model = "scenes",
-    pictures: Annotated[int, typer.Option(min=1, help="Scenes to look at, where no image is given.")] = 10,
+    pictures: Annotated[
+        int, typer.Option(min=1, help="Scenes to look at, where no image is given.")
+    ] = 10,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
@@ -58,7 +64,13 @@ def attention(
         plot_shares(shares, f"{model}: {prompt} ({len(answers)} images)", plot)
     if as_json:
         names = [kind.name.lower() for kind in TYPES]
-        body = {"model": model, "prompt": prompt, "images": len(answers), "types": names, "answers_at_step": reached}
+        body = {
+            "model": model,
+            "prompt": prompt,
+            "images": len(answers),
+            "types": names,
+            "answers_at_step": reached,
+        }
         print_json({**body, "shares": np.round(shares, 5).tolist()})
         return
     console.print(_over_steps(shares, reached))
@@ -80,8 +92,12 @@ def _over_steps(shares: np.ndarray, reached: list[int]) -> Table:
     table = _table("step", "attention share in %, mean over layers and heads")
     table.add_column("answers", justify="right")
     last = len(shares) - 1
-    for step in sorted({s for s in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if s < last} | {last}):
-        table.add_row(str(step), *(f"{100 * v:.1f}" for v in shares[step].mean(0)), str(reached[step]))
+    for step in sorted(
+        {s for s in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if s < last} | {last}
+    ):
+        table.add_row(
+            str(step), *(f"{100 * v:.1f}" for v in shares[step].mean(0)), str(reached[step])
+        )
     return table
 
 

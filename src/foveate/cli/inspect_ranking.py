@@ -18,8 +18,12 @@ from .output import errors, print_json
 
 
 def ranking(
-    model: Annotated[str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
-    data: Annotated[Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
+    ] = "scenes",
+    data: Annotated[
+        Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Prompts to look at.")] = 32,
     by: options.Ranking = "last",
     device: options.Device = "cpu",
@@ -54,11 +58,14 @@ def as_dict(found: Premise) -> dict[str, Any]:
     return {
         "samples": len(found.essential),
         "tau": np.round(found.tau, 4).tolist(),
-        "overlap": {str(share): np.round(common, 4).tolist() for share, common in found.overlap.items()},
+        "overlap": {
+            str(share): np.round(common, 4).tolist() for share, common in found.overlap.items()
+        },
         "essential_mass": MASS,
         "essential": [None if np.isnan(v) else round(float(v), 4) for v in found.essential.mean(0)],
         "growth": [
-            {"layer": layer, "mean": mean, "low": low, "high": high} for layer, mean, low, high in found.growth()
+            {"layer": layer, "mean": mean, "low": low, "high": high}
+            for layer, mean, low, high in found.growth()
         ],
         "warnings": found.warnings(),
     }

@@ -19,11 +19,16 @@ def describe(name: str) -> dict[str, Any]:
     parts = [" ".join(p.split()) for p in doc.split("\n\n")]
 
     def part(key: str) -> str:
-        return next((p.removeprefix(f"{key}:").strip() for p in parts if p.startswith(f"{key}:")), "")
+        return next(
+            (p.removeprefix(f"{key}:").strip() for p in parts if p.startswith(f"{key}:")), ""
+        )
 
     told = dict(re.findall(r"(\w+): (.*?)(?=\s\w+: |$)", part("Args")))
     listed = {
-        k: {"default": "(needed)" if default is inspect.Parameter.empty else default, "meaning": told.get(k, "")}
+        k: {
+            "default": "(needed)" if default is inspect.Parameter.empty else default,
+            "meaning": told.get(k, ""),
+        }
         for k, (_, default) in knobs(name).items()
     }
     return {
@@ -35,7 +40,9 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def list_methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """List the methods with their knobs, papers and deviations."""
     found = [describe(name) for name in factories()]
     if as_json:
@@ -46,5 +53,7 @@ def list_methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSO
         table.add_column(column, overflow="fold")
     for m in found:
         lines = [f"{k} = {v['default']}" for k, v in m["knobs"].items()]
-        table.add_row(m["name"], f"{m['summary']}\n[dim]{m['paper']}[/dim]", "\n".join(lines), m["deviations"])
+        table.add_row(
+            m["name"], f"{m['summary']}\n[dim]{m['paper']}[/dim]", "\n".join(lines), m["deviations"]
+        )
     console.print(table)

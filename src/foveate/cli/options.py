@@ -14,34 +14,57 @@ import typer
 from ..core.scores import RANKINGS
 from ..cost import plan
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")
+]
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each method; the median counts.")]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--method", help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens). May be repeated."),
+    typer.Option(
+        "--method",
+        help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens). May be repeated.",
+    ),
 ]
 Model = Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")]
 Ranking = Annotated[
-    str, typer.Option("--ranking", help=f"Which tokens go first: {', '.join(RANKINGS)}; or a method, by its score.")
+    str,
+    typer.Option(
+        "--ranking",
+        help=f"Which tokens go first: {', '.join(RANKINGS)}; or a method, by its score.",
+    ),
 ]
 Match = Annotated[
-    str | None, typer.Option(help="Equal work: flops=0.33 (or bytes=, tokens=) of unpruned; tunes keep, or knob=?.")
+    str | None,
+    typer.Option(
+        help="Equal work: flops=0.33 (or bytes=, tokens=) of unpruned; tunes keep, or knob=?."
+    ),
 ]
 Also = Annotated[
     list[str] | None,
-    typer.Option("--also", help="A method to run as it is beside those that --match tunes. May be repeated."),
+    typer.Option(
+        "--also", help="A method to run as it is beside those that --match tunes. May be repeated."
+    ),
 ]
 PromptTokens = Annotated[int, typer.Option(min=1, help="Prompt tokens that are not visual.")]
 Images = Annotated[int, typer.Option(min=0, help="Pictures of a sample.")]
-ImageSize = Annotated[str | None, typer.Option(help="Of a picture in pixels, like 672x448, where tokens depend on it.")]
-Tiles = Annotated[int, typer.Option(min=1, help="Of a picture, where the processor decides (InternVL, Idefics3).")]
-VisualTokens = Annotated[int | None, typer.Option(min=0, help="Of a sample, in place of what the pictures make.")]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(help="Of a picture in pixels, like 672x448, where tokens depend on it."),
+]
+Tiles = Annotated[
+    int, typer.Option(min=1, help="Of a picture, where the processor decides (InternVL, Idefics3).")
+]
+VisualTokens = Annotated[
+    int | None, typer.Option(min=0, help="Of a sample, in place of what the pictures make.")
+]
 OutputTokens = Annotated[int, typer.Option(min=1, help="Tokens generated.")]
 Picture = Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples at once.")]
-Layers = Annotated[int | None, typer.Option(min=1, help="Depth of the decoder, in place of the model's.")]
+Layers = Annotated[
+    int | None, typer.Option(min=1, help="Depth of the decoder, in place of the model's.")
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +91,9 @@ class Asked:
         )  # fmt: skip
 
 
-def with_request(*without: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_request(
+    *without: str, **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of `Asked`, which it takes as one argument `asked`.
 
     Args:
@@ -78,7 +103,10 @@ def with_request(*without: str, **defaults: Any) -> Callable[[Callable[..., None
     hints = get_type_hints(Asked, include_extras=True)
     ours = [
         inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(f.name, f.default), annotation=hints[f.name]
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(f.name, f.default),
+            annotation=hints[f.name],
         )
         for f in fields(Asked)
         if f.name not in without and f.default is not MISSING

@@ -19,7 +19,9 @@ from ..world.scenes import sample
 from . import options
 from .output import console, errors
 
-app = typer.Typer(help="What a method keeps, as pictures; see also `foveate inspect attention --plot`.")
+app = typer.Typer(
+    help="What a method keeps, as pictures; see also `foveate inspect attention --plot`."
+)
 Spec = Annotated[str, typer.Option(help="Such as fastv:layer=2,keep=0.5 or dyrate:predictor=...")]
 Prompt = Annotated[str, typer.Option(help="Asked about the image.")]
 Longest = Annotated[int, typer.Option(min=1, help="Longest answer.")]
@@ -32,7 +34,9 @@ def plot() -> None:
 
 @app.command("mask")
 def mask(
-    image: Annotated[str, typer.Argument(help="The image; or scene:N, the held-out scene number N.")],
+    image: Annotated[
+        str, typer.Argument(help="The image; or scene:N, the held-out scene number N.")
+    ],
     method: Spec,
     out: options.Picture,
     prompt: Prompt = language.DESCRIPTION_PROMPTS[0],
@@ -43,20 +47,25 @@ def mask(
 ) -> None:
     """Kept patches over the image at successive steps (DyRate, Figure 4)."""
     options.check_picture(out)
-    methods, picture = parse(method), _picture(image)
+    methods = parse(method)
+    picture = _picture(image)
     loaded = load(model, device=device)
     inputs = loaded.inputs([picture], prompt)
     kept = kept_sets(loaded.model, inputs, max_new_tokens, *methods)
     words = [loaded.decode([token]) for token in kept.answer]
     plot_kept(picture, kept, words, f"{model}, {method}", out, frames)
-    console.print(f"{out}: {len(kept.alive)} steps, {kept.alive[0].sum()} to {kept.alive[-1].sum()} tokens")
+    console.print(
+        f"{out}: {len(kept.alive)} steps, {kept.alive[0].sum()} to {kept.alive[-1].sum()} tokens"
+    )
 
 
 @app.command("rate")
 def rate(
     method: Spec,
     out: options.Picture,
-    images: Annotated[list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")
+    ] = None,
     prompt: Prompt = language.DESCRIPTION_PROMPTS[0],
     model: options.Model = "scenes",
     pictures: Annotated[int, typer.Option(min=1, help="Scenes, where no image is given.")] = 16,
@@ -66,7 +75,9 @@ def rate(
     """Share of the visual tokens alive at each step, answer by answer and on average."""
     options.check_picture(out)
     methods = parse(method)
-    looked_at = [_picture(name) for name in images or [f"scene:{index}" for index in range(pictures)]]
+    looked_at = [
+        _picture(name) for name in images or [f"scene:{index}" for index in range(pictures)]
+    ]
     loaded = load(model, device=device)
     shares = []
     for picture in track(looked_at, "answering", console=errors, transient=True):
@@ -74,7 +85,9 @@ def rate(
         shares.append(kept_sets(loaded.model, inputs, max_new_tokens, *methods).alive.mean(1))
     plot_rates(shares, f"{model}, {method}", out)
     first, last = (sum(s[at] for s in shares) / len(shares) for at in (0, -1))
-    console.print(f"{out}: {first:.0%} alive after the prefill, {last:.0%} at the end, mean of {len(shares)} answers")
+    console.print(
+        f"{out}: {first:.0%} alive after the prefill, {last:.0%} at the end, mean of {len(shares)} answers"
+    )
 
 
 def _picture(name: str) -> Image.Image:

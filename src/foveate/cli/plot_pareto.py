@@ -14,16 +14,22 @@ from .output import console
 
 
 def pareto(
-    reports: Annotated[list[Path], typer.Argument(help="report.json of `foveate eval --save`; several budgets.")],
+    reports: Annotated[
+        list[Path], typer.Argument(help="report.json of `foveate eval --save`; several budgets.")
+    ],
     out: options.Picture,
-    figure: Annotated[str, typer.Option(help="A figure of the reports.")] = "descriptions object-recall",
+    figure: Annotated[
+        str, typer.Option(help="A figure of the reports.")
+    ] = "descriptions object-recall",
     work: Annotated[str, typer.Option(help=f"One of {', '.join(WORKS)}.")] = "tokens",
 ) -> None:
     """A line for every method over its budgets, and the methods that no other beats on both quality and work."""
     options.check_picture(out)
     bodies = [_read(path) for path in reports]
     found = lines(bodies, figure, work)
-    plot_pareto(found, figure, work, ", ".join(dict.fromkeys(str(b.get("model", "")) for b in bodies)), out)
+    plot_pareto(
+        found, figure, work, ", ".join(dict.fromkeys(str(b.get("model", "")) for b in bodies)), out
+    )
     best = front(found)
     console.print(f"{out}: {len(found)} methods; nothing beats", highlight=False)
     for name, points in found.items():

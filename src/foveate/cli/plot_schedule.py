@@ -14,7 +14,8 @@ from .output import console
 
 
 def schedule(
-    files: Annotated[list[Path], typer.Argument(help="Files that `foveate search` wrote.")], out: options.Picture
+    files: Annotated[list[Path], typer.Argument(help="Files that `foveate search` wrote.")],
+    out: options.Picture,
 ) -> None:
     """Visual tokens kept per layer, a staircase for every schedule."""
     options.check_picture(out)

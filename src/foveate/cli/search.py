@@ -25,38 +25,83 @@ from .output import console, errors, print_json
 
 
 def search(
-    out: Annotated[Path, typer.Option(help="The schedule to write, .json; beside it lies the record of the trials.")],
-    model: Annotated[str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")] = "scenes",
+    out: Annotated[
+        Path,
+        typer.Option(help="The schedule to write, .json; beside it lies the record of the trials."),
+    ],
+    model: Annotated[
+        str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
+    ] = "scenes",
     algorithm: Annotated[str, typer.Option(help=f"One of {', '.join(strategies())}.")] = "gsearch",
-    data: Annotated[Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")] = None,
-    kinds: Annotated[str, typer.Option(help="What drawn scenes are asked for.")] = "description,caption",
+    data: Annotated[
+        Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")
+    ] = None,
+    kinds: Annotated[
+        str, typer.Option(help="What drawn scenes are asked for.")
+    ] = "description,caption",
     calibration: Annotated[int, typer.Option(min=1, help="Examples to search on.")] = 64,
     held_out: Annotated[int, typer.Option(min=1, help="Examples to report on.")] = 64,
     objective: Annotated[str, typer.Option(help=f"Quality: {', '.join(OBJECTIVES)}.")] = "kl",
     ranking: options.Ranking = "last",
-    within: Annotated[str, typer.Option(help="sample, or image: every image keeps its share.")] = "sample",
-    start_layer: Annotated[int, typer.Option(min=0, help="The first layer before which tokens may leave.")] = 2,
-    tolerance: Annotated[float | None, typer.Option(help="Quality given up (gsearch 0.01, vtw 0.003).")] = None,
+    within: Annotated[
+        str, typer.Option(help="sample, or image: every image keeps its share.")
+    ] = "sample",
+    start_layer: Annotated[
+        int, typer.Option(min=0, help="The first layer before which tokens may leave.")
+    ] = 2,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Quality given up (gsearch 0.01, vtw 0.003).")
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="Of gsearch: bisect or bayes.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Layers that share a count (gsearch: 1).")] = None,
-    grid: Annotated[int | None, typer.Option(help="Counts are multiples of 1 / grid (gsearch: 32).")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Layers that share a count (gsearch: 1).")
+    ] = None,
+    grid: Annotated[
+        int | None, typer.Option(help="Counts are multiples of 1 / grid (gsearch: 32).")
+    ] = None,
     weight: Annotated[float | None, typer.Option(help="Of the cost (gsearch, bayes: 0.1).")] = None,
-    budget: Annotated[float | None, typer.Option(help="Cost over unpruned (psigmoid, random, fitprune).")] = None,
-    cost: Annotated[str, typer.Option("--budget-of", help=f"What costs: {', '.join(COSTS)}.")] = "keep",
-    trials: Annotated[int | None, typer.Option(help="Schedules tried (psigmoid, random: 24).")] = None,
-    warm: Annotated[str | None, typer.Option(help="A schedule whose fit psigmoid tries first.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples per forward; fewer are given up sooner.")] = 8,
-    cache_gb: Annotated[float, typer.Option(min=0, help="Held between trials; the rest is run anew.")] = 2.0,
+    budget: Annotated[
+        float | None, typer.Option(help="Cost over unpruned (psigmoid, random, fitprune).")
+    ] = None,
+    cost: Annotated[
+        str, typer.Option("--budget-of", help=f"What costs: {', '.join(COSTS)}.")
+    ] = "keep",
+    trials: Annotated[
+        int | None, typer.Option(help="Schedules tried (psigmoid, random: 24).")
+    ] = None,
+    warm: Annotated[
+        str | None, typer.Option(help="A schedule whose fit psigmoid tries first.")
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Examples per forward; fewer are given up sooner.")
+    ] = 8,
+    cache_gb: Annotated[
+        float, typer.Option(min=0, help="Held between trials; the rest is run anew.")
+    ] = 2.0,
     seed: Annotated[int, typer.Option(help="Of what draws.")] = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
-    plot: Annotated[Path | None, typer.Option(help="Draw the schedule, as .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the schedule, as .png, .svg or .pdf.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Search what each layer must keep; interrupt and give the same command again to go on."""
-    knobs = {"tolerance": tolerance, "variant": variant, "stride": stride, "grid": grid, "weight": weight}
+    knobs = {
+        "tolerance": tolerance,
+        "variant": variant,
+        "stride": stride,
+        "grid": grid,
+        "weight": weight,
+    }
     knobs |= {"budget": budget, "trials": trials, "warm": warm}
-    numbers = {"objective": objective, "cost": cost, "ranking": ranking, "within": within, "first": start_layer}
+    numbers = {
+        "objective": objective,
+        "cost": cost,
+        "ranking": ranking,
+        "within": within,
+        "first": start_layer,
+    }
     numbers |= {"batch": batch, "cache_gb": cache_gb, "seed": seed}
     plan = _plan(algorithm=algorithm, knobs=settled(algorithm, knobs), **numbers)
     _check_paths(out, plot)
@@ -66,13 +111,22 @@ def search(
         _finish(found, plan, model, out, plot, as_json)
 
 
-def _finish(found: ScheduleFile, plan: Search, model: str, out: Path, plot: Path | None, as_json: bool) -> None:
+def _finish(
+    found: ScheduleFile, plan: Search, model: str, out: Path, plot: Path | None, as_json: bool
+) -> None:
     """Writes the schedule, draws it, prints it."""
     found.save(out)
     if plot is not None:
         plot_schedules({out.stem: found.keep}, f"{model}, {plan.algorithm}", plot)
     if as_json:
-        print_json({"keep": found.keep, "costs": found.costs, "scores": found.scores, "search": found.search})
+        print_json(
+            {
+                "keep": found.keep,
+                "costs": found.costs,
+                "scores": found.scores,
+                "search": found.search,
+            }
+        )
         return
     _print(found, plan)
     console.print(f"use it with: --method schedule:{out}", highlight=False)
@@ -102,24 +156,32 @@ def _data(path: Path | None, kinds: str, wanted: int, held_out: int) -> Data:
     """Calibration and held-out examples: of a file, the last rows are held out, a third of them at most."""
     if path is None:
         asked = [kind.strip() for kind in kinds.split(",")]
-        parts = (scene_examples(split, count, 0, asked).rows for split, count in (("train", wanted), ("val", held_out)))
+        parts = (
+            scene_examples(split, count, 0, asked).rows
+            for split, count in (("train", wanted), ("val", held_out))
+        )
         return Data(f"scenes: {','.join(asked)}", *parts)
     found: Examples = folder_examples(path) if path.is_dir() else file_examples(path)
     for reason in found.unusable:
         errors.print(f"not used: {reason}", highlight=False)
     apart = min(held_out, max(1, len(found.rows) // 3))
     if len(found.rows) < 2:
-        raise ValueError(f"{path} has one usable row; at least two are needed, to search and to report")
+        raise ValueError(
+            f"{path} has one usable row; at least two are needed, to search and to report"
+        )
     return Data(path.name, found.rows[:-apart][:wanted], found.rows[-apart:])
 
 
-def _run(plan: Search, used: Data, model: str, out: Path, device: str, dtype: str, quiet: bool) -> ScheduleFile | None:
+def _run(
+    plan: Search, used: Data, model: str, out: Path, device: str, dtype: str, quiet: bool
+) -> ScheduleFile | None:
     """The premise, then the search, with its trials as they come; None in all processes but the first."""
     together = launched()
     loaded = load(model, device=together.device(device), dtype=dtype)
     if plan.algorithm == "gsearch" and not quiet and together.index == 0:
         tables.print_premise(premise(loaded, used.calibration[:16], plan.ranking))
-    record, count = out.with_suffix(".trials.jsonl"), 0
+    record = out.with_suffix(".trials.jsonl")
+    count = 0
     with errors.status("searching") as status:
 
         def report(schedule: str) -> None:
@@ -142,12 +204,17 @@ def _print(found: ScheduleFile, plan: Search) -> None:
     console.print(f"cost over unpruned: {costs}", highlight=False)
     for title, scores in found.scores.items():
         if isinstance(scores, dict):
-            parts = [f"{name} {s['value']:.4f} ({s['low']:.4f} to {s['high']:.4f})" for name, s in scores.items()]
+            parts = [
+                f"{name} {s['value']:.4f} ({s['low']:.4f} to {s['high']:.4f})"
+                for name, s in scores.items()
+            ]
             console.print(f"{title}: " + ", ".join(parts), highlight=False)
     spent = ", ".join(f"{name} {value:.4g}" for name, value in found.search.items())
     console.print(f"searching: {spent}", highlight=False)
     if min(found.keep) == 1:
-        console.print("[yellow]warning:[/yellow] nothing could be dropped; allow more, or try another --ranking")
+        console.print(
+            "[yellow]warning:[/yellow] nothing could be dropped; allow more, or try another --ranking"
+        )
     gap = found.scores["held out"]["difference"]
     if "tolerance" in plan.knobs and gap["value"] < -plan.knobs["tolerance"]:
         console.print(

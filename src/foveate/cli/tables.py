@@ -23,13 +23,21 @@ def compared(rows: Sequence[Row]) -> Table:
     for column in ("kept", "prefill", "FLOPs", "KV", "first token", "per token"):
         out.add_column(column, justify="right", no_wrap=True)
     base = rows[0]
-    before, after = statistics.fmean(base.first), statistics.fmean(base.further)
+    before = statistics.fmean(base.first)
+    after = statistics.fmean(base.further)
     for row in rows:
         ratio = row.cost.ratio(base.cost)
-        first, further = statistics.fmean(row.first), statistics.fmean(row.further)
-        single = math.isnan(further)  # one new token comes out of the prefill, and no time is spent per token
+        first = statistics.fmean(row.first)
+        further = statistics.fmean(row.further)
+        single = math.isnan(
+            further
+        )  # one new token comes out of the prefill, and no time is spent per token
         if row is base:
-            sizes = [flops(row.cost.prefill), flops(row.cost.flops), f"{row.cost.kv_bytes / 2**20:.1f} MB"]
+            sizes = [
+                flops(row.cost.prefill),
+                flops(row.cost.flops),
+                f"{row.cost.kv_bytes / 2**20:.1f} MB",
+            ]
             times = [f"{first * 1e3:.0f} ms", "-" if single else f"{further * 1e3:.1f} ms"]
         else:
             sizes = [f"{ratio[key]:.2f}x" for key in ("prefill", "flops", "kv_bytes")]
@@ -45,19 +53,33 @@ def print_premise(found: Premise) -> None:
     """A row per layer, and what is wrong with them in plain words."""
     title = "does every layer rank the visual tokens alike?"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    names = ("layer", "tau with the layer before", *(f"common in top {s:.1%}" for s in SHARES), "mean tau")
+    names = (
+        "layer",
+        "tau with the layer before",
+        *(f"common in top {s:.1%}" for s in SHARES),
+        "mean tau",
+    )
     for name in (*names, f"tokens with {MASS:.0%} of the score"):
         table.add_column(name, justify="right")
     others = (found.tau.sum(1) - 1) / max(1, len(found.tau) - 1)
     for layer in range(len(found.tau)):
         first = layer == 0
         near = ["", *("" for _ in SHARES)] if first else [f"{found.tau[layer, layer - 1]:.2f}"]
-        near += [] if first else [f"{100 * found.overlap[s][layer, layer - 1]:.0f} %" for s in SHARES]
+        near += (
+            [] if first else [f"{100 * found.overlap[s][layer, layer - 1]:.0f} %" for s in SHARES]
+        )
         share = found.essential.mean(0)[layer]
-        table.add_row(str(layer), *near, f"{others[layer]:.2f}", "" if np.isnan(share) else f"{100 * share:.1f} %")
+        table.add_row(
+            str(layer),
+            *near,
+            f"{others[layer]:.2f}",
+            "" if np.isnan(share) else f"{100 * share:.1f} %",
+        )
     console.print(table)
     said = found.warnings()
     for line in said:
         console.print(f"[yellow]warning:[/yellow] {line}", highlight=False)
     if not said:
-        console.print("the premise of G-Search holds here: rankings agree, and essential counts do not grow")
+        console.print(
+            "the premise of G-Search holds here: rankings agree, and essential counts do not grow"
+        )

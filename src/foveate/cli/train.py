@@ -36,44 +36,76 @@ def training() -> None:
 
 
 Data = Annotated[
-    Path | None, typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes.")
+    Path | None,
+    typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes."),
 ]
 
 
-Budget = Annotated[float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")]
+Budget = Annotated[
+    float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")
+]
 Ranking = Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")]
-Decode = Annotated[bool, typer.Option(help="Whether it decides before decode steps too, or in the prefill alone.")]
-Protect = Annotated[str, typer.Option(help="unseen: what the answer has not looked at leaves last.")]
+Decode = Annotated[
+    bool, typer.Option(help="Whether it decides before decode steps too, or in the prefill alone.")
+]
+Protect = Annotated[
+    str, typer.Option(help="unseen: what the answer has not looked at leaves last.")
+]
 Exact = Annotated[
-    bool, typer.Option("--exact/--masks", help="Learn from all rates of every answer; or through masks, as the paper.")
+    bool,
+    typer.Option(
+        "--exact/--masks",
+        help="Learn from all rates of every answer; or through masks, as the paper.",
+    ),
 ]
 Answers = Annotated[
-    Path | None, typer.Option(help="Where --exact keeps its answers, which serve every budget; else in --out.")
+    Path | None,
+    typer.Option(help="Where --exact keeps its answers, which serve every budget; else in --out."),
 ]
 
 
 @app.command("dyrate")
 def train_dyrate(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")
+    ],
     model: options.Model = "scenes",
     data: Data = None,
     budget: Budget = Plan.budget,
     layer: Annotated[int, typer.Option(help="Decides before this layer.")] = Plan.layer,
     ranking: Ranking = Plan.ranking,
-    num_rates: Annotated[int, typer.Option(help="Rates to choose from: 0, 1/n, .. (n-1)/n.")] = Plan.num_rates,
-    drop_all: Annotated[bool, typer.Option(help="Whether dropping all is a rate too (our extension).")] = Plan.drop_all,
+    num_rates: Annotated[
+        int, typer.Option(help="Rates to choose from: 0, 1/n, .. (n-1)/n.")
+    ] = Plan.num_rates,
+    drop_all: Annotated[
+        bool, typer.Option(help="Whether dropping all is a rate too (our extension).")
+    ] = Plan.drop_all,
     decode: Decode = Plan.decode,
     protect: Protect = Plan.protect,
-    response: Annotated[bool, typer.Option(help="Whether the response's share is a feature.")] = Plan.response,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps; with --exact, batches of answers.")] = Plan.steps,
-    batch: Annotated[int, typer.Option(min=1, help="Examples per step, over all processes.")] = Plan.batch,
-    parts: Annotated[int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")] = Plan.parts,
-    lr: Annotated[float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")] = Plan.lr,
-    kl: Annotated[float, typer.Option(help="Weight of the divergence from the unpruned model.")] = Plan.kl,
+    response: Annotated[
+        bool, typer.Option(help="Whether the response's share is a feature.")
+    ] = Plan.response,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Optimiser steps; with --exact, batches of answers.")
+    ] = Plan.steps,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Examples per step, over all processes.")
+    ] = Plan.batch,
+    parts: Annotated[
+        int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")
+    ] = Plan.parts,
+    lr: Annotated[
+        float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")
+    ] = Plan.lr,
+    kl: Annotated[
+        float, typer.Option(help="Weight of the divergence from the unpruned model.")
+    ] = Plan.kl,
     weight: Annotated[float, typer.Option(help="Of the budget in the loss.")] = Plan.weight,
     exact: Exact = Plan.exact,
     answers: Answers = None,
-    cold: Annotated[float, typer.Option(help="Temperature of sampling at the end (2 at the start).")] = Plan.cold,
+    cold: Annotated[
+        float, typer.Option(help="Temperature of sampling at the end (2 at the start).")
+    ] = Plan.cold,
     seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out examples for the report.")] = 64,
     device: options.Device = "cpu",
@@ -97,15 +129,24 @@ def train_dyrate(
     _print(found, beside, plan, len(judged_on.rows), out)
 
 
-def _train(loaded: Loaded, learned: Examples, plan: Plan, out: Path, answers: Path | None) -> RatePredictor:
+def _train(
+    loaded: Loaded, learned: Examples, plan: Plan, out: Path, answers: Path | None
+) -> RatePredictor:
     """The training, with a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task("training", total=plan.steps)
 
         def report(seen: dict[str, float]) -> None:
             line = " ".join(f"{k} {v:.3f}" for k, v in seen.items() if k not in ("step", "steps"))
-            progress.update(task, completed=seen["step"], total=seen.get("steps", plan.steps), description=line)
+            progress.update(
+                task, completed=seen["step"], total=seen.get("steps", plan.steps), description=line
+            )
 
         return train(loaded, learned.rows, plan, out, report, answers=answers)
 
@@ -119,17 +160,23 @@ def _met(loaded: Loaded, predictor: RatePredictor, examples: list[Example], plan
 def _beside(loaded: Loaded, judged_on: Examples, plan: Plan, ratio: float, answers: Path) -> Beside:
     """The controls; what is exact keeps their answers beside its own, for other budgets."""
     path = answers.with_stem(f"{answers.stem}-held-out") if plan.exact else None
-    return compare(loaded, judged_on.rows, plan, ratio, path, source_of(loaded.model, judged_on.rows))
+    return compare(
+        loaded, judged_on.rows, plan, ratio, path, source_of(loaded.model, judged_on.rows)
+    )
 
 
 def _data(path: Path | None, wanted: int, held_out: int) -> tuple[Examples, Examples]:
     """Training and held-out examples: of a file, the last rows, a tenth at most, are held out; names unusable rows."""
     if path is None:
-        return scene_examples("train", min(wanted, 4000), 0, _KINDS), scene_examples("val", held_out, 0, _KINDS)
+        return scene_examples("train", min(wanted, 4000), 0, _KINDS), scene_examples(
+            "val", held_out, 0, _KINDS
+        )
     found = folder_examples(path) if path.is_dir() else file_examples(path)
     apart = min(held_out, max(1, len(found.rows) // 10))
     if len(found.rows) < 2:
-        raise ValueError(f"{path} has one usable row; at least two are needed, to train and to report")
+        raise ValueError(
+            f"{path} has one usable row; at least two are needed, to train and to report"
+        )
     for reason in found.unusable:
         errors.print(f"not used: {reason}", highlight=False)
     return Examples(found.rows[:-apart], found.unusable), Examples(found.rows[-apart:])
@@ -150,7 +197,11 @@ def _card(
         "plan": asdict(plan),
         "data": "scenes" if data is None else data.name,
         "unusable rows": unusable,
-        "held out": {**asdict(found), **asdict(beside), "kept_by_step": [round(k, 4) for k in found.kept_by_step]},
+        "held out": {
+            **asdict(found),
+            **asdict(beside),
+            "kept_by_step": [round(k, 4) for k in found.kept_by_step],
+        },
         "ratio on training data after calibration": calibrated,
         "versions": versions(),
         "revision": getattr(loaded.model.config, "_commit_hash", None),
@@ -178,5 +229,8 @@ def _print(found: Judged, beside: Beside, plan: Plan, count: int, out: Path) -> 
         highlight=False,
     )
     shown = [s for s in (0, 1, 2, 4, 8, 16, 32, 64) if s < len(found.kept_by_step)]
-    console.print("kept by step: " + ", ".join(f"{s}: {found.kept_by_step[s]:.0%}" for s in shown), highlight=False)
+    console.print(
+        "kept by step: " + ", ".join(f"{s}: {found.kept_by_step[s]:.0%}" for s in shown),
+        highlight=False,
+    )
     console.print(f"use it with: --method dyrate:predictor={out}")

@@ -181,7 +181,9 @@ class Merge(Part):
     """What becomes of the dropped."""
 
     @abstractmethod
-    def __call__(self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Float[Tensor, "B N D"]:
+    def __call__(
+        self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "B N D"]:
         """New hidden states of the kept (B N D); what is not kept is not read.
 
         Args:

@@ -23,10 +23,14 @@ class MaxMin(Rank):
         alike = picture.cosines(states, states)
         far = 1 - (alike + alike.T) / 2  # exactly symmetric, so that ties are ties; (n n)
         turn = torch.full((len(picture),), float(len(picture)), device=far.device)
-        apart = far.fill_diagonal_(torch.inf).amin(1)  # the first is the one whose nearest neighbour is farthest
+        apart = far.fill_diagonal_(torch.inf).amin(
+            1
+        )  # the first is the one whose nearest neighbour is farthest
         for number in range(min(count, len(picture))):
             chosen = apart.masked_fill(turn < len(picture), -torch.inf).argmax()
-            apart = far[chosen] if number == 0 else apart.minimum(far[chosen])  # to the nearest of the chosen
+            apart = (
+                far[chosen] if number == 0 else apart.minimum(far[chosen])
+            )  # to the nearest of the chosen
             turn[chosen] = number
         return -turn
 

@@ -38,12 +38,15 @@ class Matching(Part):
     def _owners(self, picture: Picture) -> Int[Tensor, n]:
         """As `owners`, found anew: round by round, until few enough are left or no pair is alike enough."""
         least = max(1, self.least(picture))
-        some = len(picture) if not self.rounds else max(1, -(-(len(picture) - least) // self.rounds))
+        some = (
+            len(picture) if not self.rounds else max(1, -(-(len(picture) - least) // self.rounds))
+        )
         sums = picture.keys().clone()  # of the keys of all that a token has taken in
         owner = torch.arange(len(picture), device=picture.places.device)
         left = owner  # the tokens that are still there, in order
         while len(left) > least:
-            even, odd = left[::2], left[1::2]
+            even = left[::2]
+            odd = left[1::2]
             # Each even token's best partner among the odd ones. The mean key has the sum's direction, and the cosine
             # does not see lengths, so sums will do.
             alike, to = picture.cosines(sums[even], sums[odd]).max(1)
@@ -55,7 +58,8 @@ class Matching(Part):
             sums = sums.index_add(0, target, sums[source])
             # One step of a path: sources go to their targets, all others stay. What a source owned goes along.
             step = torch.arange(len(picture), device=owner.device).scatter(0, source, target)
-            owner, left = step[owner], left[~torch.isin(left, source)]
+            owner = step[owner]
+            left = left[~torch.isin(left, source)]
         return owner
 
 
@@ -87,8 +91,12 @@ class IntoOwners(Mix):
 
     matching: Matching
 
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
+    def __call__(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "n n"]:
         """Weights of the merge; what stays against the matching stays as it is."""
         owner = self.matching.owners(picture)
         itself = torch.arange(len(owner), device=owner.device)
-        return shared_out(torch.where(stay, itself, owner), torch.ones(len(owner), device=owner.device))
+        return shared_out(
+            torch.where(stay, itself, owner), torch.ones(len(owner), device=owner.device)
+        )

@@ -20,15 +20,21 @@ class IntoNearest(Merge):
     none. Tokens of earlier turns, whose states are gone, are dropped without merging.
     """
 
-    def __call__(self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Float[Tensor, "B N D"]:
+    def __call__(
+        self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "B N D"]:
         """Means of the kept and of what falls to them; entries that are not kept are zeros."""
         states = view.states(partial=True)
         here = view.place() >= 0  # its hidden state runs now
         kept = keep & here
         row, column = _coordinates(view)
-        far = (row[:, :, None] - row[:, None]) ** 2 + (column[:, :, None] - column[:, None]) ** 2  # (B N N), squared
+        far = (row[:, :, None] - row[:, None]) ** 2 + (
+            column[:, :, None] - column[:, None]
+        ) ** 2  # (B N N), squared
         image = view.tokens.image.gather(1, view.visual.clamp(min=0))
-        near = kept[:, None] & (image[:, :, None] == image[:, None])  # (B N N): [b, i, j] if i may go into j
+        near = kept[:, None] & (
+            image[:, :, None] == image[:, None]
+        )  # (B N N): [b, i, j] if i may go into j
         target = far.masked_fill(~near, 2**40).argmin(2)
         target = torch.where(kept, torch.arange(target.shape[1], device=target.device), target)
         # One matrix of ones and zeros, a row for each token with a one at its target: its transpose sums what falls

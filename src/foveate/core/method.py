@@ -74,12 +74,18 @@ class Method:
     ) -> None:
         if within not in ("sample", "image"):
             raise ValueError(f"within={within!r}; expected sample or image")
-        typed = {"score": as_score(score), "schedule": as_schedule(schedule), "merge": as_merge(merge)}
+        typed = {
+            "score": as_score(score),
+            "schedule": as_schedule(schedule),
+            "merge": as_merge(merge),
+        }
         for key, value in {**typed, "within": within, "name": name}.items():
             object.__setattr__(self, key, value)
         found = None if self.merge is None else self.merge.follows
         if found is not None and found != self.score:
-            raise ValueError(f"the merge goes on from what {found} found, but the score is {self.score}; use both")
+            raise ValueError(
+                f"the merge goes on from what {found} found, but the score is {self.score}; use both"
+            )
 
     @property
     def needs(self) -> Needs:
@@ -106,7 +112,8 @@ class Method:
 
     def check_parts(self, layers: int = 128) -> None:
         """Raises ValueError if the schedule acts where the score cannot rank, as far as the schedule tells."""
-        acts, needs = self.schedule.acts, self.score.needs
+        acts = self.schedule.acts
+        needs = self.score.needs
         first = min(layers, needs.earliest)
         for layer in range(first):
             if any(acts(layer, step) is True for step in range(SOON)):
@@ -138,7 +145,9 @@ class Method:
                 f"the schedule of {self.name} gave shape {tuple(counts.shape)}, expected {tuple(alive.shape)}"
             )
         if counts.is_floating_point():
-            raise ValueError(f"the schedule of {self.name} gave {counts.dtype}; expected whole numbers of tokens")
+            raise ValueError(
+                f"the schedule of {self.name} gave {counts.dtype}; expected whole numbers of tokens"
+            )
         counts = counts.to(alive).clamp(min=0).minimum(alive)
         if bool((counts == alive).all()):
             return None

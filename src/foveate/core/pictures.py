@@ -60,10 +60,15 @@ class Picture:
         """The tower's keys, mean over heads."""
         return self.of(self.view.tower.keys(layer)).mean(-2)
 
-    def cosines(self, some: Float[Tensor, "p E"], others: Float[Tensor, "q E"]) -> Float[Tensor, "p q"]:
+    def cosines(
+        self, some: Float[Tensor, "p E"], others: Float[Tensor, "q E"]
+    ) -> Float[Tensor, "p q"]:
         """Cosine similarities; 0 with a vector of zeros."""
         self.view.spend(2.0 * some.shape[0] * others.shape[0] * some.shape[1])
-        return torch.nn.functional.normalize(some, dim=-1) @ torch.nn.functional.normalize(others, dim=-1).T
+        return (
+            torch.nn.functional.normalize(some, dim=-1)
+            @ torch.nn.functional.normalize(others, dim=-1).T
+        )
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """As `View.once`, for this image."""
@@ -114,7 +119,9 @@ class Mix(Part):
     """What the tokens of an image become."""
 
     @abstractmethod
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
+    def __call__(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "n n"]:
         """Weights of a merge: row i says of which of the image's tokens token i becomes the sum.
 
         Args:
@@ -136,11 +143,17 @@ def allotted(view: View, count: Count, counts: Int[Tensor, B]) -> dict[tuple[int
         The number for every (sample, image) that is read now.
     """
     found: dict[tuple[int, int], int] = {}
-    for sample, (wanted, alive) in enumerate(zip(counts.tolist(), view.alive.tolist(), strict=True)):
+    for sample, (wanted, alive) in enumerate(
+        zip(counts.tolist(), view.alive.tolist(), strict=True)
+    ):
         own = [p for p in pictures(view) if p.sample == sample]
-        sizes, kept = [len(p) for p in own], [min(count(p), len(p)) for p in own]
+        sizes = [len(p) for p in own]
+        kept = [min(count(p), len(p)) for p in own]
         old = alive - sum(sizes)  # tokens of earlier turns, which stay
-        if own and wanted not in (alive, old + sum(kept)):  # not this count's schedule: share out what it leaves
+        if own and wanted not in (
+            alive,
+            old + sum(kept),
+        ):  # not this count's schedule: share out what it leaves
             left = max(0, wanted - old)
             kept = quotas(torch.tensor([left]), torch.tensor([sizes]))[0].tolist()
         found.update({(sample, p.image): n for p, n in zip(own, kept, strict=True)})
@@ -220,7 +233,9 @@ class ByImage(Score):
     rank: Rank
     count: Count
 
-    own = Needs(in_prompt=True, counts=True)  # there is nothing of an image to look at while decoding
+    own = Needs(
+        in_prompt=True, counts=True
+    )  # there is nothing of an image to look at while decoding
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores: 3 for images of earlier turns, else in (1, 2) within the count and in (0, 1) past it."""
@@ -230,8 +245,12 @@ class ByImage(Score):
             count = shares[picture.sample, picture.image]
             # From scores to places: the inverse of the permutation that sorts them.
             order = self.rank(picture, count).argsort(descending=True, stable=True)
-            place = torch.empty_like(order).scatter(0, order, torch.arange(len(picture), device=order.device))
-            scores[picture.sample, picture.places] = (place < count) + 1 - (place + 0.5) / len(picture)
+            place = torch.empty_like(order).scatter(
+                0, order, torch.arange(len(picture), device=order.device)
+            )
+            scores[picture.sample, picture.places] = (
+                (place < count) + 1 - (place + 0.5) / len(picture)
+            )
         return scores
 
 
@@ -245,12 +264,16 @@ class MixImage(Merge):
 
     weights: Mix
 
-    def __call__(self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Float[Tensor, "B N D"]:
+    def __call__(
+        self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "B N D"]:
         """New hidden states of the kept."""
         out = view.states(partial=True)
         for picture in pictures(view):
             stay = picture.of(keep)
-            rows = self.weights(picture, stay, counts)[stay]  # of the tokens that stay alone: (kept n)
+            rows = self.weights(picture, stay, counts)[
+                stay
+            ]  # of the tokens that stay alone: (kept n)
             states = picture.states()
             view.spend(2.0 * rows.numel() * states.shape[1])
             out[picture.sample, picture.places[stay]] = (rows @ states).to(out.dtype)
@@ -259,7 +282,9 @@ class MixImage(Merge):
 
 def shared_out(into: Int[Tensor, n], weight: Float[Tensor, n]) -> Float[Tensor, "n n"]:
     """The matrix of weighted means: token j goes to `into[j]`; a row's weights sum to 1, or 0 where none does."""
-    spread = torch.zeros(len(into), len(into), device=weight.device)  # [i, j]: what token j gives to token i
+    spread = torch.zeros(
+        len(into), len(into), device=weight.device
+    )  # [i, j]: what token j gives to token i
     spread[into, torch.arange(len(into), device=weight.device)] = weight
     return spread / spread.sum(1, keepdim=True).clamp(min=1e-30)
 

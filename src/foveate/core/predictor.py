@@ -40,8 +40,14 @@ class RatePredictor(nn.Module):
 
     def __init__(self, heads: int, rates: Sequence[float], response: bool = True) -> None:
         super().__init__()
-        if len(rates) < 2 or list(rates) != sorted(set(rates)) or not 0 <= rates[0] <= rates[-1] <= 1:
-            raise ValueError(f"rates={tuple(rates)}; expected two or more ascending rates in [0, 1]")
+        if (
+            len(rates) < 2
+            or list(rates) != sorted(set(rates))
+            or not 0 <= rates[0] <= rates[-1] <= 1
+        ):
+            raise ValueError(
+                f"rates={tuple(rates)}; expected two or more ascending rates in [0, 1]"
+            )
         self.heads, self.rates, self.response = heads, tuple(float(r) for r in rates), response
         self.linear = nn.Linear(heads * (4 if response else 3), len(rates))
         nn.init.zeros_(self.linear.weight)  # at first, all rates are equally likely everywhere
@@ -57,12 +63,18 @@ class RatePredictor(nn.Module):
             ValueError: another number of heads.
         """
         if shares.shape[-2] != self.heads:
-            raise ValueError(f"the predictor is for {self.heads} heads, but the model has {shares.shape[-2]}")
+            raise ValueError(
+                f"the predictor is for {self.heads} heads, but the model has {shares.shape[-2]}"
+            )
         used = shares if self.response else shares[..., :3]
         out: Tensor = self.linear(used.flatten(-2).to(self.linear.weight))
         return out
 
     def keep(self, total: Int[Tensor, "*B"]) -> Int[Tensor, "*B K"]:
         """Visual tokens that each rate keeps of `total`: the whole part of total (1 - rate) (eq. 3, as settled)."""
-        left = torch.tensor([1.0 - rate for rate in self.rates], dtype=torch.float64, device=total.device)
-        return (total[..., None].double() * left + 1e-9).floor().long()  # 0.7 x 10 is 7, whatever rounding says
+        left = torch.tensor(
+            [1.0 - rate for rate in self.rates], dtype=torch.float64, device=total.device
+        )
+        return (
+            (total[..., None].double() * left + 1e-9).floor().long()
+        )  # 0.7 x 10 is 7, whatever rounding says

@@ -45,7 +45,9 @@ class Remembered(Score):
             return
         fresh = (view.place() >= 0) & view.mask
         if bool(fresh.any()):
-            here = view.on_columns(fresh.float()) > 0  # (B C): columns that are read now; the others keep their notes
+            here = (
+                view.on_columns(fresh.float()) > 0
+            )  # (B C): columns that are read now; the others keep their notes
             found = view.on_columns(self.base(view, view.alive)).float()
             view.notes[self._key] = torch.where(here, found, view.note(self._key))
 

@@ -18,7 +18,9 @@ def tokens_kept(total: Int[Tensor, B], keep: float | int) -> Int[Tensor, B]:
     """`keep` as a count of `total`: an int is a number of tokens, a float a fraction, rounded half up."""
     if isinstance(keep, Integral):
         return total.clamp(max=min(int(keep), 2**31))
-    return (total.double() * float(keep) + 0.5 + 1e-9).floor().long()  # 0.7 x 45 is 31.5, whatever rounding says
+    return (
+        (total.double() * float(keep) + 0.5 + 1e-9).floor().long()
+    )  # 0.7 x 45 is 31.5, whatever rounding says
 
 
 def number_kept(total: int, keep: float | int) -> int:
@@ -37,7 +39,12 @@ def planned_cut(total: int, layers: int, layer: int, keep: float | int) -> list[
 def check_keep(keep: float | int) -> None:
     """Raises ValueError unless `keep` is a fraction in [0, 1] (float) or a count >= 0 (int)."""
     fraction = isinstance(keep, Real) and not isinstance(keep, Integral)
-    if isinstance(keep, bool) or not isinstance(keep, Real) or not keep >= 0 or (fraction and not keep <= 1):
+    if (
+        isinstance(keep, bool)
+        or not isinstance(keep, Real)
+        or not keep >= 0
+        or (fraction and not keep <= 1)
+    ):
         raise ValueError(
             f"keep={keep!r}; expected a fraction in [0, 1], like 0.5, or a whole number of tokens, like 64"
         )
@@ -52,7 +59,9 @@ def check_layer(layer: int) -> None:
 def check_depth(layer: int, layers: int) -> None:
     """Raises ValueError if a decoder of `layers` layers has no `layer`, before which a schedule drops tokens."""
     if layer >= layers:
-        raise ValueError(f"the schedule cuts before layer {layer}, but the model has layers 0 to {layers - 1}")
+        raise ValueError(
+            f"the schedule cuts before layer {layer}, but the model has layers 0 to {layers - 1}"
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,9 @@ class PerLayer(Schedule):
 
     def __post_init__(self) -> None:
         if not self.keep:
-            raise ValueError("keep=(); expected one share for every layer of the decoder, like (1.0, 1.0, 0.5, 0.25)")
+            raise ValueError(
+                "keep=(); expected one share for every layer of the decoder, like (1.0, 1.0, 0.5, 0.25)"
+            )
         for share in self.keep:
             check_keep(float(share))
         for layer, (before, share) in enumerate(zip(self.keep, self.keep[1:], strict=False), 1):

@@ -65,7 +65,9 @@ class Instruction(Score):
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
         rows = asking(view)
-        return view.of_visual(sum_over_rows(view, rows)) / (rows >= 0).sum(1, keepdim=True).clamp(min=1)
+        return view.of_visual(sum_over_rows(view, rows)) / (rows >= 0).sum(1, keepdim=True).clamp(
+            min=1
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class Received(Score):
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1]."""
-        running = view.newest if view.rows.shape[1] == 1 else view.rows  # in a decode step the features ask for it, too
+        running = (
+            view.newest if view.rows.shape[1] == 1 else view.rows
+        )  # in a decode step the features ask for it, too
         total = view.of_visual(sum_over_rows(view, running, own=False))
         # How many of the rows that run now come after each visual token: those right of its column among them.
         rows = view.rows.sort(1).values.contiguous()
@@ -93,7 +97,10 @@ CHUNK = 64  # query rows at a time, so that no whole attention matrix ever exist
 
 
 def sum_over_rows(
-    view: View, queries: Int[Tensor, "B Q"], own: bool = True, heads: Literal["mean", "max"] = "mean"
+    view: View,
+    queries: Int[Tensor, "B Q"],
+    own: bool = True,
+    heads: Literal["mean", "max"] = "mean",
 ) -> Float[Tensor, "B C"]:
     """Attention from the rows of `queries`, summed over rows.
 
@@ -152,7 +159,8 @@ class Accumulated(Score):
         """Adds this step; not before layers where `base` cannot rank, whose view is shown to a part of it alone."""
         if view.layer < self.needs.earliest:
             return
-        key, found = self._key(view), self.base(view, view.alive)
+        key = self._key(view)
+        found = self.base(view, view.alive)
         view.notes[key] = self.fade * view.note(key) + view.on_columns(found).float()
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
@@ -202,7 +210,9 @@ class Random(Score):
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in [0, 1)."""
-        first = view.tokens.image.ge(0).long().cumsum(1) - 1  # each column's number among the sample's visual tokens
+        first = (
+            view.tokens.image.ge(0).long().cumsum(1) - 1
+        )  # each column's number among the sample's visual tokens
         number = first.gather(1, view.visual.clamp(min=0))
         # A hash of 32 bits: seed and number are spread by large odd factors, then shifted and multiplied twice.
         mixed = number * 2654435761 + (self.seed + 1) * 40503 * 65537
@@ -228,7 +238,8 @@ class Even(Score):
         number = inside.gather(1, view.visual.clamp(min=0))
         if view.tokens.grid is None:
             return -_reversed_bits(number, 24).float() / 2**24
-        row, column = number // view.tokens.grid[1], number % view.tokens.grid[1]
+        row = number // view.tokens.grid[1]
+        column = number % view.tokens.grid[1]
         return -_bayer(row, column, 8).float() / 2**16
 
 
@@ -251,7 +262,16 @@ def _bayer(row: Tensor, column: Tensor, bits: int) -> Tensor:
 
 
 Ranking = Literal[
-    "last", "instruction", "received", "layers", "accumulated", "tower", "diverse", "mix", "random", "even"
+    "last",
+    "instruction",
+    "received",
+    "layers",
+    "accumulated",
+    "tower",
+    "diverse",
+    "mix",
+    "random",
+    "even",
 ]
 RANKINGS: dict[str, Score] = {
     "last": LastQuery(),

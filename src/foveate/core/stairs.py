@@ -46,7 +46,9 @@ class Stairs(Schedule):
 
     def __post_init__(self) -> None:
         if not self.at or len(self.at) != len(self.keep):
-            raise ValueError(f"got {len(self.at)} layers and {len(self.keep)} keeps; expected one keep for each layer")
+            raise ValueError(
+                f"got {len(self.at)} layers and {len(self.keep)} keeps; expected one keep for each layer"
+            )
         for keep in self.keep:
             check_keep(keep)
         whole = [isinstance(place, Integral) for place in self.at]
@@ -69,7 +71,9 @@ class Stairs(Schedule):
         places = self.places(view.layers)
         if view.layer not in places:
             return view.alive
-        return tokens_kept(view.alive if self.of_left else view.total, self.keep[places.index(view.layer)])
+        return tokens_kept(
+            view.alive if self.of_left else view.total, self.keep[places.index(view.layer)]
+        )
 
     def plan(self, total: int, layers: int) -> list[int | float]:
         """What each place keeps: a number, or with `of_left` a share of what is left there; `total` elsewhere."""

@@ -44,14 +44,20 @@ class TokenMap:
         """This map followed by the columns of `other`, whose images are counted on from ours."""
         shift = self.image.amax(1, keepdim=True) + 1 if self.image.shape[1] else 0
         image = torch.where(other.image >= 0, other.image + shift, other.image)
-        grid = self.grid if self.grid == other.grid or not bool(other.are(Kind.IMAGE).any()) else None
-        return TokenMap(torch.cat([self.kind, other.kind], 1), torch.cat([self.image, image], 1), grid)
+        grid = (
+            self.grid if self.grid == other.grid or not bool(other.are(Kind.IMAGE).any()) else None
+        )
+        return TokenMap(
+            torch.cat([self.kind, other.kind], 1), torch.cat([self.image, image], 1), grid
+        )
 
     def with_responses(self, columns: int) -> TokenMap:
         """This map grown to `columns` columns by response tokens."""
         batch, have = self.kind.shape
         kind = self.kind.new_full((batch, columns - have), int(Kind.RESPONSE))
-        return TokenMap(torch.cat([self.kind, kind], 1), torch.cat([self.image, kind * 0 - 1], 1), self.grid)
+        return TokenMap(
+            torch.cat([self.kind, kind], 1), torch.cat([self.image, kind * 0 - 1], 1), self.grid
+        )
 
     def responding_from(self, column: int) -> TokenMap:
         """This map with instruction columns from `column` on as responses."""

@@ -88,7 +88,9 @@ class View:
                 f"rank tokens; use layer >= {back}"
             )
         if self.attend is None:
-            raise ValueError("this view has no model behind it, so it has no attention; give the counts directly")
+            raise ValueError(
+                "this view has no model behind it, so it has no attention; give the counts directly"
+            )
         if queries is not self.newest:
             return self.attend(self.layer - back, queries)
         attend = self.attend  # features and scores both ask for it
@@ -102,7 +104,9 @@ class View:
             ValueError: there is no layer before, as at layer 0; or outside a model.
         """
         if self.layer < 1 or self.recall is None:
-            raise ValueError(f"layer {self.layer} has no layer before it whose keys could rank tokens; use layer >= 1")
+            raise ValueError(
+                f"layer {self.layer} has no layer before it whose keys could rank tokens; use layer >= 1"
+            )
         return self.recall(self.layer - 1)
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
@@ -152,7 +156,11 @@ class View:
 
     def of_visual(self, values: Float[Tensor, "B *K C"]) -> Float[Tensor, "B *K N"]:
         """Picks the alive visual tokens' entries from values over all columns; 0 at fills."""
-        shape = (values.shape[0], *([1] * (values.ndim - 2)), self.visual.shape[1])  # (B 1... N), as `values` has axes
+        shape = (
+            values.shape[0],
+            *([1] * (values.ndim - 2)),
+            self.visual.shape[1],
+        )  # (B 1... N), as `values` has axes
         index = self.visual.clamp(min=0).view(shape).expand(*values.shape[:-1], -1)
         return values.gather(-1, index) * self.mask.view(shape)
 
@@ -167,7 +175,9 @@ class View:
         """
         place = self.place()
         if not partial and bool(((place < 0) & self.mask).any()):
-            raise ValueError("visual tokens of earlier steps have no hidden state now; ask in the prefill (step 0)")
+            raise ValueError(
+                "visual tokens of earlier steps have no hidden state now; ask in the prefill (step 0)"
+            )
         index = place.clamp(min=0)[..., None].expand(-1, -1, self.hidden.shape[-1])
         return self.hidden.gather(1, index) * (place >= 0)[..., None]
 

@@ -62,7 +62,12 @@ def architecture(config: Any, dtype: str = "auto") -> Architecture:
     anatomy = anatomy_of(model)
     shapes = Shapes(anatomy.shapes, anatomy.head_size, _BYTES[name], anatomy.whole_head)
     return Architecture(
-        anatomy.family, shapes, anatomy.tower_shape, _inner(anatomy), anatomy.word_size, anatomy.vision_size
+        anatomy.family,
+        shapes,
+        anatomy.tower_shape,
+        _inner(anatomy),
+        anatomy.word_size,
+        anatomy.vision_size,
     )
 
 
@@ -73,4 +78,6 @@ def _inner(anatomy: Anatomy) -> int:
         return int(anatomy.decoder.config.intermediate_size)
     # what is left of a layer's matrices without its attention's four is an MLP of three, each of hidden x inner
     wide = [shape.matrices - 2 * shape.hidden * (shape.query + shape.key) for shape in shapes]
-    return round(sum(w / (3 * shape.hidden) for w, shape in zip(wide, shapes, strict=True)) / len(shapes))
+    return round(
+        sum(w / (3 * shape.hidden) for w, shape in zip(wide, shapes, strict=True)) / len(shapes)
+    )

@@ -16,7 +16,9 @@ _CLIP = {  # openai/clip-vit-large-patch14-336
 }  # fmt: skip
 
 
-def _llama(hidden: int, inner: int, layers: int, heads: int, groups: int, words: int, **more: Any) -> dict[str, Any]:
+def _llama(
+    hidden: int, inner: int, layers: int, heads: int, groups: int, words: int, **more: Any
+) -> dict[str, Any]:
     return {
         "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": groups, "vocab_size": words,
@@ -24,7 +26,9 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, groups: int, words:
     }  # fmt: skip
 
 
-def _llava(text: dict[str, Any], vision: dict[str, Any] = _CLIP, kind: str = "llava", **more: Any) -> dict[str, Any]:
+def _llava(
+    text: dict[str, Any], vision: dict[str, Any] = _CLIP, kind: str = "llava", **more: Any
+) -> dict[str, Any]:
     size = {"image_token_index": 9, "vision_feature_layer": -2, **more}
     return {"model_type": kind, "text_config": text, "vision_config": vision, **size}
 
@@ -85,7 +89,9 @@ def config_of(name: str, layers: int | None = None) -> Any:
     """
     config = _config_of(name)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
-        raise ValueError(f"{name!r} is a {config.model_type} configuration, not a vision-language model's")
+        raise ValueError(
+            f"{name!r} is a {config.model_type} configuration, not a vision-language model's"
+        )
     if layers is not None:
         text = config.get_text_config()
         text.num_hidden_layers = layers
@@ -102,7 +108,9 @@ def _config_of(name: str) -> Any:
         if path.is_file():
             return _made(json.loads(path.read_text()))
         return AutoConfig.from_pretrained(str(path))
-    except Exception as error:  # a damaged or foreign file fails in as many ways as there are readers
+    except (
+        Exception
+    ) as error:  # a damaged or foreign file fails in as many ways as there are readers
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         known = ", ".join([*SHAPES, "scenes"])
         raise ValueError(

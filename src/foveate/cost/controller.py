@@ -45,7 +45,10 @@ def control_step(
     predictor = heads * 4 * rates
     flops = asked.ranking(1, before + 1) + 2 * heads * 4 * (before + 1) + 2 * predictor
     read = asked.hidden * asked.query + asked.key * before + predictor
-    step = sum(one.flops(1, text + held) for one, held in zip(shape.layers, counts, strict=True)) + 2 * shape.head
+    step = (
+        sum(one.flops(1, text + held) for one, held in zip(shape.layers, counts, strict=True))
+        + 2 * shape.head
+    )
     weights = sum(one.read(1) for one in shape.layers) + shape.head
     cache = sum(one.cache(text + held) for one, held in zip(shape.layers, counts, strict=True))
     return Control(flops / step, read / (weights + cache))

@@ -21,9 +21,13 @@ def layer(tokens: float, hidden: int, inner: int, convention: str = "fastv") -> 
         inner: m, the MLP's width.
         convention: of `MLP`.
     """
-    return 4 * tokens * hidden**2 + 2 * tokens**2 * hidden + MLP[convention] * tokens * hidden * inner
+    return (
+        4 * tokens * hidden**2 + 2 * tokens**2 * hidden + MLP[convention] * tokens * hidden * inner
+    )
 
 
-def prefill(kept: Sequence[float], text: int, hidden: int, inner: int, convention: str = "fastv") -> float:
+def prefill(
+    kept: Sequence[float], text: int, hidden: int, inner: int, convention: str = "fastv"
+) -> float:
     """The sum over layers, of which layer l sees `kept[l]` visual tokens and `text` others."""
     return sum(layer(text + k, hidden, inner, convention) for k in kept)

@@ -69,7 +69,9 @@ def device_of(name: str, dtype: str = "auto") -> Device:
     if name.lower() == "measure":
         return measured(dtype)
     if name.lower() not in DEVICES:
-        raise ValueError(f"unknown device {name!r}; expected {', '.join(DEVICES)}, or measure for this machine")
+        raise ValueError(
+            f"unknown device {name!r}; expected {', '.join(DEVICES)}, or measure for this machine"
+        )
     found = DEVICES[name.lower()]
     if dtype not in ("auto", *found.dtypes):
         raise ValueError(

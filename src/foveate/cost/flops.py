@@ -73,13 +73,18 @@ class Cost:
         return self.tower + self.prefill + self.decode + self.head + self.score
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return Cost(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
 
     def ratio(self, other: Cost) -> dict[str, float]:
         """Every part over the same part of `other` (nan where that is 0), and "flops" over its sum."""
         parts = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         parts["flops"] = (self.flops, other.flops)
-        return {name: mine / theirs if theirs else float("nan") for name, (mine, theirs) in parts.items()}
+        return {
+            name: mine / theirs if theirs else float("nan")
+            for name, (mine, theirs) in parts.items()
+        }
 
 
 def shapes(model: Any) -> Shapes:
@@ -92,7 +97,9 @@ def shapes(model: Any) -> Shapes:
     return Shapes(anatomy.shapes, anatomy.head_size, anatomy.number_size, anatomy.whole_head)
 
 
-def cost_of_trace(shape: Shapes, trace: Trace, *, tower: float = 0.0, all_logits: bool = False) -> Cost:
+def cost_of_trace(
+    shape: Shapes, trace: Trace, *, tower: float = 0.0, all_logits: bool = False
+) -> Cost:
     """What a recorded run really computed, all samples together.
 
     Padding, and the fills of ragged batches, are not counted: they are the batch's waste and not the samples' work.
@@ -124,7 +131,10 @@ def costs_of_samples(shape: Shapes, trace: Trace, lengths: Sequence[int]) -> lis
     """
     found = [Cost() for _ in lengths]
     for number, done in enumerate(trace.passes):  # without a cache all are prefills, of step 0
-        parts = {name: values.tolist() for name, values in _parts(shape, done, trace.layers, False).items()}
+        parts = {
+            name: values.tolist()
+            for name, values in _parts(shape, done, trace.layers, False).items()
+        }
         for i in (i for i, length in enumerate(lengths) if number < length):
             grown = found[i] + Cost(**{name: values[i] for name, values in parts.items()})
             found[i] = replace(grown, kv_bytes=parts["kv_bytes"][i])
@@ -134,10 +144,13 @@ def costs_of_samples(shape: Shapes, trace: Trace, lengths: Sequence[int]) -> lis
 def _parts(shape: Shapes, done: Pass, depth: int, all_logits: bool) -> dict[str, Tensor]:
     """The parts of a `Cost` that one forward spends, each (B,); `kv_bytes` is what is held after it."""
     fresh, cached = (t.double() for t in done.visual(depth))
-    text, past = done.text.cpu().double(), done.past.cpu().double()
-    flops, kv = torch.zeros_like(text), torch.zeros_like(text)
+    text = done.text.cpu().double()
+    past = done.past.cpu().double()
+    flops = torch.zeros_like(text)
+    kv = torch.zeros_like(text)
     for layer, f, c in zip(shape.layers, fresh, cached, strict=True):
-        rows, before = text + f, past + c
+        rows = text + f
+        before = past + c
         flops += layer.flops(rows, before)
         kv += layer.cache(before + rows) * shape.bytes * done.cached
     score = torch.full_like(text, done.control + done.spent / len(text))
@@ -177,11 +190,17 @@ def cost_of_counts(
         ValueError: `kept` does not have one count per layer.
     """
     if len(kept) != len(shape.layers):
-        raise ValueError(f"got {len(kept)} counts for a decoder of {len(shape.layers)} layers; expected one per layer")
+        raise ValueError(
+            f"got {len(kept)} counts for a decoder of {len(shape.layers)} layers; expected one per layer"
+        )
     prefill = sum(layer.flops(text + k) for layer, k in zip(shape.layers, kept, strict=True))
-    decode = sum(layer.steps(new_tokens - 1, text + k) for layer, k in zip(shape.layers, kept, strict=True))
+    decode = sum(
+        layer.steps(new_tokens - 1, text + k) for layer, k in zip(shape.layers, kept, strict=True)
+    )
     score = sum(shape.layers[i].ranking(1, text + kept[i]) for i in asked)
-    kv = sum(layer.cache(text + k + new_tokens - 1) for layer, k in zip(shape.layers, kept, strict=True))
+    kv = sum(
+        layer.cache(text + k + new_tokens - 1) for layer, k in zip(shape.layers, kept, strict=True)
+    )
     rows = shape.head_rows(text, kept[0] if visual is None else visual) + new_tokens - 1
     return Cost(tower, prefill, decode, 2 * shape.head * rows, score, kv * shape.bytes)
 
@@ -205,9 +224,12 @@ def kept_by(methods: Sequence[Method], layers: int, total: int) -> list[int]:
                 f"what {method.name} keeps depends on the input, so its cost cannot be told beforehand"
             )
         plans.append(plan)
-    left, found = total, []
+    left = total
+    found = []
     for layer in range(layers):
-        for plan in plans:  # in the order of the methods, since a share is of what the others have left
+        for (
+            plan
+        ) in plans:  # in the order of the methods, since a share is of what the others have left
             keep = plan[layer]
             left = min(left, number_kept(left if isinstance(keep, float) else total, keep))
         found.append(left)

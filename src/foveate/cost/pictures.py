@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+)
 
 Size = tuple[int, int]  # width, height
 
@@ -57,7 +60,8 @@ def picture(config: Any, size: Size | None = None, tiles: int = 1) -> Picture:
     if tiles < 1:
         raise ValueError(f"tiles={tiles}; expected 1 or more")
     if config.model_type not in KNOWN or (
-        config.model_type in _ANY_TOWER and tower not in ("clip_vision_model", "siglip_vision_model")
+        config.model_type in _ANY_TOWER
+        and tower not in ("clip_vision_model", "siglip_vision_model")
     ):
         raise ValueError(
             f"how many tokens {config.model_type} ({tower}) makes of a picture, and at what cost, is not "
@@ -94,7 +98,9 @@ def _per_tile(config: Any, patches: int) -> int:
 
 def _sized(config: Any, size: Size | None) -> Size:
     if size is None:
-        raise ValueError(f"{config.model_type} makes more tokens of larger pictures; give --image-size, like 672x448")
+        raise ValueError(
+            f"{config.model_type} makes more tokens of larger pictures; give --image-size, like 672x448"
+        )
     return size
 
 
@@ -126,10 +132,13 @@ def _anyres(config: Any, size: Size | None) -> Picture:
     LLaVA-OneVision's are scaled down as well, where they are more than `vision_aspect_ratio` says, like anyres_max_9.
     """
     vision, (width, height) = config.vision_config, _sized(config, size)
-    side, patches = vision.image_size // vision.patch_size, (vision.image_size // vision.patch_size) ** 2
+    side = vision.image_size // vision.patch_size
+    patches = (vision.image_size // vision.patch_size) ** 2
     points = config.image_grid_pinpoints
     tiles = int(image_size_to_num_patches((height, width), points, vision.image_size))
-    rows, columns = (side * n for n in get_anyres_image_grid_shape((height, width), points, vision.image_size))
+    rows, columns = (
+        side * n for n in get_anyres_image_grid_shape((height, width), points, vision.image_size)
+    )
     if width / height > columns / rows:
         rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
     else:
@@ -137,5 +146,6 @@ def _anyres(config: Any, size: Size | None) -> Picture:
     most = int(getattr(config, "vision_aspect_ratio", "0").rpartition("_")[2])
     ratio = math.sqrt(rows * columns / (most * patches)) if most else 1.0
     if ratio > 1.1:
-        rows, columns = int(rows // ratio), int(columns // ratio)
+        rows = int(rows // ratio)
+        columns = int(columns // ratio)
     return Picture(patches + rows * columns + rows, (patches,) * tiles, patches * tiles)

@@ -86,7 +86,12 @@ def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ())
     tower = model.vision_flops(asked.pictures)
     counts = kept(model, asked, methods)
     one = cost_of_counts(
-        model.shapes, counts, text=asked.text, new_tokens=asked.new_tokens, visual=asked.visual, tower=tower
+        model.shapes,
+        counts,
+        text=asked.text,
+        new_tokens=asked.new_tokens,
+        visual=asked.visual,
+        tower=tower,
     )
     return Cost(**{name: asked.batch * value for name, value in vars(one).items()})
 
@@ -103,9 +108,12 @@ def kept(model: Architecture, asked: Request, methods: Sequence[Method]) -> list
     return kept_by(methods, depth, asked.visual)
 
 
-def papers(model: Architecture, asked: Request, methods: Sequence[Method]) -> dict[str, dict[str, float]]:
+def papers(
+    model: Architecture, asked: Request, methods: Sequence[Method]
+) -> dict[str, dict[str, float]]:
     """Prefill in the papers' conventions: "flops" of one sample, and "ratio" to the unpruned model."""
-    hidden, counts = model.shapes.layers[0].hidden, kept(model, asked, methods)
+    hidden = model.shapes.layers[0].hidden
+    counts = kept(model, asked, methods)
     out = {}
     for name in MLP:
         ours = prefill(counts, asked.text, hidden, model.inner, name)

@@ -59,22 +59,33 @@ def times(model: Architecture, device: Device, asked: Request, kept: Sequence[fl
         kept: visual tokens per layer.
     """
     layers = model.shapes.layers
-    steps, batch = asked.new_tokens - 1, asked.batch
+    steps = asked.new_tokens - 1
+    batch = asked.batch
     seen = [asked.text + k for k in kept]
-    middle = (steps + 1) / 2  # mean of 1..steps: what a step attends to besides the prompt, itself included
+    middle = (
+        steps + 1
+    ) / 2  # mean of 1..steps: what a step attends to besides the prompt, itself included
     prefill = [
         (batch * layer.flops(n), layer.read(batch * n) + batch * layer.cache(n))
         for layer, n in zip(layers, seen, strict=True)
     ]
     decode = [
-        (batch * layer.flops(1, n + middle - 1), layer.read(batch) + batch * layer.cache(n + middle))
+        (
+            batch * layer.flops(1, n + middle - 1),
+            layer.read(batch) + batch * layer.cache(n + middle),
+        )
         for layer, n in zip(layers, seen, strict=True)
     ]
     head = (2.0 * batch * model.shapes.head, model.shapes.head)
     rows = model.shapes.head_rows(asked.text, asked.visual)
     return Times(
         _tower(model, device, asked),
-        _phase(device, [*prefill, (rows * head[0], head[1])], model.shapes.bytes, _PER_LAYER * len(layers)),
+        _phase(
+            device,
+            [*prefill, (rows * head[0], head[1])],
+            model.shapes.bytes,
+            _PER_LAYER * len(layers),
+        ),
         _phase(device, [*decode, head], model.shapes.bytes, _PER_LAYER * len(layers)),
         steps,
     )
@@ -84,7 +95,10 @@ def _phase(device: Device, parts: Sequence[tuple[float, float]], size: int, laun
     """Of (FLOPs, numbers read) of every part, each of `size` bytes."""
     both = [(flops / device.flops, numbers * size / device.bandwidth) for flops, numbers in parts]
     return Phase(
-        sum(c for c, _ in both), sum(b for _, b in both), sum(max(pair) for pair in both), launches * device.launch
+        sum(c for c, _ in both),
+        sum(b for _, b in both),
+        sum(max(pair) for pair in both),
+        launches * device.launch,
     )
 
 
@@ -109,10 +123,16 @@ def caps(model: Architecture, device: Device, asked: Request, kept: Sequence[flo
     """How much faster a batch can be whose layers see `kept` visual tokens; ranking them is taken to be free."""
     base = times(model, device, asked, [asked.visual] * len(kept))
     ours = times(model, device, asked, kept)
-    return Caps(base.prefill.best / ours.prefill.best, base.decode.best / ours.decode.best, base.total / ours.total)
+    return Caps(
+        base.prefill.best / ours.prefill.best,
+        base.decode.best / ours.decode.best,
+        base.total / ours.total,
+    )
 
 
-def least_keep(model: Architecture, device: Device, asked: Request, part: str = "total", near: float = 0.02) -> int:
+def least_keep(
+    model: Architecture, device: Device, asked: Request, part: str = "total", near: float = 0.02
+) -> int:
     """The fewest visual tokens worth aiming at: with fewer, `part` gets less than `near` faster.
 
     Args:
@@ -128,7 +148,9 @@ def least_keep(model: Architecture, device: Device, asked: Request, part: str = 
         found = times(model, device, asked, [count] * depth)
         return found.total if part == "total" else found.prefill.best
 
-    low, high, enough = 0, asked.visual, (1 + near) * seconds(0)
+    low = 0
+    high = asked.visual
+    enough = (1 + near) * seconds(0)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if seconds(middle) <= enough else (low, middle - 1)
@@ -149,7 +171,9 @@ def read_by(model: Architecture, asked: Request, kept: Sequence[float], step: bo
     read = float(model.shapes.head)
     for layer, k in zip(model.shapes.layers, kept, strict=True):
         seen = asked.text + k
-        read += layer.read(asked.batch * (1 if step else seen)) + asked.batch * layer.cache(seen + more)
+        read += layer.read(asked.batch * (1 if step else seen)) + asked.batch * layer.cache(
+            seen + more
+        )
     return read
 
 

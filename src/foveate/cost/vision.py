@@ -26,7 +26,14 @@ from torch.utils.module_tracker import ModuleTracker
 
 from ..engine.anatomy import Anatomy, anatomy_of
 
-_TEXT = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "labels")
+_TEXT = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "labels",
+)
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, float]] = WeakKeyDictionary()
 
 
@@ -53,7 +60,11 @@ def vision_flops(model: Any, inputs: Mapping[str, Any]) -> float:
         model: of any family, with weights, outside of `foveate.apply`.
         inputs: of the model, as its processor gives them, on its device; 0 where they have no pictures.
     """
-    seen = {name: value for name, value in inputs.items() if name not in _TEXT and isinstance(value, Tensor)}
+    seen = {
+        name: value
+        for name, value in inputs.items()
+        if name not in _TEXT and isinstance(value, Tensor)
+    }
     if not seen:
         return 0.0
     anatomy = anatomy_of(model)
@@ -82,7 +93,9 @@ def _counted(anatomy: Anatomy, inputs: Mapping[str, Any]) -> float:
 
     handle = anatomy.decoder.register_forward_pre_hook(stop)
     counter = FlopCounterMode(display=False, custom_mapping={_ON_CPU: _attention})
-    counter.mod_tracker = _Untold()  # its own asks every module for gradients, which some have not (Idefics2)
+    counter.mod_tracker = (
+        _Untold()
+    )  # its own asks every module for gradients, which some have not (Idefics2)
     try:
         with torch.no_grad(), _countable(anatomy.vision), counter:
             anatomy.model(**inputs)
@@ -110,10 +123,14 @@ def _countable(vision: Iterable[nn.Module]) -> Iterator[None]:
             configs[key]._attn_implementation = before[key]
 
 
-_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's counter leaves out
+_ON_CPU = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+)  # which torch's counter leaves out
 
 
-def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _attention(
+    query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
     """Products with keys and with values; torch's own count refuses grouped heads before 2.13."""
     batch, heads, rows, width = query
     return int(2 * batch * heads * rows * key[-2] * (width + value[-1]))

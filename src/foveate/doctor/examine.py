@@ -17,7 +17,12 @@ from ..models.processors import pictures_only, pictures_only_note
 from ..versions import TORCH, TRANSFORMERS, versions
 from .selfcheck import Check
 
-SIDES = (224, 336, 448, 672)  # pictures that are asked for their number of tokens where it depends on the picture
+SIDES = (
+    224,
+    336,
+    448,
+    672,
+)  # pictures that are asked for their number of tokens where it depends on the picture
 
 
 @dataclass
@@ -62,7 +67,8 @@ def examine(name: str, loaded: Loaded) -> Finding:
 
 def _facts(loaded: Loaded) -> dict[str, Any]:
     anatomy = loaded.anatomy
-    adapter, text = anatomy.adapter, anatomy.decoder.config
+    adapter = anatomy.adapter
+    text = anatomy.decoder.config
     kinds = getattr(text, "layer_types", None) or ()
     rope = getattr(text, "rope_parameters", None) or {}
     return {
@@ -73,7 +79,9 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
         "positions": "time, height and width (M-RoPE)" if "mrope_section" in rope else "in a row",
         "masks": "the family's own" if special_masks(adapter, text) else "causal",
         "attention": text._attn_implementation,
-        "attention supported": [b for b in SUPPORTED if not (b[:5] == "flash" and special_masks(adapter, text))],
+        "attention supported": [
+            b for b in SUPPORTED if not (b[:5] == "flash" and special_masks(adapter, text))
+        ],
         "placeholder ids": list(anatomy.visual_tokens),
         "visual tokens per image": tokens_per_image(loaded),
         "structure tokens": adapter.structure + ("" if adapter.stays else " (may be dropped)"),
@@ -111,6 +119,8 @@ def tokens_per_image(loaded: Loaded) -> Any:
             ids = loaded.inputs([Image.new("RGB", (side, side))], "a")["input_ids"]
         except Exception:  # processors are as many as families; the number is a courtesy
             return "depends on the picture or its processor"
-        found[f"{side}x{side}"] = int(torch.isin(ids.cpu(), torch.tensor(loaded.adapter.visual_tokens(config))).sum())
+        found[f"{side}x{side}"] = int(
+            torch.isin(ids.cpu(), torch.tensor(loaded.adapter.visual_tokens(config))).sum()
+        )
     counts = set(found.values())
     return counts.pop() if len(counts) == 1 else found

@@ -23,7 +23,11 @@ from ..methods.fastv import fastv
 from ..methods.random import random
 
 Inputs = Mapping[str, Any]
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.2}  # of the logits' largest size
+TOLERANCE = {
+    torch.float32: 2e-3,
+    torch.float16: 0.05,
+    torch.bfloat16: 0.2,
+}  # of the logits' largest size
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,15 @@ def placeholder_inputs(
 ) -> dict[str, Tensor]:
     """A random prompt whose images are bare placeholders (1 T): for a model without its processor."""
     anatomy = anatomy_of(model)
-    image, barred = anatomy.image_token, set(anatomy.visual_tokens)
+    image = anatomy.image_token
+    barred = set(anatomy.visual_tokens)
     vocabulary = anatomy.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> list[int]:
-        return torch.randint(3, max(4, min(vocabulary, 1000)), (count,), generator=generator).tolist()
+        return torch.randint(
+            3, max(4, min(vocabulary, 1000)), (count,), generator=generator
+        ).tolist()
 
     ids = words(text // 2)
     for _ in range(images):
@@ -74,9 +81,12 @@ def self_check(model: Any, inputs: Inputs) -> list[Check]:
         ValueError: as `apply` does; no visual tokens; or flash attention, whose masks no hook can edit.
     """
     decoder = anatomy_of(model).decoder
-    depth, backend = len(decoder.layers), decoder.config._attn_implementation
+    depth = len(decoder.layers)
+    backend = decoder.config._attn_implementation
     if backend.startswith("flash"):
-        raise ValueError(f"the self-check edits masks, which {backend} has not; run it with sdpa or eager")
+        raise ValueError(
+            f"the self-check edits masks, which {backend} has not; run it with sdpa or eager"
+        )
     plain = model(**inputs).logits[0].float()
     size = plain.abs().max().item()
     with apply(model, random(layer=0, keep=1.0), fastv(layer=min(1, depth - 1) or 1, keep=1.0)):
@@ -88,7 +98,8 @@ def self_check(model: Any, inputs: Inputs) -> list[Check]:
             dropped = model(**inputs).logits[0].float()
         if not trace.passes or int(trace.passes[0].total.sum()) == 0:
             raise ValueError("the prompt has no visual tokens, so there is nothing to check")
-        gone, words = seen["gone"], seen["words"]
+        gone = seen["gone"]
+        words = seen["words"]
         masked = masked_logits(model, decoder, inputs, layer, gone)
         name = f"dropping half before layer {layer} equals masking"
         far = (plain - masked)[words].abs().max().item() / size
@@ -105,19 +116,24 @@ def _note(seen: dict[str, Tensor], view: View) -> None:
     seen["gone"], seen["words"] = visual & ~alive, ~visual
 
 
-def masked_logits(model: Any, decoder: Any, inputs: Inputs, layer: int, gone: Bool[Tensor, T]) -> Float[Tensor, "T V"]:
+def masked_logits(
+    model: Any, decoder: Any, inputs: Inputs, layer: int, gone: Bool[Tensor, T]
+) -> Float[Tensor, "T V"]:
     """Logits of the plain model of full length, in which columns `gone` are hidden from `layer` on."""
     hidden: Int[Tensor, K] = gone.nonzero()[:, 0]
 
     def edit(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
-        given, count = kwargs.get("attention_mask"), states.shape[1]
+        given = kwargs.get("attention_mask")
+        count = states.shape[1]
         if given is None:
             given = torch.ones(1, 1, count, count, dtype=torch.bool, device=states.device).tril()
         edited = given.clone()
         at = hidden.to(edited.device)
         edited[..., at] = False if edited.dtype == torch.bool else torch.finfo(edited.dtype).min
-        edited[..., at, at] = True if edited.dtype == torch.bool else 0  # a hidden row sees itself, to stay finite
+        edited[..., at, at] = (
+            True if edited.dtype == torch.bool else 0
+        )  # a hidden row sees itself, to stay finite
         return args, {**kwargs, "attention_mask": edited}
 
     with ExitStack() as hooks:
@@ -128,7 +144,12 @@ def masked_logits(model: Any, decoder: Any, inputs: Inputs, layer: int, gone: Bo
 
 
 def _check(
-    name: str, got: Tensor, want: Tensor, size: float, dtype: torch.dtype, against: float | None = None
+    name: str,
+    got: Tensor,
+    want: Tensor,
+    size: float,
+    dtype: torch.dtype,
+    against: float | None = None,
 ) -> Check:
     error = (got - want).abs().max().item() / size
     telling = against is None or against > 2 * error

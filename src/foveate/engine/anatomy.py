@@ -130,7 +130,11 @@ class Anatomy:
         """
         found = tuple(layer_shape(layer, self.family) for layer in self.layers)
         inside = {*self.layers.modules(), self.head}
-        outside = [n for n, m in self.decoder.named_modules() if isinstance(m, nn.Linear) and m not in inside]
+        outside = [
+            n
+            for n, m in self.decoder.named_modules()
+            if isinstance(m, nn.Linear) and m not in inside
+        ]
         if outside:
             raise ValueError(
                 f"the decoder of {self.family} ({type(self.decoder).__name__}) has matrices outside of its layers "
@@ -141,7 +145,9 @@ class Anatomy:
     @property
     def tower_shape(self) -> TowerShape:
         """Of the vision tower, where it is a stack of transformer layers."""
-        return tower_shape(self.vision, self.projectors, getattr(self.config, "vision_config", None))
+        return tower_shape(
+            self.vision, self.projectors, getattr(self.config, "vision_config", None)
+        )
 
     @property
     def head_size(self) -> int:
@@ -156,7 +162,11 @@ class Anatomy:
     @property
     def word_size(self) -> int:
         """Parameters of the word embeddings; 0 where the head is the same matrix."""
-        return 0 if self.head is not None and self.words.weight is self.head.weight else int(self.words.weight.numel())
+        return (
+            0
+            if self.head is not None and self.words.weight is self.head.weight
+            else int(self.words.weight.numel())
+        )
 
     @property
     def vision_size(self) -> int:
@@ -180,7 +190,9 @@ def anatomy_of(model: Any) -> Anatomy:
     body = multimodal_body(model)
     if not hasattr(body, "language_model") and not hasattr(body, "text_model"):
         adapter_for(model)  # says what is missing
-        raise ValueError(f"{type(model).__name__} has no language model inside that its family is known by")
+        raise ValueError(
+            f"{type(model).__name__} has no language model inside that its family is known by"
+        )
     return Anatomy(model, body, decoder_of(body))
 
 

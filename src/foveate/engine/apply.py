@@ -67,7 +67,8 @@ def apply(
     the middle of a forward of the same model.
     """
     anatomy = anatomy_of(model)
-    adapter, body = anatomy.adapter, anatomy.body
+    adapter = anatomy.adapter
+    body = anatomy.body
     _check_methods(methods, anatomy.depth, anatomy.family)
     check_model(anatomy.model, body, adapter)
     check_tower(body, looked_at(methods))
@@ -78,7 +79,9 @@ def _check_methods(methods: tuple[Method, ...], depth: int, family: str) -> None
     """Raises TypeError for what is no method, and ValueError for one that does not fit a decoder of `depth` layers."""
     for method in methods:
         if not isinstance(method, Method):
-            raise TypeError(f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()")
+            raise TypeError(
+                f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()"
+            )
         method.check(depth, family)
 
 
@@ -105,9 +108,16 @@ class Engine:
     """Hooks on one model, and what they share. Made by `apply`."""
 
     def __init__(
-        self, adapter: Adapter, body: Any, methods: tuple[Method, ...], watch: Callable[[View], None] | None = None
+        self,
+        adapter: Adapter,
+        body: Any,
+        methods: tuple[Method, ...],
+        watch: Callable[[View], None] | None = None,
     ) -> None:
-        self.adapter, self.body, self.methods, self.watch = adapter, body, methods, watch
+        self.adapter = adapter
+        self.body = body
+        self.methods = methods
+        self.watch = watch
         self.decoder = decoder_of(body)
         self.depth = len(self.decoder.layers)
         self.trace = Trace(self.depth, tuple(m.name for m in methods))
@@ -116,7 +126,11 @@ class Engine:
         self.handles: list[Any] = []
         self.names = names_of(body, self.decoder)
         form = known_tower(body) if looked_at(methods) else None
-        self.tower = None if form is None else Watch(form, {form.index(layer) for layer in looked_at(methods)})
+        self.tower = (
+            None
+            if form is None
+            else Watch(form, {form.index(layer) for layer in looked_at(methods)})
+        )
 
     def attach(self) -> None:
         """Puts the hooks on."""
@@ -126,7 +140,9 @@ class Engine:
             self.decoder.register_forward_hook(self._end, always_call=True),
         ]
         for index, layer in enumerate(self.decoder.layers):
-            self.handles.append(layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True))
+            self.handles.append(
+                layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True)
+            )
         if self.tower is not None:
             self.handles += self.tower.attach()
 
@@ -139,11 +155,14 @@ class Engine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """Refused: a copy of the model would carry hooks that nobody takes off."""
-        raise RuntimeError("foveate.apply is active on this model; copy it outside of the with block")
+        raise RuntimeError(
+            "foveate.apply is active on this model; copy it outside of the with block"
+        )
 
     def _abandon(self) -> None:
         """Lets go of a forward of this thread that was interrupted (torch calls no hook for a KeyboardInterrupt)."""
-        forward, self.call.forward = self.call.forward, None
+        forward = self.call.forward
+        self.call.forward = None
         if forward is not None:
             forward.engage(False, whole=False)
             self.busy.release()
@@ -152,7 +171,8 @@ class Engine:
         """Notes which columns of the call are visual."""
         given = {**dict(zip(self.names.body, args, strict=False)), **kwargs}
         visual = self.adapter.visual_tokens(self.body.config)
-        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        ids = given.get("input_ids")
+        embeds = given.get("inputs_embeds")
         self.call.ids, self.call.mask = ids, given.get("attention_mask")
         self.call.regular = regular(self.body.config, given)
         if ids is not None:
@@ -163,7 +183,8 @@ class Engine:
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        visual, self.call.visual = self.call.visual, None
+        visual = self.call.visual
+        self.call.visual = None
         self._abandon()
         self.call.refused = True
         if visual is None:
@@ -224,15 +245,29 @@ class Engine:
         real = None if mask is None else mask.to(visual.device).bool()
         ledger = self._ledger(old, visual, None if real is None else real[:, first:])
         if cache is None:
-            ledger = replace(ledger, tokens=ledger.tokens.responding_from(self.call.prompt_columns(count)))
+            ledger = replace(
+                ledger, tokens=ledger.tokens.responding_from(self.call.prompt_columns(count))
+            )
         fresh = ledger.total if old is None else ledger.total - old.total
         past = torch.zeros_like(fresh) if old is None else old.text
-        cuts = [(layer, fresh, alive) for layer, alive in old.alive] if old is not None else [(0, fresh, fresh * 0)]
-        record = Pass(ledger.step, ledger.text - past, past, ledger.total, cuts, fresh, cache is not None)
+        cuts = (
+            [(layer, fresh, alive) for layer, alive in old.alive]
+            if old is not None
+            else [(0, fresh, fresh * 0)]
+        )
+        record = Pass(
+            ledger.step, ledger.text - past, past, ledger.total, cuts, fresh, cache is not None
+        )
         backend = self.decoder.config._attn_implementation
         special = special_masks(self.adapter, self.decoder.config)
-        sight = None if self.tower is None else self.tower.sight(kwargs["inputs_embeds"], visual, first, record.spend)
-        setting = Setting(self.adapter, self.methods, self.watch, self.depth, backend, special, self.names.cache)
+        sight = (
+            None
+            if self.tower is None
+            else self.tower.sight(kwargs["inputs_embeds"], visual, first, record.spend)
+        )
+        setting = Setting(
+            self.adapter, self.methods, self.watch, self.depth, backend, special, self.names.cache
+        )
         return Forward(
             setting,
             ledger=ledger,
@@ -259,17 +294,21 @@ class Engine:
             grid=self.adapter.grid(self.body.config) if self.call.regular else None,
             opening=old is None,
         )
-        total, text = visual.sum(1), (here & ~visual).sum(1)
+        total = visual.sum(1)
+        text = (here & ~visual).sum(1)
         if old is None:
             return Ledger(tokens, count, 0, total, text)
         known = old.tokens.with_responses(old.columns).extended(tokens)
-        return Ledger(known, old.columns + count, 0, old.total + total, old.text + text, old.alive, old.notes)
+        return Ledger(
+            known, old.columns + count, 0, old.total + total, old.text + text, old.alive, old.notes
+        )
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.call.refused:  # `_begin` raised: the forward under way, if any, is another one
             self.call.refused = False
             return output
-        forward, self.call.forward = self.call.forward, None
+        forward = self.call.forward
+        self.call.forward = None
         if forward is None:
             return output
         whole = False
@@ -294,7 +333,8 @@ class _LayerHook:
     """Pre-hook of decoder layer `index`."""
 
     def __init__(self, engine: Engine, index: int) -> None:
-        self.engine, self.index = engine, index
+        self.engine = engine
+        self.index = index
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         forward = self.engine.call.forward

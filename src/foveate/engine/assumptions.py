@@ -62,11 +62,19 @@ class UnsupportedTransformersError(ValueError):
 
 try:
     from transformers import AttentionInterface, PreTrainedConfig
-    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+    from transformers.cache_utils import (
+        Cache,
+        DynamicCache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    )
 except ImportError as error:
     raise ImportError(str(unsupported(str(error).partition(" (")[0]))) from error
 
-CACHE_NAMES = ("cache", "past_key_values")  # the newest first: where a signature has several, older ones are aliases
+CACHE_NAMES = (
+    "cache",
+    "past_key_values",
+)  # the newest first: where a signature has several, older ones are aliases
 BODY = ("input_ids", "inputs_embeds", "attention_mask")
 DECODER = ("inputs_embeds", "attention_mask", "position_ids", "use_cache")
 LAYER = ("hidden_states", "attention_mask", "position_embeddings")
@@ -177,7 +185,11 @@ def missing(body: Any, decoder: Any) -> Iterator[str]:
     yield from _lacks_output(decoder)
     for layer in _kinds(decoder.layers):
         yield from _lacks_layer(decoder, layer)
-    yield from (f"DynamicLayer has no method {name}" for name in CACHE_LAYER if not hasattr(DynamicLayer, name))
+    yield from (
+        f"DynamicLayer has no method {name}"
+        for name in CACHE_LAYER
+        if not hasattr(DynamicLayer, name)
+    )
     cache = DynamicCache()
     yield from (f"DynamicCache has no {name}" for name in CACHE if not hasattr(cache, name))
     if not hasattr(decoder.config, "_attn_implementation"):
@@ -192,7 +204,8 @@ def _lacks(module: Any, arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _lacks_layer(decoder: Any, layer: Any) -> Iterator[str]:
-    name, first = type(layer).__name__, next(iter(_arguments(layer)), None)
+    name = type(layer).__name__
+    first = next(iter(_arguments(layer)), None)
     yield from _lacks(layer, LAYER)
     if first != LAYER[0]:
         yield f"{name}.forward takes {first!r} before {LAYER[0]!r}"
@@ -223,7 +236,8 @@ def _lacks_attention(layer: Any) -> Iterator[str]:
     for name in ATTENTION:
         if not hasattr(attention, name):
             yield f"{type(attention).__name__} has no {name}"
-    rotate, module = rotary_of(attention), type(attention).__module__
+    rotate = rotary_of(attention)
+    module = type(attention).__module__
     if rotate is None:
         yield f"{module} has no apply_rotary_pos_emb"
     elif tuple(inspect.signature(rotate).parameters)[: len(ROTARY)] != ROTARY:
@@ -285,14 +299,26 @@ def check_filled(name: str, layer: int, held: int, expected: int) -> None:
 def check_layer_call(index: int, kwargs: dict[str, Any]) -> None:
     """Raises UnsupportedTransformersError unless a layer is called with rotations and a mask of the known forms."""
     rotations = kwargs.get("position_embeddings")
-    known = isinstance(rotations, tuple) and len(rotations) == 2 and all(part.ndim == 3 for part in rotations)
+    known = (
+        isinstance(rotations, tuple)
+        and len(rotations) == 2
+        and all(part.ndim == 3 for part in rotations)
+    )
     if not known:
-        found = "no position_embeddings" if rotations is None else "position_embeddings of another form"
-        raise unsupported(f"layer {index} was called with {found}; expected cosines and sines (b T E), by name")
+        found = (
+            "no position_embeddings" if rotations is None else "position_embeddings of another form"
+        )
+        raise unsupported(
+            f"layer {index} was called with {found}; expected cosines and sines (b T E), by name"
+        )
     mask = kwargs.get("attention_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim not in (2, 4)):
-        form = f"{mask.ndim} dimensions" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
-        raise unsupported(f"layer {index} was called with an attention_mask of {form}; expected 2 or 4 dimensions")
+        form = (
+            f"{mask.ndim} dimensions" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
+        )
+        raise unsupported(
+            f"layer {index} was called with an attention_mask of {form}; expected 2 or 4 dimensions"
+        )
 
 
 def checkpointing_off(model: Any) -> str:

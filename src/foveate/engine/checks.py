@@ -38,7 +38,9 @@ def check_model(model: Any, body: Any, adapter: Adapter) -> None:
             f"{body.config.model_type} has sliding windows, images that see both ways or queries scaled by position, "
             f"which {backend} would count over the tokens that are left; call model.set_attn_implementation('sdpa')"
         )
-    stacked = getattr(getattr(body.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+    stacked = (
+        getattr(getattr(body.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+    )
     if len(stacked) >= len(decoder.layers):
         raise ValueError(
             f"DeepStack has {len(stacked)} levels for {len(decoder.layers)} layers; supported are fewer than layers"
@@ -81,7 +83,10 @@ def special_masks(adapter: Adapter, config: Any) -> bool:
     """Whether who sees whom is more than causal order: windows in some layers, or images that see both ways."""
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
-        windows = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None) is not None
+        windows = (
+            getattr(config, "use_sliding_window", True)
+            and getattr(config, "sliding_window", None) is not None
+        )
     else:
         windows = "sliding_attention" in kinds
     return adapter.own_masks or bool(windows)
@@ -96,7 +101,9 @@ def check_teacher_forcing(adapter: Adapter, body: Any) -> None:
         "positions in time, height and width (M-RoPE)": "mrope_section" in rope,
         "queries that grow with their position": "llama_4_scaling_beta" in rope,
         "capped attention": getattr(config, "attn_logit_softcapping", None) is not None,
-        "visual features between its layers (DeepStack)": bool(getattr(vision, "deepstack_visual_indexes", None)),
+        "visual features between its layers (DeepStack)": bool(
+            getattr(vision, "deepstack_visual_indexes", None)
+        ),
     }
     odd = [what for what, there in lacks.items() if there]
     if odd:

@@ -34,11 +34,15 @@ class DeepStack:
         left = {**kwargs, "deepstack_visual_embeds": None, "visual_pos_masks": None}
         return DeepStack(list(features), number), left
 
-    def added(self, hidden: Float[Tensor, "B R D"], after: int, rows: Int[Tensor, "B R"]) -> Float[Tensor, "B R D"]:
+    def added(
+        self, hidden: Float[Tensor, "B R D"], after: int, rows: Int[Tensor, "B R"]
+    ) -> Float[Tensor, "B R D"]:
         """`hidden` with the features of layer `after`; `rows` are places in the forward, -1 for fills."""
         if not 0 <= after < len(self.features) or not len(self.features[after]):
             return hidden
         features = self.features[after].to(hidden)
         rows = rows.to(self.number.device)
-        number = torch.where(rows < 0, -1, self.number.gather(1, rows.clamp(min=0))).to(hidden.device)
+        number = torch.where(rows < 0, -1, self.number.gather(1, rows.clamp(min=0))).to(
+            hidden.device
+        )
         return torch.where((number >= 0)[..., None], hidden + features[number.clamp(min=0)], hidden)

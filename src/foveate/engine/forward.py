@@ -78,15 +78,21 @@ class Forward:
         deep: DeepStack | None = None,
         sight: Sight | None = None,
     ) -> None:
-        self.setting, self.methods, self.layers, self.backend = (
-            setting,
-            setting.methods,
-            setting.layers,
-            setting.backend,
-        )
-        self.ledger, self.first, self.count, self.real = ledger, first, count, real
-        self.cache, self.record, self.deep, self.sight = cache, record, deep, sight
-        self.device = ledger.tokens.kind.device  # of all that says which token is where; layers may lie on others
+        self.setting = setting
+        self.methods = setting.methods
+        self.layers = setting.layers
+        self.backend = setting.backend
+        self.ledger = ledger
+        self.first = first
+        self.count = count
+        self.real = real
+        self.cache = cache
+        self.record = record
+        self.deep = deep
+        self.sight = sight
+        self.device = (
+            ledger.tokens.kind.device
+        )  # of all that says which token is where; layers may lie on others
         self.rows = Slots(None, False, first, count)
         kept: list[Any] = [] if cache is None else cache.layers
         empty = Slots()
@@ -104,7 +110,8 @@ class Forward:
         """Tells the cache that the engine is running, and when it no longer is; and whether it has run to its end."""
         if self.cache is not None:
             first: KeptLayer = self.cache.layers[0]
-            first.engaged, first.broken = on, not whole
+            first.engaged = on
+            first.broken = not whole
 
     def before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -115,7 +122,9 @@ class Forward:
         given = hidden
         if self.deep is not None:
             columns = self.rows.columns(hidden.shape[0], self.device)
-            hidden = self.deep.added(hidden, index - 1, torch.where(columns < 0, -1, columns - self.first))
+            hidden = self.deep.added(
+                hidden, index - 1, torch.where(columns < 0, -1, columns - self.first)
+            )
         own = own_mask(kwargs.get("attention_mask"), self.first) if self.setting.special else None
 
         def row(coming: bool) -> Ran:
@@ -138,7 +147,9 @@ class Forward:
         kwargs = {**kwargs, **moved}
         if hidden is given and not moved:
             return None
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        return (
+            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        )
 
     def _consult(self, method: Method, index: int, hidden: Tensor) -> Tensor:
         view = self._view(index, hidden)
@@ -148,18 +159,26 @@ class Forward:
         found = method.select(view)
         if found is None:
             return hidden
-        keep = found.keep | (view.visual == view.newest)  # its state is the prompt's output, even if it is an image's
+        keep = found.keep | (
+            view.visual == view.newest
+        )  # its state is the prompt's output, even if it is an image's
         if method.merge is not None:
-            hidden = replace_rows(hidden, view.place(), keep, method.merge(view, keep, found.counts))
+            hidden = replace_rows(
+                hidden, view.place(), keep, method.merge(view, keep, found.counts)
+            )
         # From the view's visual tokens (B N) to all columns (B C). Padding of the view is sent to a spare last column.
         alive = torch.ones((*view.tokens.kind.shape,), dtype=torch.bool, device=keep.device)
         gone = torch.where(view.mask & ~keep, view.visual, -1)
-        alive = torch.nn.functional.pad(alive, (0, 1)).scatter(1, torch.where(gone < 0, alive.shape[1], gone), False)
+        alive = torch.nn.functional.pad(alive, (0, 1)).scatter(
+            1, torch.where(gone < 0, alive.shape[1], gone), False
+        )
         alive = alive[:, :-1]
         hidden = self._drop_rows(alive, hidden)
         self._evict(index, alive)
         # What was noted of this layer and deeper ones, by a method before this one, no longer holds.
-        self.record.cuts = [cut for cut in self.record.cuts if cut[0] < index] + self._counts(index, hidden.shape[0])
+        self.record.cuts = [cut for cut in self.record.cuts if cut[0] < index] + self._counts(
+            index, hidden.shape[0]
+        )
         return hidden
 
     def _counts(self, index: int, batch: int) -> list[tuple[int, Tensor, Tensor]]:
@@ -168,9 +187,13 @@ class Forward:
 
         def visual(slots: Slots) -> Tensor:
             columns = slots.columns(batch, kind.device)
-            return ((kind.gather(1, columns.clamp(min=0)) == int(Kind.IMAGE)) & (columns >= 0)).sum(1)
+            return ((kind.gather(1, columns.clamp(min=0)) == int(Kind.IMAGE)) & (columns >= 0)).sum(
+                1
+            )
 
-        fresh, found, last = visual(self.rows), [], None
+        fresh = visual(self.rows)
+        found = []
+        last = None
         for layer in range(index, self.layers):
             if self.past[layer] is not last:
                 last = self.past[layer]
@@ -186,7 +209,11 @@ class Forward:
             return hidden
         # Padding leaves with the first drop. The fullest sample decides how many rows remain; a stable sort brings the
         # rows that stay to the right, in order, so that each sample's newest token is last. The others get fills.
-        stay = kept & real & (self.ledger.tokens.kind.gather(1, columns.clamp(min=0)) != int(Kind.PADDING))
+        stay = (
+            kept
+            & real
+            & (self.ledger.tokens.kind.gather(1, columns.clamp(min=0)) != int(Kind.PADDING))
+        )
         length = max(1, int(stay.sum(1).max()))
         order = stay.long().argsort(dim=1, stable=True)[:, -length:]
         valid = stay.gather(1, order)
@@ -202,7 +229,9 @@ class Forward:
         """Columns at the end of this forward that stay in every sample: they can be taken back from a cache later."""
         if self.rows.table is not None and self.rows.tail == 0:
             return 0
-        gone = (~stay.all(0)).nonzero()  # rows that some sample loses; the run begins after the last of them
+        gone = (
+            ~stay.all(0)
+        ).nonzero()  # rows that some sample loses; the run begins after the last of them
         whole = stay.shape[1] if not len(gone) else stay.shape[1] - 1 - int(gone[-1])
         return whole if self.rows.table is None else min(whole, self.rows.tail)
 
@@ -210,7 +239,9 @@ class Forward:
         """Takes dropped columns out of the caches of this layer and all deeper ones."""
         if self.real is not None:
             alive = alive & self.real
-        plans: dict[int, Any] = {}  # layers that hold the same tokens share their slots, and so one plan
+        plans: dict[
+            int, Any
+        ] = {}  # layers that hold the same tokens share their slots, and so one plan
         for layer in range(index, self.layers):
             old = self.past[layer]
             if old.length == 0:
@@ -224,7 +255,8 @@ class Forward:
             self.past[layer] = slots
 
     def _view(self, index: int, hidden: Tensor) -> View:
-        batch, device = hidden.shape[0], self.device
+        batch = hidden.shape[0]
+        device = self.device
         rows = self.rows.columns(batch, device)
         tokens = self.ledger.tokens.with_responses(self.ledger.columns)
         # Tokens alive are those in this layer's cache and those that run. Fills write into a spare last column.
@@ -235,7 +267,9 @@ class Forward:
         visual = present[:, :-1] & tokens.are(Kind.IMAGE)
         count = visual.sum(1, keepdim=True)
         most = int(count.max()) if batch else 0
-        order = (~visual).long().argsort(dim=1, stable=True)[:, :most]  # columns of visual tokens, ascending (B N)
+        order = (
+            (~visual).long().argsort(dim=1, stable=True)[:, :most]
+        )  # columns of visual tokens, ascending (B N)
         mask = torch.arange(most, device=device) < count
         return View(
             layer=index,
@@ -245,7 +279,9 @@ class Forward:
             visual=torch.where(mask, order, -1),
             mask=mask,
             hidden=hidden.to(device),
-            rows=torch.where(tokens.kind.gather(1, rows.clamp(min=0)) == int(Kind.PADDING), -1, rows),
+            rows=torch.where(
+                tokens.kind.gather(1, rows.clamp(min=0)) == int(Kind.PADDING), -1, rows
+            ),
             tokens=tokens,
             attend=self.seen.attend,
             cached=self.cache is not None,
@@ -260,13 +296,20 @@ class Forward:
         key = (id(past), id(self.rows), id(given) if own is not None else 0, hidden.device)
         if key not in self.masks:
             rows = hidden.shape[1]
-            dead = past.masked or self.rows.masked or (self.padded and self.rows.untouched) or self._hidden(past)
+            dead = (
+                past.masked
+                or self.rows.masked
+                or (self.padded and self.rows.untouched)
+                or self._hidden(past)
+            )
             if not dead and own is None and needless(self.backend, rows, past.length):
                 mask = None
             else:
                 asked = self.rows.columns(hidden.shape[0], self.device)
                 held = torch.cat([past.columns(hidden.shape[0], self.device), asked], 1)
-                mask = for_backend(self.backend, asked, held, self.real, hidden.dtype, own).to(hidden.device)
+                mask = for_backend(self.backend, asked, held, self.real, hidden.dtype, own).to(
+                    hidden.device
+                )
             self.masks[key] = ((past, self.rows, given), mask)
         return self.masks[key][1]
 
@@ -282,8 +325,12 @@ class Forward:
         if self.setting.watch is not None:
             self.setting.watch(self._view(self.layers, last))
         if self.cache is not None:
-            joined: dict[tuple[int, int], Slots] = {}  # layers that hold the same tokens share the slots, and so masks
-            for index, (layer, past, ran) in enumerate(zip(self.cache.layers, self.past, self.ran, strict=True)):
+            joined: dict[
+                tuple[int, int], Slots
+            ] = {}  # layers that hold the same tokens share the slots, and so masks
+            for index, (layer, past, ran) in enumerate(
+                zip(self.cache.layers, self.past, self.ran, strict=True)
+            ):
                 check_filled(self.setting.cache_name, index, layer.length, past.length + ran.length)
                 pair = (id(past), id(ran))
                 if pair not in joined:
@@ -292,7 +339,9 @@ class Forward:
                 layer.seen = self.ledger.columns
             alive = tuple((layer, fresh + cached) for layer, fresh, cached in self.record.cuts)
             tail = min(slots.tail for slots in joined.values())
-            self.cache.layers[0].ledger = replace(self.ledger, alive=alive, notes=self.notes, tail=tail)
+            self.cache.layers[0].ledger = replace(
+                self.ledger, alive=alive, notes=self.notes, tail=tail
+            )
         if self.rows.untouched:
             return last
         columns = self.rows.columns(last.shape[0], self.device)

@@ -38,7 +38,8 @@ class Call(threading.local):
 
         A forward whose input is that of the one before it and one token more goes on with its answer.
         """
-        ids, prompt = self.ids, count
+        ids = self.ids
+        prompt = count
         if ids is None:
             self.repeated = None
             return count
@@ -61,15 +62,25 @@ def padding_mask(given: Any, called_with: Any) -> Tensor | None:
             return mask
     if called_with is None:
         return None
-    form = f"{called_with.ndim} dimensions" if isinstance(called_with, Tensor) else f"type {type(called_with).__name__}"
-    raise ValueError(f"attention_mask has {form}; under foveate.apply give the 2-D mask of padding (B, tokens so far)")
+    form = (
+        f"{called_with.ndim} dimensions"
+        if isinstance(called_with, Tensor)
+        else f"type {type(called_with).__name__}"
+    )
+    raise ValueError(
+        f"attention_mask has {form}; under foveate.apply give the 2-D mask of padding (B, tokens so far)"
+    )
 
 
-def placeholders(embeds: Float[Tensor, "B T D"], tokens: tuple[int, ...], table: Any) -> Bool[Tensor, "B T"]:
+def placeholders(
+    embeds: Float[Tensor, "B T D"], tokens: tuple[int, ...], table: Any
+) -> Bool[Tensor, "B T"]:
     """Which embeddings are a placeholder's, where a prompt comes without ids."""
     found = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     for token in tokens:
-        if token < table.num_embeddings:  # some families' placeholders lie outside of the vocabulary
+        if (
+            token < table.num_embeddings
+        ):  # some families' placeholders lie outside of the vocabulary
             found |= (embeds == table(torch.tensor(token, device=embeds.device))).all(-1)
     return found
 

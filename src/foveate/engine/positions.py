@@ -21,7 +21,9 @@ class Positions:
 
     def __init__(self, source: Int[Tensor, "B R"] | None = None, backend: str = "sdpa") -> None:
         self.source, self.flash = source, backend.startswith("flash")
-        self.taken: dict[int, tuple[Tensor, Tensor]] = {}  # by the caller's tensor, which is held so that its id stays
+        self.taken: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # by the caller's tensor, which is held so that its id stays
 
     def of(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What replaces a layer's `position_embeddings` and `position_ids`; nothing while nothing was dropped."""

@@ -65,7 +65,9 @@ class LayerShape:
 
     def ranking(self, queries: Amount, keys: Amount, projected: Amount | float = 0) -> Amount:
         """Of `queries` attention rows recomputed against `keys` keys, of which `projected` are projected anew."""
-        return 2 * queries * self.query * (self.hidden + keys) + 2 * projected * self.hidden * self.key
+        return (
+            2 * queries * self.query * (self.hidden + keys) + 2 * projected * self.hidden * self.key
+        )
 
     def cache(self, tokens: Amount) -> Amount:
         """Numbers that the KV cache holds for so many tokens."""
@@ -126,19 +128,28 @@ def layer_shape(layer: Any, family: str = "this model") -> LayerShape:
             "Mistral's, Qwen's and Gemma's have; their cost is not known"
         )
     query, hidden = attention.q_proj.weight.shape
-    dense, experts = sum(_matrices(layer)), _experts(layer)
+    dense = sum(_matrices(layer))
+    experts = _experts(layer)
     if not experts:
         return LayerShape(dense, query, attention.k_proj.weight.shape[0], hidden)
-    used = next((int(m.top_k) for m in layer.modules() if isinstance(getattr(m, "top_k", None), int)), None)
+    used = next(
+        (int(m.top_k) for m in layer.modules() if isinstance(getattr(m, "top_k", None), int)), None
+    )
     if used is None:
         raise ValueError(
             f"the layers of {family} ({type(layer).__name__}) have experts, and no `top_k` says how many of them a "
             "token is sent to; their cost is not known"
         )
-    count, stored = experts[0].shape[0], sum(part.numel() for part in experts)
+    count = experts[0].shape[0]
+    stored = sum(part.numel() for part in experts)
     active = stored // count * used
     return LayerShape(
-        dense + active, query, attention.k_proj.weight.shape[0], hidden, stored - active, 1 - used / count
+        dense + active,
+        query,
+        attention.k_proj.weight.shape[0],
+        hidden,
+        stored - active,
+        1 - used / count,
     )
 
 
@@ -154,7 +165,9 @@ def _experts(layer: nn.Module) -> list[Tensor]:
     return [p for p in layer.parameters() if p.ndim == 3]
 
 
-def tower_shape(parts: Iterable[nn.Module], projectors: Iterable[nn.Module], vision: Any) -> TowerShape:
+def tower_shape(
+    parts: Iterable[nn.Module], projectors: Iterable[nn.Module], vision: Any
+) -> TowerShape:
     """The shape of a tower; the longest stack of alike layers that attend is the tower's.
 
     Args:
@@ -163,7 +176,11 @@ def tower_shape(parts: Iterable[nn.Module], projectors: Iterable[nn.Module], vis
         vision: the tower's configuration.
     """
     modules = [module for part in parts for module in part.modules()]
-    stacks = [m for m in modules if isinstance(m, nn.ModuleList) and _attends(m) and len({type(b) for b in m}) == 1]
+    stacks = [
+        m
+        for m in modules
+        if isinstance(m, nn.ModuleList) and _attends(m) and len({type(b) for b in m}) == 1
+    ]
     blocks: list[Any] = list(max(stacks, key=len, default=[]))
     convolution = next((m for m in modules if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
     width = 0 if convolution is None else convolution.weight.shape[0]
@@ -172,7 +189,9 @@ def tower_shape(parts: Iterable[nn.Module], projectors: Iterable[nn.Module], vis
         layers=tuple(LayerShape(_linear(block), width, width, width) for block in blocks),
         full=tuple(full is None or i in full for i in range(len(blocks))),
         patches=0 if convolution is None else convolution.weight.numel(),
-        projector=sum(p.numel() for part in projectors for p in part.parameters() if p.ndim in (2, 4)),
+        projector=sum(
+            p.numel() for part in projectors for p in part.parameters() if p.ndim in (2, 4)
+        ),
         extra=sum(_classes(m) for m in modules),
         pool=next((_pool(m) for m in modules if hasattr(m, "probe")), None),
     )

@@ -98,7 +98,9 @@ class Trace:
             ValueError: there is no such forward.
         """
         if not 0 <= call < len(self.passes):
-            raise ValueError(f"the trace holds {len(self.passes)} forwards; there is no number {call}")
+            raise ValueError(
+                f"the trace holds {len(self.passes)} forwards; there is no number {call}"
+            )
         fresh, cached = self.passes[call].visual(self.layers)
         return (fresh + cached).tolist()
 
@@ -115,5 +117,10 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Writes the rows as JSON."""
-        body = {"layers": self.layers, "methods": self.methods, "fields": Row._fields, "kept": self.kept}
+        body = {
+            "layers": self.layers,
+            "methods": self.methods,
+            "fields": Row._fields,
+            "kept": self.kept,
+        }
         Path(path).write_text(json.dumps(body))

@@ -29,7 +29,9 @@ Progress = Callable[[int], None]
 def batches(samples: Sequence[Sample], size: int) -> list[list[int]]:
     """Numbers of the samples of each batch, like answer lengths together; the same whoever runs them."""
     lengths = sorted({s.max_new_tokens for s in samples})
-    alike = [[i for i, s in enumerate(samples) if s.max_new_tokens == longest] for longest in lengths]
+    alike = [
+        [i for i, s in enumerate(samples) if s.max_new_tokens == longest] for longest in lengths
+    ]
     return [some[start : start + size] for some in alike for start in range(0, len(some), size)]
 
 
@@ -74,22 +76,39 @@ def answer(
     beams = decoding.num_beams
     rows = costs_of_samples(shape, trace, [end for end in ends for _ in range(beams)])
     costs = [sum(rows[i * beams : (i + 1) * beams], Cost()) for i in range(len(samples))]
-    return [_record(i * beams, samples[i].key, texts[i].strip(), ends[i], trace, costs[i]) for i in range(len(ends))]
+    return [
+        _record(i * beams, samples[i].key, texts[i].strip(), ends[i], trace, costs[i])
+        for i in range(len(ends))
+    ]
 
 
 def _lengths(new: Tensor, ends: int | Sequence[int] | None) -> list[int]:
     """Tokens of each answer up to its end-of-sequence token."""
-    marks = torch.tensor([] if ends is None else ends, device=new.device, dtype=new.dtype).reshape(-1)
+    marks = torch.tensor([] if ends is None else ends, device=new.device, dtype=new.dtype).reshape(
+        -1
+    )
     ended = torch.isin(new, marks)
     first = torch.where(ended.any(1), ended.long().argmax(1) + 1, new.shape[1])
     return [int(n) for n in first]
 
 
 def _record(row: int, key: str, text: str, tokens: int, trace: Trace, cost: Cost) -> Record:
-    start, end = trace.passes[0], trace.passes[min(tokens, len(trace.passes)) - 1]
+    start = trace.passes[0]
+    end = trace.passes[min(tokens, len(trace.passes)) - 1]
     last = sum(t[-1, row] for t in end.visual(trace.layers))
     kept = [int(layer[row]) for layer in trace.prefill()]
-    return Record(0, 0, key, text, tokens, int(start.text[row]), int(start.total[row]), kept, int(last), asdict(cost))
+    return Record(
+        0,
+        0,
+        key,
+        text,
+        tokens,
+        int(start.text[row]),
+        int(start.total[row]),
+        kept,
+        int(last),
+        asdict(cost),
+    )
 
 
 def evaluate(
@@ -117,15 +136,23 @@ def evaluate(
         progress: called with the samples of each batch that this process answers or finds answered.
         decoding: how answers are generated; samples drawn hang on the seed and the batch alone.
     """
-    tick, plan = progress or (lambda count: None), batches(samples, size)
+    tick = progress or (lambda count: None)
+    plan = batches(samples, size)
     home = None if folder is None else records.place(folder, spec)
     done = {} if home is None else records.read(home, [len(batch) for batch in plan])
     among.wait()  # nobody writes until all have read
-    found, shape, mine = [record for batch in done.values() for record in batch], shapes(loaded.model), []
+    found = [record for batch in done.values() for record in batch]
+    shape = shapes(loaded.model)
+    mine = []
     tick(len(found))
     for number in [n for n in range(len(plan)) if n not in done][among.index :: among.count]:
-        answers = answer(loaded, [samples[i] for i in plan[number]], methods, shape, decoding=decoding)
-        rows = [replace(row, sample=i, batch=number) for row, i in zip(answers, plan[number], strict=True)]
+        answers = answer(
+            loaded, [samples[i] for i in plan[number]], methods, shape, decoding=decoding
+        )
+        rows = [
+            replace(row, sample=i, batch=number)
+            for row, i in zip(answers, plan[number], strict=True)
+        ]
         if home is not None:
             records.append(home, among.index, rows)
         mine += rows

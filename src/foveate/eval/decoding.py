@@ -45,7 +45,9 @@ class Decoding:
             if not fits:
                 raise ValueError(f"{name}={getattr(self, name)}; expected {wanted}")
         if self.samples and self.num_beams > 1:
-            raise ValueError(f"num_beams={self.num_beams} with top_k, top_p or temperature; take beams or samples")
+            raise ValueError(
+                f"num_beams={self.num_beams} with top_k, top_p or temperature; take beams or samples"
+            )
 
     @property
     def samples(self) -> bool:
@@ -60,7 +62,11 @@ class Decoding:
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `generate`."""
-        found: dict[str, Any] = {"do_sample": self.samples, "num_beams": self.num_beams, "use_cache": self.cache}
+        found: dict[str, Any] = {
+            "do_sample": self.samples,
+            "num_beams": self.num_beams,
+            "use_cache": self.cache,
+        }
         if self.samples:
             found |= {"top_k": self.top_k, "top_p": self.top_p, "temperature": self.temperature}
         return found

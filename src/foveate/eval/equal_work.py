@@ -45,7 +45,9 @@ def read_target(text: str) -> Target:
     with suppress(ValueError):
         ratio = float(number)
     if work not in WORKS or not 0 < ratio <= 1:
-        raise ValueError(f"match {text!r}; expected {' or '.join(f'{w}=0.33' for w in WORKS)}, a ratio in (0, 1]")
+        raise ValueError(
+            f"match {text!r}; expected {' or '.join(f'{w}=0.33' for w in WORKS)}, a ratio in (0, 1]"
+        )
     return Target(work, ratio)
 
 
@@ -56,7 +58,12 @@ def marked(spec: str) -> str:
         ValueError: unknown method, several marks, or no knob that can be told.
     """
     parts = read(spec)
-    marks = [f"{named.name}:{key}" for named in named_in(parts) for key, value in named.knobs if value == MARK]
+    marks = [
+        f"{named.name}:{key}"
+        for named in named_in(parts)
+        for key, value in named.knobs
+        if value == MARK
+    ]
     if len(marks) > 1:
         raise ValueError(
             f"{spec!r} marks several knobs, {' and '.join(marks)}; one can be tuned, give the others values"
@@ -102,7 +109,11 @@ def values(spec: str, layers: int) -> list[str]:
     kinds = _kinds(found.name, knob) if knob in knobs(found.name) else set()
     if not kinds:
         raise ValueError(f"{str(found)!r}: {knob} is no number that could be tuned")
-    return [f"{n / 1000:.3f}" for n in range(1001)] if float in kinds else [str(n) for n in range(layers + 1)]
+    return (
+        [f"{n / 1000:.3f}" for n in range(1001)]
+        if float in kinds
+        else [str(n) for n in range(layers + 1)]
+    )
 
 
 def tune(spec: str, target: Target, work: Work, layers: int) -> tuple[str, float]:
@@ -123,7 +134,8 @@ def tune(spec: str, target: Target, work: Work, layers: int) -> tuple[str, float
     def cost(i: int) -> float:
         return work(parse(filled(spec, grid[i])))
 
-    low, high = 0, len(grid) - 1
+    low = 0
+    high = len(grid) - 1
     if cost(low) > cost(high):  # a knob that removes: look at it from its other end
         low, high = high, low
     if cost(low) > target.ratio:
@@ -154,7 +166,11 @@ def _accepted(spec: str, grid: Sequence[str], layers: int) -> Sequence[str]:
             return error
         return None
 
-    finer = (i for k in range(len(grid).bit_length() + 1) for i in range(0, len(grid), max(1, len(grid) >> k)))
+    finer = (
+        i
+        for k in range(len(grid).bit_length() + 1)
+        for i in range(0, len(grid), max(1, len(grid) >> k))
+    )
     some = next((i for i in finer if refused(i) is None), None)
     if some is None:
         raise refused(len(grid) - 1) or ValueError(f"{spec!r} has no value that its method accepts")

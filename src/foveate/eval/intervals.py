@@ -31,12 +31,18 @@ def _by_group(parts: Float[np.ndarray, "n k"], groups: Sequence[str]) -> Float[n
 
 def _drawn(sums: Float[np.ndarray, "G k"], seed: int) -> Float[np.ndarray, "R k"]:
     """Totals of `RESAMPLES` samples of groups with replacement. The draws depend on seed and G alone."""
-    rng, count = np.random.default_rng(seed), len(sums)
-    pieces = [rng.multinomial(count, np.full(count, 1 / count), size=100) @ sums for _ in range(RESAMPLES // 100)]
+    rng = np.random.default_rng(seed)
+    count = len(sums)
+    pieces = [
+        rng.multinomial(count, np.full(count, 1 / count), size=100) @ sums
+        for _ in range(RESAMPLES // 100)
+    ]
     return np.concatenate(pieces)
 
 
-def estimate(parts: Float[np.ndarray, "n k"], groups: Sequence[str], value: Value, seed: int = 0) -> Estimate:
+def estimate(
+    parts: Float[np.ndarray, "n k"], groups: Sequence[str], value: Value, seed: int = 0
+) -> Estimate:
     """The figure of all samples.
 
     Args:
@@ -49,7 +55,9 @@ def estimate(parts: Float[np.ndarray, "n k"], groups: Sequence[str], value: Valu
     return _interval(float(value(sums.sum(0, keepdims=True))[0]), value(_drawn(sums, seed)))
 
 
-def weighted(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
+def weighted(
+    values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], seed: int = 0
+) -> Estimate:
     """The sum of the values over that of the weights, of samples that are drawn one by one.
 
     Args:
@@ -58,7 +66,9 @@ def weighted(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], 
         seed: of the draws.
     """
     each = [str(number) for number in range(len(values))]
-    return estimate(np.stack([values, weights], 1), each, lambda sums: sums[..., 0] / sums[..., 1], seed)
+    return estimate(
+        np.stack([values, weights], 1), each, lambda sums: sums[..., 0] / sums[..., 1], seed
+    )
 
 
 def difference(
@@ -71,7 +81,8 @@ def difference(
     """Our figure minus theirs on the same samples: both are computed on the same draws, so what they share cancels."""
     width = ours.shape[1]
     both = _by_group(np.concatenate([ours, theirs], 1), groups)
-    drawn, whole = _drawn(both, seed), both.sum(0, keepdims=True)
+    drawn = _drawn(both, seed)
+    whole = both.sum(0, keepdims=True)
     gap = float((value(whole[:, :width]) - value(whole[:, width:]))[0])
     return _interval(gap, value(drawn[:, :width]) - value(drawn[:, width:]))
 

@@ -60,7 +60,9 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
         other = [key for key in identity if there.get(key) != identity[key]]
         if other:
             found = ", ".join(f"{key} {there.get(key)!r} (now {identity[key]!r})" for key in other)
-            raise ValueError(f"{folder} holds another run: {found}; give another folder, or the same options")
+            raise ValueError(
+                f"{folder} holds another run: {found}; give another folder, or the same options"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")

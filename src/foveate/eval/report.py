@@ -37,7 +37,8 @@ def figures(
         seed: of the bootstrap.
         against: a run that the others are compared with, too, as "against".
     """
-    base, words = next(iter(runs)), remembering(TOKENIZERS[tokenizer])
+    base = next(iter(runs))
+    words = remembering(TOKENIZERS[tokenizer])
     others = {"difference": base} | ({"against": against} if against else {})
     out: dict[str, dict[str, dict[str, Any]]] = {spec: {} for spec in runs}
     for name, metric, chosen in _cells(samples):
@@ -52,12 +53,19 @@ def figures(
             out[spec][f"{name} {metric}"] = found
     for spec, rows in runs.items():
         if spec != base:
-            out[spec]["agreement"] = {**asdict(_agreement(samples, rows, runs[base], seed)), "samples": len(samples)}
+            out[spec]["agreement"] = {
+                **asdict(_agreement(samples, rows, runs[base], seed)),
+                "samples": len(samples),
+            }
     return out
 
 
 def _parts(
-    samples: Sequence[Sample], rows: Sequence[Record], chosen: Sequence[int], metric: str, words: Words
+    samples: Sequence[Sample],
+    rows: Sequence[Record],
+    chosen: Sequence[int],
+    metric: str,
+    words: Words,
 ) -> np.ndarray:
     """What each of the chosen samples adds to a figure's sums."""
     judged = Judged(
@@ -84,7 +92,9 @@ def _cells(samples: Sequence[Sample]) -> Iterator[tuple[str, str, list[int]]]:
                     yield f"{task}/{kind}", metric, of_kind
 
 
-def _agreement(samples: Sequence[Sample], ours: Sequence[Record], theirs: Sequence[Record], seed: int) -> Estimate:
+def _agreement(
+    samples: Sequence[Sample], ours: Sequence[Record], theirs: Sequence[Record], seed: int
+) -> Estimate:
     same = np.array([[float(a.answer == b.answer), 1.0] for a, b in zip(ours, theirs, strict=True)])
     return estimate(same, [s.group for s in samples], share, seed)
 

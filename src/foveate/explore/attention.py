@@ -22,7 +22,11 @@ def plot_shares(shares: Float[np.ndarray, "S L 4"], title: str, path: Path) -> N
     for column, kind in enumerate(TYPES):
         name = kind.name.lower()
         over_steps.plot(shares[:, :, column].mean(1), label=name, color=COLORS[name])
-    over_steps.set(xlabel="step (0 = prefill)", ylabel="attention share, mean over layers and heads", ylim=(0, 1))
+    over_steps.set(
+        xlabel="step (0 = prefill)",
+        ylabel="attention share, mean over layers and heads",
+        ylim=(0, 1),
+    )
     over_steps.legend(frameon=False)
     image = by_layer.imshow(shares[:, :, 1].T, aspect="auto", origin="lower", cmap="magma", vmin=0)
     by_layer.set(xlabel="step (0 = prefill)", ylabel="layer", title="share of the image")

@@ -12,7 +12,9 @@ from ..inspect.kept import KeptSets
 from .canvas import COLORS, save, subplots
 
 
-def plot_kept(image: Image.Image, kept: KeptSets, words: list[str], title: str, path: Path, frames: int = 6) -> None:
+def plot_kept(
+    image: Image.Image, kept: KeptSets, words: list[str], title: str, path: Path, frames: int = 6
+) -> None:
     """The image at `frames` steps, dropped patches darkened; beneath each, the words said by then.
 
     Args:
@@ -27,7 +29,9 @@ def plot_kept(image: Image.Image, kept: KeptSets, words: list[str], title: str, 
         ValueError: the tokens form no grid, or matplotlib or the folder of `path` is missing.
     """
     if kept.grid is None:
-        raise ValueError("this family's tokens form no grid over the image, so there is nothing to lay over it")
+        raise ValueError(
+            "this family's tokens form no grid over the image, so there is nothing to lay over it"
+        )
     rows, columns = kept.grid
     steps = np.unique(np.linspace(0, len(kept.alive) - 1, min(frames, len(kept.alive))).astype(int))
     figure, axes = subplots(1, len(steps), (2.6 * len(steps), 3.2))

@@ -52,20 +52,26 @@ def lines(reports: Sequence[Mapping[str, Any]], figure: str, work: str) -> dict[
             if figure not in one["figures"]:
                 known = ", ".join(repr(name) for name in one["figures"])
                 raise ValueError(f"there is no figure {figure!r} of {spec}; there are {known}")
-            found.setdefault(line_of(spec), []).append((one["work"][work], one["figures"][figure]["value"]))
+            found.setdefault(line_of(spec), []).append(
+                (one["work"][work], one["figures"][figure]["value"])
+            )
     return {name: sorted(set(points)) for name, points in found.items()}
 
 
 def front(found: Mapping[str, Sequence[Point]]) -> list[Point]:
     """The points that no other equals or beats on both work and quality, by work."""
     best: list[Point] = []
-    for work, value in sorted({p for points in found.values() for p in points}, key=lambda p: (p[0], -p[1])):
+    for work, value in sorted(
+        {p for points in found.values() for p in points}, key=lambda p: (p[0], -p[1])
+    ):
         if not best or value > best[-1][1]:
             best.append((work, value))
     return best
 
 
-def plot_pareto(found: Mapping[str, Sequence[Point]], figure: str, work: str, title: str, path: Path) -> None:
+def plot_pareto(
+    found: Mapping[str, Sequence[Point]], figure: str, work: str, title: str, path: Path
+) -> None:
     """Draws `lines`; controls dashed and black, the front a broad grey stair.
 
     Raises:
@@ -73,11 +79,20 @@ def plot_pareto(found: Mapping[str, Sequence[Point]], figure: str, work: str, ti
     """
     drawn, axes = subplots(1, 1, (10, 6))
     axis = axes[0][0]
-    axis.step(*zip(*front(found), strict=True), where="post", color="lightgray", linewidth=6, label="front")
+    axis.step(
+        *zip(*front(found), strict=True),
+        where="post",
+        color="lightgray",
+        linewidth=6,
+        label="front",
+    )
     shown = sorted(name for name in found if name != "unpruned")
     for place, name in enumerate(shown):
         control = name.startswith(CONTROLS)
-        style = {"linestyle": "--" if control else "-", "color": "black" if control else f"C{place % 10}"}
+        style = {
+            "linestyle": "--" if control else "-",
+            "color": "black" if control else f"C{place % 10}",
+        }
         marker = "osv^D<P*x"[place % 9]  # nine and ten: no pair of marker and colour comes twice
         axis.plot(*zip(*found[name], strict=True), marker=marker, label=name, alpha=0.8, **style)
     for _, value in found.get("unpruned", [])[:1]:

@@ -30,14 +30,23 @@ def plot_ranking(
     panels = 3 if counted else 2
     figure, axes = subplots(1, panels, (5 * panels, 4))
     heat, shared = axes[0][:2]
-    image = heat.imshow(tau, origin="lower", cmap="viridis", vmin=min(0.0, float(tau.min())), vmax=1)
+    image = heat.imshow(
+        tau, origin="lower", cmap="viridis", vmin=min(0.0, float(tau.min())), vmax=1
+    )
     heat.set(xlabel="layer", ylabel="layer", title="Kendall's tau of the visual ranking")
     figure.colorbar(image, ax=heat)
     for place, (share, common) in enumerate(overlap.items()):
         steps = np.diagonal(common, 1)
-        shared.plot(np.arange(1, len(tau)), 100 * steps, "o-", color=f"C{place}", label=f"top {share:.1%}")
+        shared.plot(
+            np.arange(1, len(tau)), 100 * steps, "o-", color=f"C{place}", label=f"top {share:.1%}"
+        )
         shared.axhline(100 * share, color=f"C{place}", linestyle=":", linewidth=1)
-    shared.set(xlabel="layer", ylabel="% in common with the layer before", ylim=(0, 104), title="dotted: by chance")
+    shared.set(
+        xlabel="layer",
+        ylabel="% in common with the layer before",
+        ylim=(0, 104),
+        title="dotted: by chance",
+    )
     shared.legend(frameon=False)
     if counted:
         _plot_essential(axes[0][2], essential, mass)
@@ -50,4 +59,9 @@ def _plot_essential(counts: Any, essential: Float[np.ndarray, "S L"], mass: floa
     for row in essential[:64]:
         counts.plot(100 * row, color=COLORS["system"], alpha=0.25, linewidth=0.8)
     counts.plot(100 * essential.mean(0), "o-", color=COLORS["image"], linewidth=2)
-    counts.set(xlabel="layer", ylabel=f"% of tokens that hold {mass:.0%}", ylim=(0, 104), title="essential tokens")
+    counts.set(
+        xlabel="layer",
+        ylabel=f"% of tokens that hold {mass:.0%}",
+        ylim=(0, 104),
+        title="essential tokens",
+    )

@@ -18,7 +18,9 @@ def plot_schedules(keep: Mapping[str, Sequence[float]], title: str, path: Path) 
     axis = axes[0][0]
     for place, (name, shares) in enumerate(keep.items()):
         edges = [layer - 0.5 for layer in range(len(shares) + 1)]
-        axis.stairs([100 * s for s in shares], edges, label=name, linewidth=2, alpha=0.85, color=f"C{place}")
+        axis.stairs(
+            [100 * s for s in shares], edges, label=name, linewidth=2, alpha=0.85, color=f"C{place}"
+        )
     axis.set(xlabel="layer", ylabel="visual tokens kept, %", ylim=(0, 104), title=title)
     axis.legend(frameon=False, fontsize=8)
     save(figure, path)

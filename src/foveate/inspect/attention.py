@@ -33,7 +33,9 @@ def attention_shares(
     """
     samples = inputs["input_ids"].shape[0]
     if samples != 1:
-        raise ValueError(f"inputs hold {samples} samples; give one at a time, for answers differ in length")
+        raise ValueError(
+            f"inputs hold {samples} samples; give one at a time, for answers differ in length"
+        )
     steps: list[list[np.ndarray]] = []
 
     def record(view: View) -> None:

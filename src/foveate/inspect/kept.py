@@ -33,7 +33,9 @@ class KeptSets:
 
 
 @torch.inference_mode()
-def kept_sets(model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method) -> KeptSets:
+def kept_sets(
+    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method
+) -> KeptSets:
     """Records one greedy answer.
 
     Args:

@@ -51,7 +51,9 @@ def _class(name: str) -> Any:
     def generate_until(self: Any, requests: Any) -> Any:
         model = self.model
         plain = model.generate
-        model.generate = _pruned(model, plain, self.methods)  # on this object alone, and taken off again
+        model.generate = _pruned(
+            model, plain, self.methods
+        )  # on this object alone, and taken off again
         try:
             return inner.generate_until(self, requests)
         except Failed as failed:
@@ -59,7 +61,11 @@ def _class(name: str) -> Any:
         finally:
             del model.generate
 
-    return type(name, (inner,), {"__init__": __init__, "generate_until": generate_until, "__module__": __name__})
+    return type(
+        name,
+        (inner,),
+        {"__init__": __init__, "generate_until": generate_until, "__module__": __name__},
+    )
 
 
 def _pruned(model: Any, plain: Callable[..., Any], methods: Any) -> Callable[..., Any]:

@@ -44,13 +44,22 @@ def write(folder: Path, samples: int = 200) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     asked = bundled(["questions"], samples)
     rows = [
-        {"picture": int(s.group.rpartition("-")[2]), "kind": s.kind, "prompt": s.prompt, "answer": s.references[0]}
+        {
+            "picture": int(s.group.rpartition("-")[2]),
+            "kind": s.kind,
+            "prompt": s.prompt,
+            "answer": s.references[0],
+        }
         for s in asked
     ]
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "visuals.py").write_text("from foveate.lmms.tasks import doc_to_visual, process_results  # noqa: F401\n")
-    (folder / "foveate_questions.yaml").write_text(_YAML.format(data=json.dumps(str(data.resolve()))))
+    (folder / "visuals.py").write_text(
+        "from foveate.lmms.tasks import doc_to_visual, process_results  # noqa: F401\n"
+    )
+    (folder / "foveate_questions.yaml").write_text(
+        _YAML.format(data=json.dumps(str(data.resolve())))
+    )
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
@@ -67,7 +76,10 @@ def process_results(doc: dict[str, Any], results: list[Any]) -> dict[str, float]
 def main(argv: Sequence[str]) -> int:
     """Writes the folder that the arguments name; 2 if they are not a folder and perhaps a number."""
     if len(argv) not in (1, 2) or (len(argv) == 2 and not (argv[1].isdecimal() and int(argv[1]))):
-        print("error: expected FOLDER [SAMPLES]: a folder to be written, and how many questions", file=sys.stderr)
+        print(
+            "error: expected FOLDER [SAMPLES]: a folder to be written, and how many questions",
+            file=sys.stderr,
+        )
         return 2
     try:
         write(Path(argv[0]), *(int(text) for text in argv[1:]))

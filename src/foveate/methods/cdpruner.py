@@ -31,7 +31,8 @@ class Determinantal(Rank):
         weight = self.relevance(picture, states)
         kernel = weight[:, None] * picture.cosines(states, states).fill_diagonal_(1.0) * weight
         turn = torch.full((len(picture),), float(len(picture)), device=kernel.device)
-        gain, basis = kernel.diagonal().clone(), kernel[:0]
+        gain = kernel.diagonal().clone()
+        basis = kernel[:0]
         for number in range(min(count, len(picture))):
             chosen = gain.masked_fill(turn < len(picture), -torch.inf).argmax()
             # One column of the Cholesky factor: what the chosen token shares with the others, less what those chosen
@@ -39,14 +40,17 @@ class Determinantal(Rank):
             along = basis[:, chosen, None].T @ basis
             picture.view.spend(2.0 * basis.numel())
             step = (kernel[chosen] - along[0]) / gain[chosen].clamp(min=1e-12).sqrt()
-            basis, gain = torch.cat([basis, step[None]]), gain - step**2
+            basis = torch.cat([basis, step[None]])
+            gain = gain - step**2
             turn[chosen] = number
         return -turn
 
     def relevance(self, picture: Picture, states: Float[Tensor, "n D"]) -> Float[Tensor, n]:
         """Mean cosine with the instruction's tokens, scaled to (0, 1] over the image."""
         rows = picture.view.rows[picture.sample]
-        asking = picture.view.tokens.are(Kind.INSTRUCTION)[picture.sample][rows.clamp(min=0)] & (rows >= 0)
+        asking = picture.view.tokens.are(Kind.INSTRUCTION)[picture.sample][rows.clamp(min=0)] & (
+            rows >= 0
+        )
         if not self.relevant or not bool(asking.any()):
             return torch.ones(len(picture), device=states.device)
         words = picture.view.hidden[picture.sample][asking].float()
@@ -55,7 +59,9 @@ class Determinantal(Rank):
 
 
 def cdpruner(
-    layer: int = 0, keep: float | int = 0.25, relevance: Literal["instruction", "none"] = "instruction"
+    layer: int = 0,
+    keep: float | int = 0.25,
+    relevance: Literal["instruction", "none"] = "instruction",
 ) -> Method:
     """Before layer `layer`, keep a set of visual tokens that is diverse and relevant to the instruction.
 
@@ -78,5 +84,11 @@ def cdpruner(
     if relevance not in ("instruction", "none"):
         raise ValueError(f"relevance={relevance!r}; expected instruction or none")
     count = Share(keep)
-    name = f"cdpruner:layer={layer},keep={spelled(keep)}" + ("" if relevance == "instruction" else ",relevance=none")
-    return Method(ByImage(Determinantal(relevance == "instruction"), count), EachImage(count, layer), name=name)
+    name = f"cdpruner:layer={layer},keep={spelled(keep)}" + (
+        "" if relevance == "instruction" else ",relevance=none"
+    )
+    return Method(
+        ByImage(Determinantal(relevance == "instruction"), count),
+        EachImage(count, layer),
+        name=name,
+    )

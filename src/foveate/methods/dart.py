@@ -38,27 +38,43 @@ class LeastDuplicate(Score):
         old = view.mask & ~here
         picks, valid = self._pivots(view, size, states, first)
         view.spend(2.0 * picks.shape[0] * picks.shape[1] * states.shape[1] * states.shape[2])
-        alike = torch.nn.functional.normalize(picks, dim=-1) @ torch.nn.functional.normalize(states, dim=-1).mT
+        alike = (
+            torch.nn.functional.normalize(picks, dim=-1)
+            @ torch.nn.functional.normalize(states, dim=-1).mT
+        )
         left = (counts - (old | first).sum(1)).clamp(min=0)
-        turns, rank = valid.sum(1), valid.cumsum(1) - 1
+        turns = valid.sum(1)
+        rank = valid.cumsum(1) - 1
         score = old * (picks.shape[1] + 2.0) + first * (picks.shape[1] + 1.0)
         # The pivots take turns: of what the budget leaves, each takes an equal share of those least like it, and the
         # first of them one more each where it does not divide. Later turns choose among what has no score yet.
         for turn in range(picks.shape[1]):
-            share = (left // turns.clamp(min=1) + (rank[:, turn] < left % turns.clamp(min=1))) * valid[:, turn]
+            share = (
+                left // turns.clamp(min=1) + (rank[:, turn] < left % turns.clamp(min=1))
+            ) * valid[:, turn]
             chosen = top(-alike[:, turn], here & (score == 0), share)
             score = score + chosen * float(picks.shape[1] - turn)
         return score
 
-    def _pivots(self, view: View, size: Tensor, states: Tensor, first: Tensor) -> tuple[Float[Tensor, "B P D"], Tensor]:
+    def _pivots(
+        self, view: View, size: Tensor, states: Tensor, first: Tensor
+    ) -> tuple[Float[Tensor, "B P D"], Tensor]:
         """States of the visual and then of the text pivots, the largest first, and which are real."""
-        order = view.of_visual(size).masked_fill(~first, -1.0).argsort(dim=1, descending=True, stable=True)
+        order = (
+            view.of_visual(size)
+            .masked_fill(~first, -1.0)
+            .argsort(dim=1, descending=True, stable=True)
+        )
         order = order[:, : self.pivots]
         seen = states.gather(1, order[..., None].expand(-1, -1, states.shape[2]))
         columns: Int[Tensor, "B Q"] = asking(view) if self.text_pivots else order[:, :0]
         large = size.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1.0)
-        columns = columns.gather(1, large.argsort(dim=1, descending=True, stable=True))[:, : self.text_pivots]
-        row = (view.rows[:, None] == columns[..., None]).long().argmax(2)  # where their hidden states are, (B P)
+        columns = columns.gather(1, large.argsort(dim=1, descending=True, stable=True))[
+            :, : self.text_pivots
+        ]
+        row = (
+            (view.rows[:, None] == columns[..., None]).long().argmax(2)
+        )  # where their hidden states are, (B P)
         said = view.hidden.gather(1, row[..., None].expand(-1, -1, states.shape[2])).float()
         return torch.cat([seen, said], 1), torch.cat([first.gather(1, order), columns >= 0], 1)
 
@@ -84,8 +100,12 @@ def dart(layer: int = 2, keep: float | int = 0.25, pivots: int = 4, text_pivots:
         ValueError: layer < 1, `keep` out of range, a negative number of pivots, or none at all.
     """
     if layer < 1:
-        raise ValueError(f"layer={layer}; expected 1 or more: pivots are found by the keys of the layer before")
+        raise ValueError(
+            f"layer={layer}; expected 1 or more: pivots are found by the keys of the layer before"
+        )
     if pivots < 0 or text_pivots < 0 or pivots + text_pivots < 1:
-        raise ValueError(f"pivots={pivots}, text_pivots={text_pivots}; expected 0 or more, one at least in all")
+        raise ValueError(
+            f"pivots={pivots}, text_pivots={text_pivots}; expected 0 or more, one at least in all"
+        )
     name = f"dart:layer={layer},keep={spelled(keep)},pivots={pivots},text_pivots={text_pivots}"
     return Method(LeastDuplicate(pivots, text_pivots), Cut(layer, keep), name=name)

@@ -26,5 +26,7 @@ def divprune(layer: int = 0, keep: float | int = 0.25) -> Method:
     """
     count = Share(keep)
     return Method(
-        ByImage(MaxMin(), count), EachImage(count, layer), name=f"divprune:layer={layer},keep={spelled(keep)}"
+        ByImage(MaxMin(), count),
+        EachImage(count, layer),
+        name=f"divprune:layer={layer},keep={spelled(keep)}",
     )

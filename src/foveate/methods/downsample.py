@@ -26,4 +26,6 @@ def downsample(layer: int = 0, keep: float | int = 0.25, pool: bool = False) -> 
         ValueError: a negative layer, or `keep` out of range.
     """
     name = f"downsample:layer={layer},keep={spelled(keep)}" + (",pool=true" if pool else "")
-    return Method(Even(), Cut(layer, keep), merge=IntoNearest() if pool else None, within="image", name=name)
+    return Method(
+        Even(), Cut(layer, keep), merge=IntoNearest() if pool else None, within="image", name=name
+    )

@@ -31,4 +31,9 @@ def dymu(layer: int = 0, threshold: float = 0.9) -> Method:
     matching = Matching(Share(1), threshold=threshold)
     left = Left(matching)
     name = f"dymu:layer={layer},threshold={threshold:g}"
-    return Method(ByImage(LeftFirst(matching), left), EachImage(left, layer), MixImage(IntoOwners(matching)), name=name)
+    return Method(
+        ByImage(LeftFirst(matching), left),
+        EachImage(left, layer),
+        MixImage(IntoOwners(matching)),
+        name=name,
+    )

@@ -37,14 +37,20 @@ def fastv(
     """
     score = RANKINGS[ranking]
     if layer < (first := score.needs.earliest):
-        raise ValueError(f"layer={layer}; expected {first} or more: the score is the attention of the layer before")
+        raise ValueError(
+            f"layer={layer}; expected {first} or more: the score is the attention of the layer before"
+        )
     if rate is not None and keep is not None:
-        raise ValueError(f"got keep={keep} and rate={rate}; give one of them: rate is what keep leaves")
+        raise ValueError(
+            f"got keep={keep} and rate={rate}; give one of them: rate is what keep leaves"
+        )
     if rate is not None:
         if not 0 <= rate <= 1:
             raise ValueError(f"rate={rate}; expected the fraction removed, in [0, 1]")
         keep = round(1.0 - rate, 12)  # 1 - 0.9 is 0.1, whatever rounding says
     keep = 0.5 if keep is None else keep
-    name = f"fastv:layer={layer},keep={spelled(keep)}" + ("" if ranking == "last" else f",ranking={ranking}")
+    name = f"fastv:layer={layer},keep={spelled(keep)}" + (
+        "" if ranking == "last" else f",ranking={ranking}"
+    )
     name += "" if within == "sample" else f",within={within}"
     return Method(score, Cut(layer, keep), within=within, name=name)

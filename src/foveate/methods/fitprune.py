@@ -15,7 +15,40 @@ from ..core.scores import asking, packed, sum_over_rows
 from ..core.view import View
 
 # The authors' table for LLaVA-1.5-7B at 60 % fewer FLOPs: tokens of 576 that leave in layer 0, 1, ...
-LEAVE = (14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4, 26, 5, 11, 24, 4, 18, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0)
+LEAVE = (
+    14,
+    33,
+    89,
+    36,
+    36,
+    20,
+    55,
+    21,
+    18,
+    4,
+    7,
+    5,
+    2,
+    5,
+    7,
+    4,
+    26,
+    5,
+    11,
+    24,
+    4,
+    18,
+    2,
+    1,
+    0,
+    0,
+    1,
+    0,
+    1,
+    0,
+    0,
+    0,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +113,9 @@ def fitprune(keep: tuple[float, ...] | None = None) -> Method:
         ValueError: a keep out of range. When applied: not one for each layer.
     """
     if keep is not None and keep[0] != 1.0:
-        raise ValueError(f"keep={keep}; expected 1.0 first: layer 0 runs with all tokens, for scores need a layer")
+        raise ValueError(
+            f"keep={keep}; expected 1.0 first: layer 0 runs with all tokens, for scores need a layer"
+        )
     schedule: Schedule = Published() if keep is None else PerLayer(keep)
     name = "fitprune" + ("" if keep is None else f":keep={'/'.join(map(spelled, keep))}")
     return Method(SelfTimesCross(), schedule, name=name)

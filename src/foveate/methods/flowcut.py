@@ -26,7 +26,9 @@ class Flow(Rank):
         """Scores in [0, 1]."""
         total = torch.zeros(len(picture), device=picture.places.device)
         for layer in self.own.tower:
-            strength = picture.of(picture.view.tower.values(layer)).abs().sum((-1, -2)) * picture.attention(layer)
+            strength = picture.of(picture.view.tower.values(layer)).abs().sum(
+                (-1, -2)
+            ) * picture.attention(layer)
             strength = strength - strength.min()
             total = self.fade * total + (1 - self.fade) * strength / strength.max().clamp(min=1e-30)
         return total
@@ -54,5 +56,7 @@ def flowcut(layer: int = 0, keep: float | int = 0.25, fade: float = 0.5) -> Meth
     if not 0 <= fade < 1:
         raise ValueError(f"fade={fade}; expected a number in [0, 1)")
     count = Share(keep)
-    name = f"flowcut:layer={layer},keep={spelled(keep)}" + ("" if fade == 0.5 else f",fade={spelled(fade)}")
+    name = f"flowcut:layer={layer},keep={spelled(keep)}" + (
+        "" if fade == 0.5 else f",fade={spelled(fade)}"
+    )
     return Method(ByImage(Flow(fade), count), EachImage(count, layer), name=name)

@@ -37,7 +37,9 @@ def pdrop(
         ValueError: `keep` outside [0, 1], or layers that do not ascend.
     """
     if isinstance(keep, int) or not 0 <= keep <= 1:
-        raise ValueError(f"keep={keep}; expected lambda, the share that stays from stage to stage, like 0.5")
+        raise ValueError(
+            f"keep={keep}; expected lambda, the share that stays from stage to stage, like 0.5"
+        )
     schedule = Stairs(layers, tuple(round(keep**stage, 12) for stage in range(1, len(layers) + 1)))
     name = f"pdrop:keep={spelled(keep)},layers={'/'.join(map(str, layers))},rank={rank}"
     name += "" if within == "sample" else f",within={within}"

@@ -26,14 +26,17 @@ def falling(layers: int, mean: float, slope: float, floor: float, first: int) ->
 
     def curve(alpha: float) -> list[float]:
         sigmoid = [(1 - math.tanh(slope * (layer - alpha) / 2)) / 2 for layer in range(layers)]
-        return [1.0 if layer < first else floor + (1 - floor) * s for layer, s in enumerate(sigmoid)]
+        return [
+            1.0 if layer < first else floor + (1 - floor) * s for layer, s in enumerate(sigmoid)
+        ]
 
     least = (first + (layers - first) * floor) / layers
     if not least <= mean <= 1:
         raise ValueError(
             f"keep={mean}; with all tokens before layer {first} and floor={floor}, expected a mean in [{least:.3f}, 1]"
         )
-    low, high = -40 / slope - layers, layers + 40 / slope
+    low = -40 / slope - layers
+    high = layers + 40 / slope
     for _ in range(80):
         alpha = (low + high) / 2
         low, high = (alpha, high) if sum(curve(alpha)) < mean * layers else (low, alpha)
@@ -71,7 +74,11 @@ class Sigmoid(Schedule):
 
 
 def psigmoid(
-    keep: float = 0.5, slope: float = 0.5, floor: float = 0.0, first: int = 2, ranking: Ranking = "last"
+    keep: float = 0.5,
+    slope: float = 0.5,
+    floor: float = 0.0,
+    first: int = 2,
+    ranking: Ranking = "last",
 ) -> Method:
     """Before every layer, keep a share of the visual tokens that falls over the depth like a sigmoid.
 

@@ -25,4 +25,8 @@ def random(layer: int = 0, keep: float | int = 0.5, seed: int = 0) -> Method:
     """
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed={seed}; expected 0 to {2**31 - 1}")
-    return Method(Random(seed), Cut(layer, keep), name=f"random:layer={layer},keep={spelled(keep)},seed={seed}")
+    return Method(
+        Random(seed),
+        Cut(layer, keep),
+        name=f"random:layer={layer},keep={spelled(keep)},seed={seed}",
+    )

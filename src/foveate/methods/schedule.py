@@ -11,7 +11,9 @@ from .spec import score_of
 
 
 def schedule(
-    path: str | ScheduleFile, ranking: str | None = None, within: Literal["sample", "image"] | None = None
+    path: str | ScheduleFile,
+    ranking: str | None = None,
+    within: Literal["sample", "image"] | None = None,
 ) -> Method:
     """Before every layer, keep the share of the visual tokens that a search found for it.
 
@@ -33,6 +35,8 @@ def schedule(
     """
     found = path if isinstance(path, ScheduleFile) else load_schedule(path)
     name = f"schedule:{'given' if isinstance(path, ScheduleFile) else Path(path).name}"
-    name += ("" if ranking is None else f",ranking={ranking}") + ("" if within is None else f",within={within}")
+    name += ("" if ranking is None else f",ranking={ranking}") + (
+        "" if within is None else f",within={within}"
+    )
     kind: Literal["sample", "image"] = within or ("image" if found.within == "image" else "sample")
     return Method(score_of(ranking or found.ranking), found.schedule, within=kind, name=name)

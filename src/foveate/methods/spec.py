@@ -44,7 +44,9 @@ class Named:
 
     def filled(self, value: str) -> Named:
         """The same, with `value` in place of the mark."""
-        return Named(self.name, tuple((key, value if old == MARK else old) for key, old in self.knobs))
+        return Named(
+            self.name, tuple((key, value if old == MARK else old) for key, old in self.knobs)
+        )
 
     def marked(self) -> str | None:
         """The knob whose value is the mark: None if there is none, "" for a value without a name."""
@@ -73,7 +75,9 @@ def read(text: str) -> list[Named | Composed]:
     """
     pieces = [piece.strip() for piece in text.split("+")]
     if len(pieces) > 1 and "" in pieces:
-        raise ValueError(f"{text!r} has nothing beside a +; expected methods joined by +, like vscan1+vscan2")
+        raise ValueError(
+            f"{text!r} has nothing beside a +; expected methods joined by +, like vscan1+vscan2"
+        )
     return [_read_one(piece) for piece in pieces]
 
 
@@ -99,7 +103,9 @@ def filled(text: str, value: str) -> str:
 
 
 def _read_one(text: str) -> Named | Composed:
-    word, equals, _ = text.partition(":")[0].partition("=")  # a file may be named like schedule:a=b.json
+    word, equals, _ = text.partition(":")[0].partition(
+        "="
+    )  # a file may be named like schedule:a=b.json
     return _read_composed(text) if equals and word.strip() in PARTS else _read_named(text)
 
 
@@ -194,16 +200,21 @@ def _made(spec: Named) -> Method:
     if spec.name not in factories:
         meant = _meant(spec.name, factories)
         raise ValueError(f"unknown method {spec.name!r}{meant}; there are {', '.join(factories)}")
-    known, given = knobs(spec.name), {}
+    known = knobs(spec.name)
+    given = {}
     needed = [key for key, (_, default) in known.items() if default is inspect.Parameter.empty]
     for key, value in spec.knobs:
         if not key and not needed:
             if value not in known:
-                raise ValueError(f"{spec.name} has no knob {value!r}{_meant(value, known)}; it has {', '.join(known)}")
+                raise ValueError(
+                    f"{spec.name} has no knob {value!r}{_meant(value, known)}; it has {', '.join(known)}"
+                )
             raise ValueError(f"{value!r} in {str(spec)!r} has no value; expected {value}=value")
         knob = key or needed[0]
         if knob not in known:
-            raise ValueError(f"{spec.name} has no knob {knob!r}{_meant(knob, known)}; it has {', '.join(known)}")
+            raise ValueError(
+                f"{spec.name} has no knob {knob!r}{_meant(knob, known)}; it has {', '.join(known)}"
+            )
         if knob in given:
             raise ValueError(f"{str(spec)!r} gives {knob} twice; give it once")
         given[knob] = _value(spec.name, knob, value, known[knob][0])
@@ -215,7 +226,8 @@ def _made(spec: Named) -> Method:
 
 def _composed(spec: Composed) -> Method:
     """A method of named parts; see `parse`."""
-    given, whole = dict(spec.parts), str(spec)
+    given = dict(spec.parts)
+    whole = str(spec)
     with _naming(f"score={given['score']}", whole, several=True):
         score, merge = _score_and_merge(given["score"])
     with _naming(f"schedule={given['schedule']}", whole, several=True):
@@ -227,9 +239,13 @@ def _composed(spec: Composed) -> Method:
         with _naming(f"merge={other}", whole, several=True):
             merge = _made(other).merge
         if merge is None:
-            raise ValueError(f"{str(other)!r} merges nothing; expected a method that merges, or none")
+            raise ValueError(
+                f"{str(other)!r} merges nothing; expected a method that merges, or none"
+            )
     within = str(given.get("within", "sample"))
-    chosen: Literal["sample", "image"] = _value("a method of parts", "within", within, Literal["sample", "image"])
+    chosen: Literal["sample", "image"] = _value(
+        "a method of parts", "within", within, Literal["sample", "image"]
+    )
     made = Method(score, schedule, merge, chosen, name=whole)
     made.check_parts()
     return made
@@ -240,10 +256,14 @@ def _score_and_merge(spec: Named) -> tuple[Score, Merge | None]:
     if spec.name in RANKINGS and not spec.knobs:
         return RANKINGS[spec.name], None
     if spec.name in RANKINGS and spec.name not in methods.factories():
-        raise ValueError(f"the ranking {spec.name} has no knobs; got {str(spec)!r}, expected {spec.name!r}")
+        raise ValueError(
+            f"the ranking {spec.name} has no knobs; got {str(spec)!r}, expected {spec.name!r}"
+        )
     if spec.name not in methods.factories():
         known = dict.fromkeys([*methods.factories(), *RANKINGS])
-        raise ValueError(f"unknown score {spec.name!r}{_meant(spec.name, known)}; there are {', '.join(known)}")
+        raise ValueError(
+            f"unknown score {spec.name!r}{_meant(spec.name, known)}; there are {', '.join(known)}"
+        )
     method = _made(spec)
     return method.score, method.merge
 

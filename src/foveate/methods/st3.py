@@ -59,7 +59,9 @@ class Annealed(Schedule):
     def plan(self, total: int, layers: int) -> list[int]:
         """What each stage keeps in the prefill."""
         return [
-            number_kept(total, self.share(layer, layers) * self.anneal(0)) if self.acts(layer, 0) else total
+            number_kept(total, self.share(layer, layers) * self.anneal(0))
+            if self.acts(layer, 0)
+            else total
             for layer in range(layers)
         ]
 

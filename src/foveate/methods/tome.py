@@ -33,5 +33,8 @@ def tome(layer: int = 0, keep: float | int = 0.25, rounds: int = 8) -> Method:
     matching = Matching(share, rounds)
     name = f"tome:layer={layer},keep={spelled(keep)}" + ("" if rounds == 8 else f",rounds={rounds}")
     return Method(
-        ByImage(LeftFirst(matching), share), EachImage(share, layer), MixImage(IntoOwners(matching)), name=name
+        ByImage(LeftFirst(matching), share),
+        EachImage(share, layer),
+        MixImage(IntoOwners(matching)),
+        name=name,
     )

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from ..core.contract import Needs
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, Mix, MixImage, Picture, Rank, Share, allotted, nearest, shared_out
+from ..core.pictures import (
+    ByImage,
+    EachImage,
+    Mix,
+    MixImage,
+    Picture,
+    Rank,
+    Share,
+    allotted,
+    nearest,
+    shared_out,
+)
 from ..core.schedules import spelled
 
 
@@ -35,11 +46,18 @@ class DominantContextual(Rank):
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Dominant tokens by attention, then contextual ones, then the rest by attention."""
-        attention, targets = picture.attention(), self.targets(picture, count)
+        attention = picture.attention()
+        targets = self.targets(picture, count)
         order = attention.masked_fill(targets, -torch.inf).argsort(descending=True, stable=True)
-        place = torch.empty_like(order).scatter(0, order, torch.arange(len(picture), device=order.device))
+        place = torch.empty_like(order).scatter(
+            0, order, torch.arange(len(picture), device=order.device)
+        )
         dominant = ~targets & (place < count - int(targets.sum()))
-        return dominant * 2.0 + targets * 1.0 + attention / attention.max().clamp(min=1e-30) * ~targets / 2
+        return (
+            dominant * 2.0
+            + targets * 1.0
+            + attention / attention.max().clamp(min=1e-30) * ~targets / 2
+        )
 
 
 @dataclass(frozen=True)
@@ -51,10 +69,15 @@ class IntoContextual(Mix):
 
     own = Needs(tower=(None,))
 
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
+    def __call__(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
-        itself, keys = torch.eye(len(picture), device=stay.device), picture.keys()
-        shares = picture.view.once(("allotted", self.count), lambda: allotted(picture.view, self.count, counts))
+        itself = torch.eye(len(picture), device=stay.device)
+        keys = picture.keys()
+        shares = picture.view.once(
+            ("allotted", self.count), lambda: allotted(picture.view, self.count, counts)
+        )
         count = shares[picture.sample, picture.image]
         targets = self.base.targets(picture, count) & stay
         if not bool(targets.any()):
@@ -67,7 +90,10 @@ class IntoContextual(Mix):
 
 
 def visionzip(
-    layer: int = 0, keep: float | int = 0.25, contextual: float = 0.16, merging: Literal["mean", "sum"] = "mean"
+    layer: int = 0,
+    keep: float | int = 0.25,
+    contextual: float = 0.16,
+    merging: Literal["mean", "sum"] = "mean",
 ) -> Method:
     """Before layer `layer`, keep the tokens the vision tower attends to, and merge the rest into evenly spaced ones.
 
@@ -90,7 +116,13 @@ def visionzip(
     """
     if merging not in ("mean", "sum"):
         raise ValueError(f"merging={merging!r}; expected mean or sum")
-    count, base = Share(keep), DominantContextual(Share(float(contextual)).keep, merging == "sum")
+    count = Share(keep)
+    base = DominantContextual(Share(float(contextual)).keep, merging == "sum")
     name = f"visionzip:layer={layer},keep={spelled(keep)},contextual={spelled(float(contextual))}"
     name += "" if merging == "mean" else ",merging=sum"
-    return Method(ByImage(base, count), EachImage(count, layer), MixImage(IntoContextual(base, count)), name=name)
+    return Method(
+        ByImage(base, count),
+        EachImage(count, layer),
+        MixImage(IntoContextual(base, count)),
+        name=name,
+    )

@@ -29,14 +29,19 @@ class ImportantDiverse(Rank):
         states = picture.of(picture.view.tower.states())
         order = picture.attention().argsort(descending=True, stable=True)
         first = self.important.of(count)
-        rest, diverse, turn = order[first:], count - first, 0
+        rest = order[first:]
+        diverse = count - first
+        turn = 0
         score = torch.zeros(len(picture), device=states.device)
         score[order[:first]] = 2.0
         while len(rest) > max(1, diverse):
             # Every second token is compared with the others; those most like one of them leave, a few at a time.
-            even, odd = rest[::2], rest[1::2]
+            even = rest[::2]
+            odd = rest[1::2]
             alike = picture.cosines(states[even], states[odd]).amax(1)
-            gone = even[alike.argsort(descending=True, stable=True)[: min(ROUND, len(rest) - diverse)]]
+            gone = even[
+                alike.argsort(descending=True, stable=True)[: min(ROUND, len(rest) - diverse)]
+            ]
             turn += 1
             score[gone] = -1 / turn  # the later it left, the higher
             rest = rest[~torch.isin(rest, gone)]
@@ -65,4 +70,8 @@ def vispruner(layer: int = 0, keep: float | int = 0.25, important: float = 0.5) 
     """
     count = Share(keep)
     name = f"vispruner:layer={layer},keep={spelled(keep)},important={spelled(float(important))}"
-    return Method(ByImage(ImportantDiverse(Share(float(important))), count), EachImage(count, layer), name=name)
+    return Method(
+        ByImage(ImportantDiverse(Share(float(important))), count),
+        EachImage(count, layer),
+        name=name,
+    )

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from ..core.contract import Needs
 from ..core.method import Method
-from ..core.pictures import ByImage, EachImage, Mix, MixImage, Picture, Rank, Share, nearest, shared_out
+from ..core.pictures import (
+    ByImage,
+    EachImage,
+    Mix,
+    MixImage,
+    Picture,
+    Rank,
+    Share,
+    nearest,
+    shared_out,
+)
 from ..core.schedules import spelled
 
 
@@ -32,14 +42,18 @@ class Scans(Rank):
         if picture.view.tokens.grid is None:
             return picture.number * self.windows**2 // picture.started
         height, width = picture.view.tokens.grid
-        row, column = picture.number // width, picture.number % width
+        row = picture.number // width
+        column = picture.number % width
         return row * self.windows // height * self.windows + column * self.windows // width
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """2 for the local scan, the windows' best, their second best, ...; for the rest the global one's attention."""
-        wide, close = picture.attention(), picture.attention(self.shallow)
+        wide = picture.attention()
+        close = picture.attention(self.shallow)
         window = self.window(picture)
-        turn = ((window[:, None] == window) & (close > close[:, None])).sum(1)  # how many of its window come before it
+        turn = ((window[:, None] == window) & (close > close[:, None])).sum(
+            1
+        )  # how many of its window come before it
         order = close.argsort(descending=True, stable=True)
         local = order[turn[order].argsort(stable=True)][: self.local.of(count)]
         return wide.scatter(0, local, 2.0)
@@ -49,7 +63,9 @@ class Scans(Rank):
 class IntoSimilar(Mix):
     """Each dropped token goes to the kept one most like itself; a cluster becomes its mean."""
 
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
+    def __call__(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
         states = picture.states()
         into = nearest(picture.cosines(states, states), stay)
@@ -57,7 +73,11 @@ class IntoSimilar(Mix):
 
 
 def vscan1(
-    layer: int = 0, keep: float | int = 0.25, local: float = 0.5, shallow: float = 0.25, windows: int = 4
+    layer: int = 0,
+    keep: float | int = 0.25,
+    local: float = 0.5,
+    shallow: float = 0.25,
+    windows: int = 4,
 ) -> Method:
     """Before layer `layer`, keep the tokens that a deep layer of the tower and the windows of a shallow one attend to.
 
@@ -80,7 +100,12 @@ def vscan1(
         ValueError: a negative layer, no window, or a share out of range.
     """
     if windows < 1 or not 0 <= shallow < 1:
-        raise ValueError(f"windows={windows}, shallow={shallow}; expected 1 or more, and a fraction below 1")
-    count, scans = Share(keep), Scans(Share(float(local)), float(shallow), windows)
+        raise ValueError(
+            f"windows={windows}, shallow={shallow}; expected 1 or more, and a fraction below 1"
+        )
+    count = Share(keep)
+    scans = Scans(Share(float(local)), float(shallow), windows)
     name = f"vscan1:layer={layer},keep={spelled(keep)},local={spelled(float(local))}"
-    return Method(ByImage(scans, count), EachImage(count, layer), MixImage(IntoSimilar()), name=name)
+    return Method(
+        ByImage(scans, count), EachImage(count, layer), MixImage(IntoSimilar()), name=name
+    )

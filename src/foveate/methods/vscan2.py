@@ -10,7 +10,9 @@ from ..core.scores import LastQuery
 from ..core.stairs import Stairs
 
 
-def vscan2(keep: float | int = 0.5, layer: int | None = None, rank: Literal["before", "own"] = "before") -> Method:
+def vscan2(
+    keep: float | int = 0.5, layer: int | None = None, rank: Literal["before", "own"] = "before"
+) -> Method:
     """Before a middle layer, keep the visual tokens that the last prompt token attends to most.
 
     Paper: "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", Zhang et al.,
@@ -31,7 +33,9 @@ def vscan2(keep: float | int = 0.5, layer: int | None = None, rank: Literal["bef
         ValueError: layer < 1, or `keep` out of range.
     """
     if layer is not None and layer < 1:
-        raise ValueError(f"layer={layer}; expected 1 or more: the score is the attention of the layer before")
+        raise ValueError(
+            f"layer={layer}; expected 1 or more: the score is the attention of the layer before"
+        )
     name = f"vscan2:keep={spelled(keep)}" + ("" if layer is None else f",layer={layer}")
     name += "" if rank == "before" else f",rank={rank}"
     schedule = Stairs((0.5 if layer is None else layer,), (keep,), of_left=True)

@@ -92,8 +92,15 @@ def _guarded(shown: str, read: Callable[[], Image.Image]) -> Image.Image:
     except (URLError, HTTPException, TimeoutError) as error:
         raise ValueError(f"cannot fetch the image {shown!r}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read {shown!r} as an image: its format is unknown, or it is damaged") from error
-    except (OSError, SyntaxError, EOFError, MemoryError) as error:  # Pillow's words for damaged and truncated files
+        raise ValueError(
+            f"cannot read {shown!r} as an image: its format is unknown, or it is damaged"
+        ) from error
+    except (
+        OSError,
+        SyntaxError,
+        EOFError,
+        MemoryError,
+    ) as error:  # Pillow's words for damaged and truncated files
         raise ValueError(f"cannot read {shown!r} as an image: {error}") from error
 
 
@@ -135,8 +142,14 @@ def _from_bytes(content: bytes) -> Image.Image:
 def _from_data_uri(uri: str, shown: str) -> Image.Image:
     head, comma, body = uri.partition(",")
     if not comma:
-        raise ValueError(f"cannot read {shown!r} as an image: a data URI has a comma before its data")
-    return _from_base64(unquote(body), shown) if head.endswith(";base64") else _from_bytes(unquote_to_bytes(body))
+        raise ValueError(
+            f"cannot read {shown!r} as an image: a data URI has a comma before its data"
+        )
+    return (
+        _from_base64(unquote(body), shown)
+        if head.endswith(";base64")
+        else _from_bytes(unquote_to_bytes(body))
+    )
 
 
 def _from_base64(text: str, shown: str) -> Image.Image:
@@ -189,13 +202,15 @@ def _from_levels(values: np.ndarray) -> Image.Image:
     these ranges is stretched from its own least and largest value.
     """
     levels = np.nan_to_num(values.astype(np.float64))
-    least, most = float(levels.min()), float(levels.max())
+    least = float(levels.min())
+    most = float(levels.max())
     if values.dtype.kind == "f":
         low, high = (0.0, 1.0) if most <= 1 else (0.0, 255.0)
     else:
         wide = values.dtype in (np.dtype("uint16"), np.dtype(">u2"), np.dtype("<u2"))
         low, high = (0.0, _TOP) if wide or most > 255 else (0.0, 255.0)
     if least < low or most > high:
-        low, high = least, most
+        low = least
+        high = most
     scaled = (levels - low) * (255 / max(high - low, 1e-12))
     return Image.fromarray(scaled.round().astype(np.uint8))

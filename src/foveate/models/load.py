@@ -68,17 +68,25 @@ def load(
     return Loaded(model.to(device).eval(), processor, name, revision)
 
 
-def _stock(name: str, source: str, revision: str | None, dtype: str, attention: str, config: Any) -> tuple[Any, Any]:
+def _stock(
+    name: str, source: str, revision: str | None, dtype: str, attention: str, config: Any
+) -> tuple[Any, Any]:
     """Model and processor by transformers' own loaders."""
     try:
-        return _weights(source, revision, dtype, attention), load_processor(source, revision, config)
-    except Exception as error:  # damaged files fail in as many ways as there are libraries that read them
+        return _weights(source, revision, dtype, attention), load_processor(
+            source, revision, config
+        )
+    except (
+        Exception
+    ) as error:  # damaged files fail in as many ways as there are libraries that read them
         raise ValueError(f"cannot load {name!r}: {type(error).__name__}: {error}") from error
 
 
 def _weights(source: str, revision: str | None, dtype: str, attention: str) -> Any:
     """The model. Where one of its modules has no sdpa, as Gemma 2's, each takes the best that it has."""
-    ask = partial(AutoModelForImageTextToText.from_pretrained, source, revision=revision, dtype=dtype)
+    ask = partial(
+        AutoModelForImageTextToText.from_pretrained, source, revision=revision, dtype=dtype
+    )
     try:
         return ask(attn_implementation=attention)
     except ValueError as error:
@@ -94,9 +102,13 @@ def check_device(device: str) -> None:
     except RuntimeError:
         raise ValueError(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from None
     if wanted.type not in ("cpu", "cuda"):
-        raise ValueError(f"got device {device!r}; expected cpu, cuda or cuda:N, on which this package is tested")
+        raise ValueError(
+            f"got device {device!r}; expected cpu, cuda or cuda:N, on which this package is tested"
+        )
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no {device!r}: this torch sees {torch.cuda.device_count()} CUDA devices")
+        raise ValueError(
+            f"there is no {device!r}: this torch sees {torch.cuda.device_count()} CUDA devices"
+        )
 
 
 def _config(name: str, source: str, revision: str | None) -> Any:

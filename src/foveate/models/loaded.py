@@ -85,11 +85,15 @@ class Loaded:
             ValueError: there is no processor, or its chat template refuses, as some do a system text.
         """
         if self.processor is None:
-            raise ValueError(f"{self.name} has no processor here; give one: foveate.Loaded(model, processor)")
+            raise ValueError(
+                f"{self.name} has no processor here; give one: foveate.Loaded(model, processor)"
+            )
         count = images if isinstance(images, int) else len(images)
         return prompts.prompt(self.processor, count, text, system)
 
-    def inputs(self, images: Sequence[Any], text: str, system: str | None = None) -> dict[str, Tensor]:
+    def inputs(
+        self, images: Sequence[Any], text: str, system: str | None = None
+    ) -> dict[str, Tensor]:
         """The model's inputs for one user turn, on its device and in its dtype.
 
         Args:

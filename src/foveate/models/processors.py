@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+from transformers.models.auto.processing_auto import (
+    PROCESSOR_MAPPING_NAMES,
+    processor_class_from_name,
+)
 
 
 def load_processor(source: str, revision: str | None, config: Any) -> Any:
@@ -37,7 +40,11 @@ def load_processor(source: str, revision: str | None, config: Any) -> Any:
         name = processor_name(source, revision, config)
         if name is not None and (missing_packages() or "video processor" in str(reason)):
             return _pictures_only(_class(name), source, revision)
-    except (ImportError, ValueError, OSError):  # the picture processor or the tokenizer is in the way, too
+    except (
+        ImportError,
+        ValueError,
+        OSError,
+    ):  # the picture processor or the tokenizer is in the way, too
         pass
     if reason is not None:
         raise reason
@@ -57,7 +64,9 @@ def pictures_only(processor: Any) -> bool:
 def pictures_only_note(processor: Any) -> str:
     """What to say of a processor for which `pictures_only` holds."""
     missing = processor.video_processor.missing
-    return "its processor takes pictures only" + (f"; videos need {' and '.join(missing)}" if missing else "")
+    return "its processor takes pictures only" + (
+        f"; videos need {' and '.join(missing)}" if missing else ""
+    )
 
 
 def processor_name(source: str, revision: str | None, config: Any) -> str | None:
@@ -71,7 +80,9 @@ def processor_name(source: str, revision: str | None, config: Any) -> str | None
 
 def _is_part(processor: Any, config: Any) -> bool:
     """Whether transformers gave a tokenizer or a picture processor for a family that has a whole processor."""
-    return not isinstance(processor, ProcessorMixin) and config.model_type in PROCESSOR_MAPPING_NAMES
+    return (
+        not isinstance(processor, ProcessorMixin) and config.model_type in PROCESSOR_MAPPING_NAMES
+    )
 
 
 class _NoVideos:
@@ -92,7 +103,9 @@ class _NoVideos:
         self.missing = missing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise ValueError(f"this processor was built for pictures only; videos need {' and '.join(self.missing)}")
+        raise ValueError(
+            f"this processor was built for pictures only; videos need {' and '.join(self.missing)}"
+        )
 
 
 def _class(name: str) -> Any:
@@ -135,18 +148,26 @@ def _pictures_only(kind: Any, source: str, revision: str | None) -> Any:
             return super().check_argument_for_proper_class(argument_name, argument)
 
         def to_dict(self) -> dict[str, Any]:
-            return {k: v for k, v in super().to_dict().items() if not isinstance(getattr(self, k, v), _NoVideos)}
+            return {
+                k: v
+                for k, v in super().to_dict().items()
+                if not isinstance(getattr(self, k, v), _NoVideos)
+            }
 
     # under the family's name, by which others know it; the signature says which parts the class takes
-    PicturesOnly.__name__, PicturesOnly.__qualname__ = kind.__name__, kind.__qualname__
+    PicturesOnly.__name__ = kind.__name__
+    PicturesOnly.__qualname__ = kind.__qualname__
     said, _ = kind.get_processor_dict(source, revision=revision)
     loaders = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
-    home, parts = sys.modules[kind.__module__], []
+    home = sys.modules[kind.__module__]
+    parts = []
     for part in inspect.signature(kind.__init__).parameters:
         if part in loaders:
             parts.append(loaders[part].from_pretrained(source, revision=revision))
         elif part == "video_processor":
-            parts.append(_NoVideos([p for p in missing_packages() if p == "torchvision" or hasattr(home, p)]))
+            parts.append(
+                _NoVideos([p for p in missing_packages() if p == "torchvision" or hasattr(home, p)])
+            )
     with _numbers_unspoken(kind):
         return PicturesOnly.from_args_and_dict(parts, said)
 

@@ -16,7 +16,9 @@ FRAMES = {  # marks that a family's chat template writes around a picture's toke
     "<|image|>": ("<|begin_of_image|>", "<|end_of_image|>"),
 }
 _BARE = ("PaliGemmaProcessor",)  # they take the pictures, then the text, and no chat
-_FLAT = ("GotOcr2Processor",)  # they take the pictures of a batch one after another; others, sample by sample
+_FLAT = (
+    "GotOcr2Processor",
+)  # they take the pictures of a batch one after another; others, sample by sample
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -24,7 +26,9 @@ def tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", None) or processor
 
 
-def prompt(processor: Any, images: int, text: str, system: str | None = None, earlier: Sequence[Turn] = ()) -> str:
+def prompt(
+    processor: Any, images: int, text: str, system: str | None = None, earlier: Sequence[Turn] = ()
+) -> str:
     """The text of a chat that ends where the model's answer begins.
 
     By the processor's chat template, else its tokenizer's; a template that knows no pictures gets their tokens as
@@ -44,14 +48,22 @@ def prompt(processor: Any, images: int, text: str, system: str | None = None, ea
     for owner in dict.fromkeys((processor, tokenizer_of(processor))):
         template = getattr(owner, "chat_template", None)
         if template:
-            messages = _messages(_marker(processor), images, asked, system, earlier, parts=_knows_pictures(template))
+            messages = _messages(
+                _marker(processor), images, asked, system, earlier, parts=_knows_pictures(template)
+            )
             try:
-                return str(owner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+                return str(
+                    owner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+                )
             except TemplateError as error:
-                raise ValueError(f"the chat template of {type(owner).__name__} refuses this chat: {error}") from error
+                raise ValueError(
+                    f"the chat template of {type(owner).__name__} refuses this chat: {error}"
+                ) from error
     marks = _marker(processor)
     if type(processor).__name__ in _BARE:
-        return marks * images + "\n".join([*([system] if system else []), *(s for t in earlier for s in t), text])
+        return marks * images + "\n".join(
+            [*([system] if system else []), *(s for t in earlier for s in t), text]
+        )
     first = f"{marks} " * images
     turns = [f"USER: {first if i == 0 else ''}{said} ASSISTANT:" for i, said in enumerate(asked)]
     whole = " ".join(f"{turn} {answer}" for turn, (_, answer) in zip(turns, earlier, strict=False))
@@ -59,7 +71,12 @@ def prompt(processor: Any, images: int, text: str, system: str | None = None, ea
 
 
 def _messages(
-    marks: str, images: int, asked: Sequence[str], system: str | None, earlier: Sequence[Turn], parts: bool
+    marks: str,
+    images: int,
+    asked: Sequence[str],
+    system: str | None,
+    earlier: Sequence[Turn],
+    parts: bool,
 ) -> list[dict[str, Any]]:
     """The chat as templates take it: contents as lists of parts, or as texts with the pictures' tokens in them."""
 
@@ -90,7 +107,9 @@ def _marker(processor: Any) -> str:
     return f"{before}{token}{after}" if before in known and after in known else token
 
 
-def tensors(processor: Any, pictures: Sequence[Sequence[Image.Image]], texts: Sequence[str]) -> dict[str, Tensor]:
+def tensors(
+    processor: Any, pictures: Sequence[Sequence[Image.Image]], texts: Sequence[str]
+) -> dict[str, Tensor]:
     """The model's inputs for prompts with their pictures, padded on the left.
 
     Raises:
@@ -115,7 +134,8 @@ def _padded_left(tokenizer: Any, several: bool) -> Iterator[dict[str, bool]]:
     if not several:
         yield {}
         return
-    side, pad = tokenizer.padding_side, tokenizer.pad_token
+    side = tokenizer.padding_side
+    pad = tokenizer.pad_token
     if pad is None and tokenizer.eos_token is None:
         raise ValueError(
             "the tokenizer has neither a padding nor an end-of-sequence token, so prompts of different lengths cannot "

@@ -45,7 +45,9 @@ class Clock:
         """Sums by part; waits for the device."""
         if self.cuda:
             torch.cuda.synchronize()
-        return {part: sum(self._between(a, b) for a, b in spans) for part, spans in self.spans.items()}
+        return {
+            part: sum(self._between(a, b) for a, b in spans) for part, spans in self.spans.items()
+        }
 
     def _between(self, begin: Any, end: Any) -> float:
         return float(begin.elapsed_time(end)) * 1e-3 if self.cuda else float(end - begin)
@@ -93,13 +95,17 @@ class ClockedMerge(Merge):
         """The timed score, where the merge needs its own."""
         return None if self.inner.follows is None else self.score
 
-    def __call__(self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Float[Tensor, "B N D"]:
+    def __call__(
+        self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "B N D"]:
         """The inner one's."""
         return self.inner(view, keep, counts)
 
 
 @torch.inference_mode()
-def parts(model: Any, inputs: dict[str, Tensor], methods: Sequence[Method], new_tokens: int) -> dict[str, float]:
+def parts(
+    model: Any, inputs: dict[str, Tensor], methods: Sequence[Method], new_tokens: int
+) -> dict[str, float]:
     """Seconds of one generation by part.
 
     "vision" is tower and projector; "prefill" and "decode" the decoder's forwards, what follows included; "score"
@@ -123,7 +129,9 @@ def parts(model: Any, inputs: dict[str, Tensor], methods: Sequence[Method], new_
     try:
         with _before_layers(decoder, clock) as attach, apply(model, *timed):
             attach()
-            model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+            model.generate(
+                **inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+            )
     finally:
         for handle in handles:
             handle.remove()
@@ -135,7 +143,9 @@ def parts(model: Any, inputs: dict[str, Tensor], methods: Sequence[Method], new_
 def _timed(method: Method, clock: Clock) -> Method:
     score = ClockedScore(method.score, clock)
     merge = None if method.merge is None else ClockedMerge(method.merge, score)
-    return replace(method, score=score, schedule=ClockedSchedule(method.schedule, clock), merge=merge)
+    return replace(
+        method, score=score, schedule=ClockedSchedule(method.schedule, clock), merge=merge
+    )
 
 
 def _around(module: nn.Module, clock: Clock, part: Callable[[], str]) -> list[Any]:

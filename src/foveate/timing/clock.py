@@ -62,5 +62,9 @@ def generate_timed(
         with apply(model, *methods) as trace:
             out = model.generate(**inputs, **options)
     arrivals = watch.times[1:]
-    further = (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) if len(arrivals) > 1 else float("nan")
-    return Timed(out[0, inputs["input_ids"].shape[1] :].tolist(), arrivals[0] - watch.begin, further, trace)
+    further = (
+        (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) if len(arrivals) > 1 else float("nan")
+    )
+    return Timed(
+        out[0, inputs["input_ids"].shape[1] :].tolist(), arrivals[0] - watch.begin, further, trace
+    )

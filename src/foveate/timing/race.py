@@ -27,10 +27,14 @@ from .clock import Timed, generate_timed
 
 T = TypeVar("T")
 SLACK = 1.03  # a ratio this far above its cap is a measurement error
-PLAIN, AGAIN, KEEP_ALL = "plain", "plain again", "keep-all"
+PLAIN = "plain"
+AGAIN = "plain again"
+KEEP_ALL = "keep-all"
 
 
-def build(config: Any, device: str, dtype: str = "float32", attention: str = "sdpa", seed: int = 0) -> Any:
+def build(
+    config: Any, device: str, dtype: str = "float32", attention: str = "sdpa", seed: int = 0
+) -> Any:
     """A model of random weights, made on the device itself, whose answers do not end.
 
     Raises:
@@ -42,7 +46,9 @@ def build(config: Any, device: str, dtype: str = "float32", attention: str = "sd
     torch.manual_seed(seed)
     try:
         with torch.device(device):
-            model = AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation=attention)
+            model = AutoModelForImageTextToText.from_config(
+                config, dtype=kind, attn_implementation=attention
+            )
     except ImportError as error:
         raise ValueError(f"attention {attention!r} cannot be used here: {error}") from error
     model.generation_config.eos_token_id = None
@@ -50,7 +56,9 @@ def build(config: Any, device: str, dtype: str = "float32", attention: str = "sd
     return model.eval()
 
 
-def inputs(config: Any, asked: Request, model: Any, size: Size | None = None, seed: int = 0) -> dict[str, Tensor]:
+def inputs(
+    config: Any, asked: Request, model: Any, size: Size | None = None, seed: int = 0
+) -> dict[str, Tensor]:
     """A batch of prompts with the request's pictures in the middle of its text, of random pixels and words.
 
     Args:
@@ -70,7 +78,11 @@ def inputs(config: Any, asked: Request, model: Any, size: Size | None = None, se
     half = words.shape[1] // 2
     middle = torch.tensor(image).expand(asked.batch, -1)
     ids = torch.cat([words[:, :half], middle, words[:, half:]], 1).long()
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **_pixels(config, asked, size)}
+    given = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        **_pixels(config, asked, size),
+    }
     if "image_grid_thw" in given:
         given["mm_token_type_ids"] = (ids == config.image_token_id).int()
     moved = {name: value.to(model.device) for name, value in given.items()}
@@ -80,14 +92,23 @@ def inputs(config: Any, asked: Request, model: Any, size: Size | None = None, se
 def _words(config: Any, batch: int, count: int) -> Tensor:
     """Random words, none of which the configuration names as special."""
     if count < 1:
-        raise ValueError("the prompt has no room for words beside what surrounds the pictures; give more prompt tokens")
-    special = {value for name, value in config.to_dict().items() if name.endswith(("token_id", "token_index"))}
-    plain = torch.tensor([i for i in range(16, min(4096, config.get_text_config().vocab_size)) if i not in special])
+        raise ValueError(
+            "the prompt has no room for words beside what surrounds the pictures; give more prompt tokens"
+        )
+    special = {
+        value
+        for name, value in config.to_dict().items()
+        if name.endswith(("token_id", "token_index"))
+    }
+    plain = torch.tensor(
+        [i for i in range(16, min(4096, config.get_text_config().vocab_size)) if i not in special]
+    )
     return plain[torch.randint(len(plain), (batch, count))]
 
 
 def _pixels(config: Any, asked: Request, size: Size | None) -> dict[str, Tensor]:
-    vision, first = config.vision_config, asked.pictures[0]
+    vision = config.vision_config
+    first = asked.pictures[0]
     many = asked.batch * len(asked.pictures)
     merge = getattr(vision, "spatial_merge_size", None)
     if merge is not None and size is not None:
@@ -101,7 +122,11 @@ def _pixels(config: Any, asked: Request, size: Size | None) -> dict[str, Tensor]
         tiles = torch.randn(many, len(first.tiles), 3, side, side)
         return {"pixel_values": tiles, "image_sizes": torch.tensor([[size[1], size[0]]] * many)}
     if getattr(config, "scale_factor", None):
-        return {"pixel_values": torch.randn(asked.batch, len(asked.pictures) * len(first.tiles), 3, side, side)}
+        return {
+            "pixel_values": torch.randn(
+                asked.batch, len(asked.pictures) * len(first.tiles), 3, side, side
+            )
+        }
     return {"pixel_values": torch.randn(many * len(first.tiles), 3, side, side)}
 
 
@@ -189,7 +214,10 @@ def race(
 
     times = in_turn({name: runner(name, chosen) for name, chosen in lineup.items()}, repeats, tick)
     tower = vision_flops(model, given) / asked.batch
-    return {name: _found(sizes, asked, runs, times[PLAIN], tower, peaks.get(name)) for name, runs in times.items()}
+    return {
+        name: _found(sizes, asked, runs, times[PLAIN], tower, peaks.get(name))
+        for name, runs in times.items()
+    }
 
 
 def _reset_peak(device: torch.device) -> float | None:
@@ -208,9 +236,12 @@ def _found(
     peak: float | None,
 ) -> Found:
     def total(timed: Timed) -> float:
-        return timed.first + (timed.further * (asked.new_tokens - 1) if asked.new_tokens > 1 else 0.0)
+        return timed.first + (
+            timed.further * (asked.new_tokens - 1) if asked.new_tokens > 1 else 0.0
+        )
 
-    first, further = [t.first for t in runs], [t.further for t in runs]
+    first = [t.first for t in runs]
+    further = [t.further for t in runs]
     ratio = {"first": faster([t.first for t in plain], first)}
     if asked.new_tokens > 1:
         ratio["further"] = faster([t.further for t in plain], further)
@@ -220,7 +251,9 @@ def _found(
     out = Found(statistics.median(first), statistics.median(further), speed, ratio, memory=peak)
     if runs[0].trace is not None:
         out.kept, out.last = _counts(runs[0].trace, 0), _counts(runs[0].trace, -1)
-        out.cap = {k: v for k, v in caps(sizes, asked, tower, out.kept, out.last).items() if k in ratio}
+        out.cap = {
+            k: v for k, v in caps(sizes, asked, tower, out.kept, out.last).items() if k in ratio
+        }
         out.exceeded = [part for part, most in out.cap.items() if ratio[part] > SLACK * most]
     return out
 
@@ -252,7 +285,9 @@ def caps(
     found = []
     for kind in kinds:
         at = [index for index, layer in enumerate(layers) if layer == kind]
-        part = replace(sizes, shapes=replace(sizes.shapes, layers=(kind,) * len(at), head=0), vision=0)
+        part = replace(
+            sizes, shapes=replace(sizes.shapes, layers=(kind,) * len(at), head=0), vision=0
+        )
         found.append(_caps(part, asked, 0.0, [kept[i] for i in at], [last[i] for i in at]))
     return {name: max(one[name] for one in found) for name in found[0]}
 
@@ -266,13 +301,17 @@ def _caps(
     def flops(counts: Sequence[float], step: bool) -> float:
         text = asked.text + (asked.new_tokens - 2 if step else 0)
         one, two = (
-            cost_of_counts(sizes.shapes, counts, text=text, new_tokens=new, visual=asked.visual, tower=tower)
+            cost_of_counts(
+                sizes.shapes, counts, text=text, new_tokens=new, visual=asked.visual, tower=tower
+            )
             for new in (1, 2)
         )
         return two.flops - one.flops if step else one.flops
 
     out = {}
     for name, counts, step in (("first", kept, False), ("further", last, True)):
-        read = [read_by(sizes, asked, c, step) + (0 if step else sizes.vision) for c in (whole, counts)]
+        read = [
+            read_by(sizes, asked, c, step) + (0 if step else sizes.vision) for c in (whole, counts)
+        ]
         out[name] = hard_cap((flops(whole, step), flops(counts, step)), read[0], read[1])
     return out

@@ -4,4 +4,12 @@ from .fitprune import FitPruneFit, fit_prune
 from .search.search import Data, Search, find_schedule
 from .vtw_search import VTWSearch, find_vtw_layer
 
-__all__ = ["Data", "FitPruneFit", "Search", "VTWSearch", "find_schedule", "find_vtw_layer", "fit_prune"]
+__all__ = [
+    "Data",
+    "FitPruneFit",
+    "Search",
+    "VTWSearch",
+    "find_schedule",
+    "find_vtw_layer",
+    "fit_prune",
+]

@@ -10,7 +10,8 @@ from typing import Any
 from ..models.images import beside
 from .examples import Example, Examples, pictures
 
-_USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt")
+_USER = ("user", "human")
+_ASSISTANT = ("assistant", "gpt")
 
 
 def folder_examples(folder: Path) -> Examples:
@@ -25,7 +26,9 @@ def folder_examples(folder: Path) -> Examples:
     """
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jsonl"))
     if not files:
-        raise ValueError(f"{folder} holds no .json or .jsonl file; expected chats of images, user and assistant")
+        raise ValueError(
+            f"{folder} holds no .json or .jsonl file; expected chats of images, user and assistant"
+        )
     found = Examples([])
     for file in files:
         for number, row in _rows(file):
@@ -68,12 +71,20 @@ def _turns(row: dict[str, Any], folder: Path) -> list[Example]:
     said = [_message(m) for m in row["messages" if "messages" in row else "conversations"]]
     said = said[1:] if said and said[0][0] == "system" else said
     roles = [role for role, _ in said]
-    if not said or roles != [(_USER, _ASSISTANT)[i % 2][0] for i in range(len(roles))] or len(roles) % 2:
-        raise ValueError(f"user and assistant must take turns, but the roles are {', '.join(roles) or 'none'}")
+    if (
+        not said
+        or roles != [(_USER, _ASSISTANT)[i % 2][0] for i in range(len(roles))]
+        or len(roles) % 2
+    ):
+        raise ValueError(
+            f"user and assistant must take turns, but the roles are {', '.join(roles) or 'none'}"
+        )
     pairs = [(said[i][1], said[i + 1][1]) for i in range(0, len(said), 2)]
     if not all(answer for _, answer in pairs):
         raise ValueError("an answer is empty")
-    return [Example(load, asked, answer, tuple(pairs[:i])) for i, (asked, answer) in enumerate(pairs)]
+    return [
+        Example(load, asked, answer, tuple(pairs[:i])) for i, (asked, answer) in enumerate(pairs)
+    ]
 
 
 def _message(message: dict[str, Any]) -> tuple[str, str]:

@@ -49,7 +49,8 @@ def scene_examples(
     """Drawn scenes from number `start` on, asked for `kinds` in turn: description, caption, or a kind of question."""
     rows = []
     for index in range(start, start + count):
-        scene, kind = sample(split, index), kinds[index % len(kinds)]
+        scene = sample(split, index)
+        kind = kinds[index % len(kinds)]
         if kind == "description":
             turn = language.Turn(kind, language.DESCRIPTION_PROMPTS[0], language.describe(scene))
         elif kind == "caption":
@@ -85,13 +86,16 @@ def file_examples(path: Path) -> Examples:
             found.unusable.append(f"{path.name}:{number}: {type(error).__name__}: {error}")
     if not found.rows:
         first = found.unusable[0] if found.unusable else "it is empty"
-        raise ValueError(f"{path} has no usable row; expected JSON lines of image, prompt and response. {first}")
+        raise ValueError(
+            f"{path} has no usable row; expected JSON lines of image, prompt and response. {first}"
+        )
     return found
 
 
 def _row(row: dict[str, Any], folder: Path) -> Example:
     names = row["images"] if "images" in row else [row["image"]]
-    prompt, answer = row["prompt"], row["response"]
+    prompt = row["prompt"]
+    answer = row["response"]
     if not (isinstance(prompt, str) and isinstance(answer, str) and answer.strip()):
         raise ValueError("prompt and response must be text, the response not empty")
     return Example(pictures([beside(name, folder) for name in names]), prompt, answer)
@@ -120,7 +124,10 @@ def encode(loaded: Loaded, examples: Sequence[Example]) -> tuple[dict[str, torch
     ]
     tokenizer = loaded.tokenizer
     inputs = prompts.tensors(loaded.processor, pictures, texts)
-    answers = [[*tokenizer(e.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for e in examples]
+    answers = [
+        [*tokenizer(e.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        for e in examples
+    ]
     longest = max(map(len, answers))
     prompt = int(inputs["input_ids"].shape[1])
     padded = torch.tensor([a + [tokenizer.pad_token_id or 0] * (longest - len(a)) for a in answers])

@@ -79,7 +79,9 @@ class _Spare(Schedule):
         return few[0] & few[1]
 
 
-def _fewest(received: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], needed: Float[Tensor, B]) -> Bool[Tensor, "B N"]:
+def _fewest(
+    received: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], needed: Float[Tensor, B]
+) -> Bool[Tensor, "B N"]:
     """The tokens that receive least, as many as leave at least `needed` with the rest."""
     order = received.masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)
     gone = (received * mask).gather(1, order).double().cumsum(1)
@@ -108,9 +110,13 @@ class Recipe:
     def __init__(self, model: Any, batches: Iterable[dict[str, Tensor]], first: int = 1) -> None:
         self.model, self.batches, self.first = model, list(batches), first
         if not self.batches or any(batch.get("pixel_values") is None for batch in self.batches):
-            raise ValueError("got no batches, or one without pixel_values; give a few dozen samples with images")
+            raise ValueError(
+                "got no batches, or one without pixel_values; give a few dozen samples with images"
+            )
         if first < 1:
-            raise ValueError(f"tokens may leave from layer {first} on; expected 1 or more: statistics need a layer")
+            raise ValueError(
+                f"tokens may leave from layer {first} on; expected 1 or more: statistics need a layer"
+            )
         depth = anatomy_of(model).depth
         self.sums = [_sums(model, batch, depth) for batch in self.batches]
         self.samples, self.total = 0, 0
@@ -128,11 +134,17 @@ class Recipe:
             kept = counts if kept is None else kept + counts
             self.total += int(trace.passes[0].total.sum())
             self.samples += len(trace.passes[0].total)
-        return () if kept is None else tuple(round(share, 6) for share in (kept / self.total).tolist())
+        return (
+            () if kept is None else tuple(round(share, 6) for share in (kept / self.total).tolist())
+        )
 
 
 def fit_prune(
-    model: Any, batches: Iterable[dict[str, Tensor]], *, reduction: float = 0.6, precision: float = 0.01
+    model: Any,
+    batches: Iterable[dict[str, Tensor]],
+    *,
+    reduction: float = 0.6,
+    precision: float = 0.01,
 ) -> FitPruneFit:
     """Counts for `fitprune` that spare `reduction` of the FLOPs that visual tokens cost in the decoder.
 
@@ -153,16 +165,21 @@ def fit_prune(
     """
     if not 0 < reduction < 1:
         raise ValueError(f"reduction={reduction}; expected a share in (0, 1)")
-    recipe, shape = Recipe(model, batches), shapes(model).layers
+    recipe = Recipe(model, batches)
+    shape = shapes(model).layers
 
     def trial(tolerance: float) -> FitPruneFit:
         share = recipe.keep(tolerance)
-        return FitPruneFit(share, tolerance, _spared(shape, share, recipe.total / recipe.samples), recipe.samples)
+        return FitPruneFit(
+            share, tolerance, _spared(shape, share, recipe.total / recipe.samples), recipe.samples
+        )
 
     low, high = 0.0, 1.0
     best = trial(high)
     if best.reduction < reduction:
-        raise ValueError(f"dropping all after layer 0 spares {best.reduction:.2f} of the FLOPs, less than {reduction}")
+        raise ValueError(
+            f"dropping all after layer 0 spares {best.reduction:.2f} of the FLOPs, less than {reduction}"
+        )
     while high - low > precision:
         middle = (low + high) / 2
         found = trial(middle)

@@ -18,7 +18,9 @@ Look = Callable[[Any, Any, Tensor], Tensor]
 
 
 @contextmanager
-def watched(anatomy: Anatomy, score: Score) -> Iterator[Callable[[Bool[Tensor, "B T"]], Look | None]]:
+def watched(
+    anatomy: Anatomy, score: Score
+) -> Iterator[Callable[[Bool[Tensor, "B T"]], Look | None]]:
     """Watches the tower within the block, if `score` looks at it; then tells `View.look` of the forward run there.
 
     What it gives takes which of the forward's columns are visual, and gives None where there is nothing to look at.

@@ -50,7 +50,9 @@ def find_vtw_layer(
     if not 0 <= first < depth:
         raise ValueError(f"first={first}; expected a layer of the decoder, 0 to {depth - 1}")
     if any(batch.get("pixel_values") is None for batch in known):
-        raise ValueError("a batch has no pixel_values; without visual tokens every layer would pass")
+        raise ValueError(
+            "a batch has no pixel_values; without visual tokens every layer would pass"
+        )
     plain = [_last_distribution(model, batch) for batch in known]
     samples = sum(len(p) for p in plain)
     divergence: dict[int, float] = {}

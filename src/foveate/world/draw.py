@@ -13,7 +13,14 @@ from .scenes import SIDE, Scene, Thing
 
 _OVERSAMPLE = 3  # outlines are drawn this much larger and averaged down: smooth edges
 _PASTELS = np.array(
-    [(250, 248, 240), (236, 244, 252), (252, 236, 240), (238, 250, 238), (246, 240, 252), (255, 250, 224)],
+    [
+        (250, 248, 240),
+        (236, 244, 252),
+        (252, 236, 240),
+        (238, 250, 238),
+        (246, 240, 252),
+        (255, 250, 224),
+    ],
     dtype=np.float32,
 )
 
@@ -59,7 +66,8 @@ def _background(kind: str, rng: np.random.Generator) -> np.ndarray:
     pen = ImageDraw.Draw(picture)
     for _ in range(strokes):
         x, y = rng.uniform(0, SIDE, 2)
-        turn, length = rng.uniform(0, 2 * math.pi), rng.uniform(20, 110)
+        turn = rng.uniform(0, 2 * math.pi)
+        length = rng.uniform(20, 110)
         tone = tuple(int(v) for v in rng.integers(140, 215, 3))
         end = (x + length * math.cos(turn), y + length * math.sin(turn))
         pen.line([(x, y), end], fill=tone, width=int(rng.integers(1, 3)))
@@ -70,13 +78,18 @@ def _background(kind: str, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(picture, dtype=np.float32).copy()
 
 
-def _paint(canvas: np.ndarray, owner: np.ndarray, index: int, thing: Thing, rng: np.random.Generator) -> None:
+def _paint(
+    canvas: np.ndarray, owner: np.ndarray, index: int, thing: Thing, rng: np.random.Generator
+) -> None:
     half = math.ceil(thing.diameter / 2) + 2
-    x0, y0 = int(thing.x) - half, int(thing.y) - half
+    x0 = int(thing.x) - half
+    y0 = int(thing.y) - half
     side = 2 * half + 1
     alpha = _outline(thing, side, thing.x - x0, thing.y - y0)
-    left, top = max(0, -x0), max(0, -y0)
-    right, bottom = min(side, SIDE - x0), min(side, SIDE - y0)
+    left = max(0, -x0)
+    top = max(0, -y0)
+    right = min(side, SIDE - x0)
+    bottom = min(side, SIDE - y0)
     alpha = alpha[top:bottom, left:right, None]
     window = (slice(y0 + top, y0 + bottom), slice(x0 + left, x0 + right))
     fill = _texture(thing, side, rng)[top:bottom, left:right]
@@ -96,9 +109,11 @@ def _outline(thing: Thing, side: int, cx: float, cy: float) -> np.ndarray:
             q = r * 0.52
             pen.ellipse([(cx - q) * k, (cy - q) * k, (cx + q) * k, (cy + q) * k], fill=0)
     else:
-        cos, sin = math.cos(thing.angle), math.sin(thing.angle)
+        cos = math.cos(thing.angle)
+        sin = math.sin(thing.angle)
         corners = [
-            ((cx + r * (x * cos - y * sin)) * k, (cy + r * (x * sin + y * cos)) * k) for x, y in _CORNERS[thing.shape]
+            ((cx + r * (x * cos - y * sin)) * k, (cy + r * (x * sin + y * cos)) * k)
+            for x, y in _CORNERS[thing.shape]
         ]
         pen.polygon(corners, fill=255)
     return np.asarray(mask.reduce(k), dtype=np.float32) / 255
@@ -111,10 +126,13 @@ def _texture(thing: Thing, side: int, rng: np.random.Generator) -> np.ndarray:
     ys, xs = np.mgrid[0:side, 0:side].astype(np.float32)
     if thing.texture == "striped":
         turn = rng.uniform(0, math.pi)
-        wave = np.sin((xs * math.cos(turn) + ys * math.sin(turn)) * (2 * math.pi / 6) + rng.uniform(0, 6))
+        wave = np.sin(
+            (xs * math.cos(turn) + ys * math.sin(turn)) * (2 * math.pi / 6) + rng.uniform(0, 6)
+        )
         pattern = wave > 0.1
     elif thing.texture == "dotted":
-        u, v = (xs + rng.uniform(0, 6)) % 6 - 3, (ys + rng.uniform(0, 6)) % 6 - 3
+        u = (xs + rng.uniform(0, 6)) % 6 - 3
+        v = (ys + rng.uniform(0, 6)) % 6 - 3
         pattern = u * u + v * v < 3.2
     else:
         pattern = np.zeros((side, side), dtype=bool)
@@ -130,7 +148,10 @@ def _star() -> list[tuple[float, float]]:
 def _heart() -> list[tuple[float, float]]:
     turns = [2 * math.pi * i / 28 for i in range(28)]
     xs = [math.sin(a) ** 3 for a in turns]
-    ys = [-(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16 for a in turns]
+    ys = [
+        -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16
+        for a in turns
+    ]
     return list(zip(xs, ys, strict=True))
 
 

@@ -37,7 +37,9 @@ class EasyVQA:
         found: dict[str, dict[int, list[Turn]]] = {}
         for split in ("train", "test"):
             found[split] = {}
-            for question, answer, image in json.loads((self.folder / split / "questions.json").read_text()):
+            for question, answer, image in json.loads(
+                (self.folder / split / "questions.json").read_text()
+            ):
                 found[split].setdefault(image, []).append(Turn("easy-vqa", question, answer))
         return found
 
@@ -50,7 +52,9 @@ class EasyVQA:
         path = self.folder / split / "images" / f"{index}.png"
         return open_image(path).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
-    def turns(self, split: str, index: int, rng: np.random.Generator | None = None) -> tuple[np.ndarray, list[Turn]]:
+    def turns(
+        self, split: str, index: int, rng: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, list[Turn]]:
         """Pixels (H W 3) and the turns about them, shuffled if `rng` is given."""
         turns = self._questions[split][index]
         if rng is not None:

@@ -68,7 +68,11 @@ def description(scene: Scene, prompt: str, ahead: bool = False) -> Turn:
     """The turn that asks for `describe`; if `ahead`, with where the next object is, before each of them."""
     parts = [f"{name(t)} {t.place}" for t in scene.things]
     told = [", ".join(parts[:k]) + "," if k else "" for k in range(len(parts))]
-    following = tuple(Mention(text, (t.x, t.y)) for text, t in zip(told, scene.things, strict=True)) if ahead else ()
+    following = (
+        tuple(Mention(text, (t.x, t.y)) for text, t in zip(told, scene.things, strict=True))
+        if ahead
+        else ()
+    )
     return Turn("description", prompt, describe(scene), next=following)
 
 
@@ -86,7 +90,11 @@ def parse_description(text: str) -> list[tuple[str, ...]]:
             texture = words.pop(1)
         whole = len(words) >= 4 and words[0] in SIZES and words[1] in COLORS and words[2] in SHAPES
         place = " ".join(words[3:])
-        found.append((words[0], texture, words[1], words[2], place) if whole and place in PLACES else ("?", part))
+        found.append(
+            (words[0], texture, words[1], words[2], place)
+            if whole and place in PLACES
+            else ("?", part)
+        )
     return found
 
 
@@ -98,7 +106,8 @@ def attributes(scene: Scene) -> list[tuple[str, ...]]:
 def captions(scene: Scene) -> list[str]:
     """Five one-sentence references of about 16 words, as COCO and NoCaps have them."""
     ranked = sorted(scene.things, key=lambda t: -t.diameter)
-    main, total = ranked[0], len(ranked)
+    main = ranked[0]
+    total = len(ranked)
     number = NUMBERS[total]
     back = f"a {scene.background} background"
     if total == 1:
@@ -198,14 +207,16 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Turn:
     one = scene.things[int(rng.integers(len(scene.things)))]
     pairs = {(t.color, t.shape) for t in scene.things}
     if rng.random() < 0.5:
-        color, shape = one.color, one.shape
+        color = one.color
+        shape = one.shape
     else:
         crossed = [(a.color, b.shape) for a in scene.things for b in scene.things]
         absent = [pair for pair in crossed if pair not in pairs]
         if absent and rng.random() < 0.5:
             color, shape = absent[int(rng.integers(len(absent)))]
         else:
-            color, shape = str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))
+            color = str(rng.choice(list(COLORS)))
+            shape = str(rng.choice(SHAPES))
     question = f"Is there a {color} {shape}"
     fits = [(t.x, t.y) for t in scene.things if (t.color, t.shape) == (color, shape)]
     mentions = (Mention(question, fits[0] if fits else None),) if len(fits) < 2 else ()

@@ -93,7 +93,9 @@ def sample(split: str, index: int, *, most: int = MAX_OBJECTS) -> Scene:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     if index < 0 or not 1 <= most <= MAX_OBJECTS:
-        raise ValueError(f"got index={index}, most={most}; expected index >= 0 and most in 1..{MAX_OBJECTS}")
+        raise ValueError(
+            f"got index={index}, most={most}; expected index >= 0 and most in 1..{MAX_OBJECTS}"
+        )
     seed = (SPLITS.index(split), index)
     rng = np.random.default_rng(seed)
     wanted = int(rng.integers(1, most + 1))
@@ -114,7 +116,9 @@ def _thing(rng: np.random.Generator, cell: int, others: list[Thing]) -> Thing | 
     third = SIDE / 3
     for _ in range(12):
         diameter = float(rng.uniform(low, high))
-        inset = max(EDGE, diameter / 2 + 1)  # only the picture's own border keeps a whole radius away
+        inset = max(
+            EDGE, diameter / 2 + 1
+        )  # only the picture's own border keeps a whole radius away
         lows = [EDGE if k else inset for k in (cell % 3, cell // 3)]
         highs = [third - (EDGE if k < 2 else inset) for k in (cell % 3, cell // 3)]
         x = cell % 3 * third + float(rng.uniform(lows[0], highs[0]))

@@ -31,7 +31,9 @@ def adapter_for(model: Any) -> Adapter:
         raise ValueError(f"{kind} ({type(model).__name__}) is not supported: {REFUSED[kind]}")
     supported = f"Supported families: {', '.join(sorted(known))}."
     if getattr(config, "vision_config", None) is None:
-        raise ValueError(f"{type(model).__name__} ({kind}) has no visual tokens to keep. {supported}")
+        raise ValueError(
+            f"{type(model).__name__} ({kind}) has no visual tokens to keep. {supported}"
+        )
     raise ValueError(
         f"no adapter for the family {kind!r} ({type(model).__name__}). {supported} A new family is one entry in "
         "engine/adapters/table.py (see CONTRIBUTING.md)."

@@ -14,7 +14,10 @@ from .adapter import Adapter
 def patch_grid(config: Any) -> tuple[int, int] | None:
     """Rows and columns of one image's tokens, from the tower's configuration."""
     vision = config.vision_config
-    if vision.model_type == "pixtral" or getattr(config, "vision_feature_select_strategy", "default") != "default":
+    if (
+        vision.model_type == "pixtral"
+        or getattr(config, "vision_feature_select_strategy", "default") != "default"
+    ):
         return None
     side = vision.image_size // vision.patch_size
     return side, side

@@ -39,13 +39,19 @@ class Lookback:
         cache: Cache | None,
         record: Pass,
     ) -> None:
-        self.adapter, self.ledger, self.past, self.real = adapter, ledger, past, real
-        self.cache, self.record = cache, record
+        self.adapter = adapter
+        self.ledger = ledger
+        self.past = past
+        self.real = real
+        self.cache = cache
+        self.record = record
         self.before: deque[Ran] = deque(maxlen=reach)
         self.coming: Ran | None = None
 
     def _ran(self, index: int) -> Ran:
-        found = [ran for ran in (*self.before, self.coming) if ran is not None and ran.index == index]
+        found = [
+            ran for ran in (*self.before, self.coming) if ran is not None and ran.index == index
+        ]
         if not found:
             raise ValueError(
                 f"attention of layer {index} was not held back; a score that looks further back than the layer before "
@@ -61,7 +67,8 @@ class Lookback:
             keys = ran.keys(self.adapter)
             projected = rows.shape[1]
         else:
-            keys, projected = self.cache.layers[ran.index].keys, 0
+            keys = self.cache.layers[ran.index].keys
+            projected = 0
         if self.cache is not None:
             held = torch.cat([self.past[ran.index].columns(rows.shape[0], rows.device), rows], 1)
             if ran.coming and held.shape[1] > rows.shape[1]:

@@ -24,10 +24,14 @@ class OwnMask:
     seen: Bool[Tensor, "b T C"]
     first: int
 
-    def between(self, queries: Int[Tensor, "B R"], keys: Int[Tensor, "B S"]) -> Bool[Tensor, "B R S"]:
+    def between(
+        self, queries: Int[Tensor, "B R"], keys: Int[Tensor, "B S"]
+    ) -> Bool[Tensor, "B R S"]:
         """The entries of some columns."""
         at = (queries - self.first).clamp(min=0)[:, :, None].to(self.seen.device)
-        rows = self.seen.expand(queries.shape[0], -1, -1).gather(1, at.expand(-1, -1, self.seen.shape[2]))
+        rows = self.seen.expand(queries.shape[0], -1, -1).gather(
+            1, at.expand(-1, -1, self.seen.shape[2])
+        )
         columns = keys.clamp(min=0)[:, None].to(self.seen.device).expand(-1, queries.shape[1], -1)
         return rows.gather(2, columns).to(queries.device)
 
@@ -72,7 +76,9 @@ def for_backend(
         return (alive if real is None else alive & real.gather(1, keys.clamp(min=0))).long()
     seen = may_see(queries, keys, real, own)[:, None]
     if backend == "eager":
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(
+            ~seen, torch.finfo(dtype).min
+        )
     return seen
 
 

@@ -39,7 +39,9 @@ class Ran:
     places: Tensor | None = None
     coming: bool = False
 
-    def queries(self, adapter: Adapter, asked: Int[Tensor, "B Q"], columns: int) -> Float[Tensor, "B H Q E"]:
+    def queries(
+        self, adapter: Adapter, asked: Int[Tensor, "B Q"], columns: int
+    ) -> Float[Tensor, "B H Q E"]:
         """Post-RoPE queries of the rows in the columns `asked`."""
         batch = asked.shape[0]
         rows = self.rows.columns(batch, asked.device)
@@ -59,7 +61,9 @@ class Ran:
         if "llama_4_scaling_beta" not in rope or self.places is None:
             return found
         far = take_rows(self.places, source) // rope["original_max_position_embeddings"]
-        scale = 1 + rope["llama_4_scaling_beta"] * torch.log1p(far)  # Ministral 3: queries grow with their position
+        scale = 1 + rope["llama_4_scaling_beta"] * torch.log1p(
+            far
+        )  # Ministral 3: queries grow with their position
         return found * scale[:, None, :, None].to(found)
 
     def keys(self, adapter: Adapter) -> Float[Tensor, "B H R E"]:
@@ -76,11 +80,14 @@ class Ran:
         columns: int,
     ) -> Float[Tensor, "B H Q C"]:
         """Attention from the columns `asked` to every column; `held` says which column each key is of."""
-        device, attention = asked.device, self.module.self_attn
+        device = asked.device
+        attention = self.module.self_attn
         allowed = may_see(asked, held, real, self.own) & (asked >= 0)[:, :, None]
         softcap = getattr(attention, "attn_logit_softcapping", None)
         keys = keys.to(queries.device)
-        shares = attention_rows(queries, keys, attention.scaling, allowed.to(queries.device), softcap).to(device)
+        shares = attention_rows(
+            queries, keys, attention.scaling, allowed.to(queries.device), softcap
+        ).to(device)
         out = shares.new_zeros((*shares.shape[:-1], columns + 1))
         slot = torch.where(held < 0, columns, held)[:, None, None].expand(shares.shape)
         return out.scatter_add(-1, slot, shares)[..., :columns]

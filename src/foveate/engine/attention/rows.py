@@ -41,7 +41,8 @@ def beside(hidden: Tensor, module: nn.Module) -> Tensor:
 
 
 def _project(layer: Any, which: str, hidden: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-    attention, norm = layer.self_attn, layer.input_layernorm
+    attention = layer.self_attn
+    norm = layer.input_layernorm
     states = getattr(attention, f"{which}_proj")(norm(beside(hidden, norm)))
     states = states.view(*hidden.shape[:-1], -1, attention.head_dim)
     norm = getattr(attention, f"{which}_norm", None)

@@ -19,11 +19,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..assumptions import CACHE_NAMES, Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, PreTrainedConfig
+from ..assumptions import (
+    CACHE_NAMES,
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    PreTrainedConfig,
+)
 from .ledger import Ledger
 from .slots import Gather, Move, Slots
 
-GROWTH = 1.5  # a full buffer grows by this factor: each token is copied about twice over its whole life
+GROWTH = (
+    1.5  # a full buffer grows by this factor: each token is copied about twice over its whole life
+)
 HEADROOM = 64  # slots that a fresh buffer has to spare
 
 
@@ -56,11 +65,16 @@ class KeptLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Takes the type and device; the buffer comes with the first tokens."""
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.dtype = key_states.dtype
+        self.device = key_states.device
         self.is_initialized = True
 
     def update(
-        self, key_states: Float[Tensor, "B H T D"], value_states: Float[Tensor, "B H T E"], *args: Any, **kwargs: Any
+        self,
+        key_states: Float[Tensor, "B H T D"],
+        value_states: Float[Tensor, "B H T E"],
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Float[Tensor, "B H S D"], Float[Tensor, "B H S E"]]:
         """Appends tokens, and returns all keys and values in use.
 
@@ -75,7 +89,9 @@ class KeptLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count = key_states.shape[-2]
-        if torch.is_grad_enabled():  # whatever needs a gradient, queries alone say, keys must not change in place
+        if (
+            torch.is_grad_enabled()
+        ):  # whatever needs a gradient, queries alone say, keys must not change in place
             self._append_with_gradient(key_states, value_states)
         else:
             buffers = self._reserve(key_states, value_states, self.length + count)
@@ -89,8 +105,11 @@ class KeptLayer(DynamicLayer):
         """Writing in place would break the graph of earlier steps, so wherever there may be one we concatenate."""
         self._in_graph = True
         if self.keys is not None and self.values is not None and self.length:
-            keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
-        self.keys, self.values, self._buffers = keys, values, (keys, values)
+            keys = torch.cat([self.keys, keys], -2)
+            values = torch.cat([self.values, values], -2)
+        self.keys = keys
+        self.values = values
+        self._buffers = (keys, values)
         self.length = keys.shape[-2]
 
     def _in_place(self, buffer: Tensor) -> bool:
@@ -103,12 +122,19 @@ class KeptLayer(DynamicLayer):
         old = self._buffers
         if old is not None and old[0].shape[-2] >= length and self._in_place(old[0]):
             return old
-        size = length + HEADROOM if old is None else max(length + HEADROOM, math.ceil(old[0].shape[-2] * GROWTH))
-        grown = tuple(new.new_empty((*new.shape[:2], size, new.shape[-1])) for new in (keys, values))
+        size = (
+            length + HEADROOM
+            if old is None
+            else max(length + HEADROOM, math.ceil(old[0].shape[-2] * GROWTH))
+        )
+        grown = tuple(
+            new.new_empty((*new.shape[:2], size, new.shape[-1])) for new in (keys, values)
+        )
         if old is not None:
             for fresh, full in zip(grown, old, strict=True):
                 fresh[:, :, : self.length] = full[:, :, : self.length]
-        self._buffers, self._in_graph = (grown[0], grown[1]), False
+        self._buffers = (grown[0], grown[1])
+        self._in_graph = False
         return self._buffers
 
     def _show(self, length: int) -> None:
@@ -149,9 +175,13 @@ class KeptLayer(DynamicLayer):
             NotImplementedError: the crop would reach before the last drop; the cache is then as it was.
         """
         if tokens_to_remove > 0:
-            raise ValueError(f"crop({tokens_to_remove}); expected a negative number of tokens to remove")
+            raise ValueError(
+                f"crop({tokens_to_remove}); expected a negative number of tokens to remove"
+            )
         count = min(-int(tokens_to_remove), self.seen)
-        if self.ledger is not None:  # of layer 0, the first to be cropped, so that all layers are or none
+        if (
+            self.ledger is not None
+        ):  # of layer 0, the first to be cropped, so that all layers are or none
             self.ledger = self.ledger.cropped(count)
         if self.slots is not None:
             self.slots = self.slots.cropped(count)
@@ -174,7 +204,10 @@ class KeptLayer(DynamicLayer):
         if self._buffers is not None:
             first, second = (rows(b[:, :, : self.length]) for b in self._buffers)
             if first.shape[0] == self._buffers[0].shape[0] and self._in_place(self._buffers[0]):
-                self._buffers[0][:, :, : self.length], self._buffers[1][:, :, : self.length] = first, second
+                self._buffers[0][:, :, : self.length], self._buffers[1][:, :, : self.length] = (
+                    first,
+                    second,
+                )
             else:
                 self._buffers, self._in_graph = (first, second), torch.is_grad_enabled()
             self._show(self.length)
@@ -226,7 +259,9 @@ def adopt(cache: Cache, layers: int | None = None, name: str = CACHE_NAMES[0]) -
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
     odd = {type(layer).__name__ for layer in cache.layers if type(layer) not in plain}
     if odd:
-        raise TypeError(f"the cache has layers of type {', '.join(sorted(odd))}; supported is attention alone")
+        raise TypeError(
+            f"the cache has layers of type {', '.join(sorted(odd))}; supported is attention alone"
+        )
     if cache.get_seq_length() > 0:
         raise ValueError(not_ours(name, cache))
     cache.layers = [KeptLayer() for _ in range(layers or len(cache.layers))]

@@ -52,7 +52,11 @@ class Ledger:
         text = self.text - ((kind != int(Kind.IMAGE)) & (kind != int(Kind.PADDING))).sum(1)
         return replace(
             self,
-            tokens=replace(self.tokens, kind=self.tokens.kind[:, :columns], image=self.tokens.image[:, :columns]),
+            tokens=replace(
+                self.tokens,
+                kind=self.tokens.kind[:, :columns],
+                image=self.tokens.image[:, :columns],
+            ),
             columns=columns,
             step=max(0, self.step - count),
             total=self.total - images,
@@ -67,4 +71,11 @@ class Ledger:
         tokens = replace(self.tokens, kind=rows(self.tokens.kind), image=rows(self.tokens.image))
         alive = tuple((layer, rows(counts)) for layer, counts in self.alive)
         notes = {key: rows(values) for key, values in self.notes.items()}
-        return replace(self, tokens=tokens, total=rows(self.total), text=rows(self.text), alive=alive, notes=notes)
+        return replace(
+            self,
+            tokens=tokens,
+            total=rows(self.total),
+            text=rows(self.text),
+            alive=alive,
+            notes=notes,
+        )

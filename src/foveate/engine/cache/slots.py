@@ -71,7 +71,8 @@ class Slots:
         of ragged batches. The order of slots is free: keys carry their positions, and every cached key
         precedes every query to come.
         """
-        batch, device = alive.shape[0], alive.device
+        batch = alive.shape[0]
+        device = alive.device
         columns = self.columns(batch, device)
         stay = alive.gather(1, columns.clamp(min=0)) & (columns >= 0)
         if bool((stay | (columns < 0)).all()):
@@ -80,7 +81,8 @@ class Slots:
         count = stay.sum(1)
         length = int(count.max())
         index = torch.arange(columns.shape[1], device=device)
-        mover, hole = stay & (index >= length), ~stay & (index < length)
+        mover = stay & (index >= length)
+        hole = ~stay & (index < length)
         # A stable sort brings the marked slots to the front in order: first mover to first hole, and so on.
         # A sample has at least as many holes as movers, for all that stays fits into `length` slots.
         moves = int(mover.sum(1).max())
@@ -89,12 +91,17 @@ class Slots:
         # Samples with fewer moves than others copy a slot onto itself: the last one, which is cut off below.
         valid = torch.arange(moves, device=device) < mover.sum(1, keepdim=True)
         scratch = columns.shape[1] - 1 if length < columns.shape[1] else 0
-        source, target = torch.where(valid, source, scratch), torch.where(valid, target, scratch)
+        source = torch.where(valid, source, scratch)
+        target = torch.where(valid, target, scratch)
         # The table makes the same move as keys and values will; holes that nobody filled become fills (-1).
         table = torch.where(stay, columns, -1)
         table = table.scatter(1, target, table.gather(1, source))[:, :length]
-        start = self.start + self.tail  # of the next run: no column of the old one is known to be everywhere
-        return Slots(table, self.masked or bool((table < 0).any()), start, 0), Move(source, target, length)
+        start = (
+            self.start + self.tail
+        )  # of the next run: no column of the old one is known to be everywhere
+        return Slots(table, self.masked or bool((table < 0).any()), start, 0), Move(
+            source, target, length
+        )
 
     def reindexed(self, rows: Gather) -> Slots:
         """The slots of other samples of the batch, as `rows` picks them."""

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from ...core.tower import Layer
 from ..modules import first_of, projector_of, tower_of
 
-READ = ("multi_modal_projector", "connector", "merger")  # projectors behind which the tests read attention
+READ = (
+    "multi_modal_projector",
+    "connector",
+    "merger",
+)  # projectors behind which the tests read attention
 NORMS = ("layer_norm1", "layernorm_before", "norm1")
 ATTENTIONS = ("self_attn", "attention", "attn")
 
@@ -69,14 +73,18 @@ class TowerForm:
         """
         if tokens and count % tokens == 0 and (self.packed or count == tokens):
             return torch.arange(count).view(tokens, -1)
-        each, own = count // pictures, tokens // pictures
+        each = count // pictures
+        own = tokens // pictures
         first = (torch.arange(pictures) * each)[:, None, None]
         if self.summary and own == each + 1:
             inside = torch.arange(-1, each)[None, :, None]
             return torch.where(inside < 0, -1, inside + first).flatten(0, 1)
-        side, ratio = math.isqrt(each), math.isqrt(each // max(own, 1))
+        side = math.isqrt(each)
+        ratio = math.isqrt(each // max(own, 1))
         if own and side * side == each and ratio * ratio * own == each and side % ratio == 0:
-            squares = torch.arange(each).view(side // ratio, ratio, side // ratio, ratio).transpose(1, 2)
+            squares = (
+                torch.arange(each).view(side // ratio, ratio, side // ratio, ratio).transpose(1, 2)
+            )
             return (squares.reshape(1, own, -1) + first).flatten(0, 1)
         raise ValueError(
             f"the projector makes {tokens} tokens of {count} patches, which is neither a token a patch nor one a "
@@ -91,8 +99,13 @@ def known_tower(body: Any) -> TowerForm:
     Raises:
         ValueError: a tower of another form.
     """
-    tower, projector = tower_of(body), projector_of(body, READ)
-    stacks = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)] if tower is not None else []
+    tower = tower_of(body)
+    projector = projector_of(body, READ)
+    stacks = (
+        [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)]
+        if tower is not None
+        else []
+    )
     layers = next((stack for stack in stacks if all(_readable(layer) for layer in stack)), None)
     if tower is None or layers is None or projector is None:
         raise ValueError(
@@ -103,13 +116,19 @@ def known_tower(body: Any) -> TowerForm:
     names = ("class_embedding", "cls_token")
     summary = any(name.rpartition(".")[2] in names for name, _ in tower.named_parameters())
     return TowerForm(
-        layers, _last(body.config, len(layers)), projector, summary, hasattr(first_of(layers[0], ATTENTIONS), "qkv")
+        layers,
+        _last(body.config, len(layers)),
+        projector,
+        summary,
+        hasattr(first_of(layers[0], ATTENTIONS), "qkv"),
     )
 
 
 def _readable(layer: nn.Module) -> bool:
     attention = first_of(layer, ATTENTIONS)
-    rotary = hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb_vision")  # not so in timm's towers
+    rotary = hasattr(
+        sys.modules[type(attention).__module__], "apply_rotary_pos_emb_vision"
+    )  # not so in timm's towers
     packed = hasattr(attention, "qkv") and rotary
     projects = packed or all(hasattr(attention, f"{part}_proj") for part in "qkv")
     return projects and first_of(layer, NORMS) is not None and hasattr(attention, "num_heads")
@@ -118,7 +137,12 @@ def _readable(layer: nn.Module) -> bool:
 def _last(config: Any, depth: int) -> int:
     """The deepest layer whose output is read; transformers counts hidden states, of which the first is the input."""
     wanted = next(
-        (getattr(config, n) for n in ("vision_feature_layer", "vision_feature_layers") if hasattr(config, n)), -1
+        (
+            getattr(config, n)
+            for n in ("vision_feature_layer", "vision_feature_layers")
+            if hasattr(config, n)
+        ),
+        -1,
     )
     each = [wanted] if isinstance(wanted, int) else wanted
     return max(depth + n if n < 0 else n - 1 for n in each)

@@ -52,7 +52,8 @@ class Watch(threading.local):
     """Hooks on the layers that scores look at and on the projector; what they saw of the newest images."""
 
     def __init__(self, form: TowerForm, wanted: set[int]) -> None:
-        self.form, self.wanted = form, wanted
+        self.form = form
+        self.wanted = wanted
         self.runs: list[Run] = []
         self.used = False
 
@@ -67,7 +68,8 @@ class Watch(threading.local):
     def open(self) -> Run:
         """The run under way."""
         if self.used or not self.runs:
-            self.runs, self.used = [], False
+            self.runs = []
+            self.used = False
         if not self.runs or self.runs[-1].tokens is not None:
             self.runs.append(Run())
         return self.runs[-1]
@@ -78,7 +80,11 @@ class Watch(threading.local):
         run.tokens = output.detach().reshape(-1, output.shape[-1])
 
     def sight(
-        self, embeds: Float[Tensor, "B T D"], visual: Bool[Tensor, "B T"], first: int, spend: Callable[[float], None]
+        self,
+        embeds: Float[Tensor, "B T D"],
+        visual: Bool[Tensor, "B T"],
+        first: int,
+        spend: Callable[[float], None],
     ) -> Sight | None:
         """What was seen of the images in a forward whose columns start at `first`; None if it has none.
 
@@ -108,9 +114,12 @@ class _Keep:
     """Forward hook of a tower's layer."""
 
     def __init__(self, watch: Watch, index: int) -> None:
-        self.watch, self.index = watch, index
+        self.watch = watch
+        self.index = index
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         if mask is not None:
@@ -141,7 +150,9 @@ def _mark(rows: Float[Tensor, "R D"]) -> Int[Tensor, R]:
     """A number for every row, from the bits of 64 of its entries: exact, whatever the order of summation."""
     some = rows[:, :: max(1, rows.shape[1] // 64)].contiguous()
     bits = some.view(torch.int32 if some.element_size() == 4 else torch.int16).long()
-    factors = torch.randint(2**62, (bits.shape[1],), generator=torch.Generator().manual_seed(0)).to(bits.device)
+    factors = torch.randint(2**62, (bits.shape[1],), generator=torch.Generator().manual_seed(0)).to(
+        bits.device
+    )
     return (bits * factors).sum(1)
 
 
@@ -156,12 +167,21 @@ class Sight:
     """
 
     def __init__(
-        self, form: TowerForm, runs: list[Run], index: Int[Tensor, "B C"], spend: Callable[[float], None]
+        self,
+        form: TowerForm,
+        runs: list[Run],
+        index: Int[Tensor, "B C"],
+        spend: Callable[[float], None],
     ) -> None:
-        self.form, self.runs, self.index, self.spend = form, runs, index, spend
+        self.form = form
+        self.runs = runs
+        self.index = index
+        self.spend = spend
         self.known: dict[tuple[What, int], Tensor] = {}
 
-    def look(self, what: What, layer: Layer, columns: Int[Tensor, "B N"]) -> Float[Tensor, "B N *K"]:
+    def look(
+        self, what: What, layer: Layer, columns: Int[Tensor, "B N"]
+    ) -> Float[Tensor, "B N *K"]:
         """See `core.tower.Tower`."""
         index = self.index.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1)
         if what == "known":
@@ -179,7 +199,9 @@ class Sight:
                 f"tower layer {index} was not announced; a score lists its layers in its needs: "
                 "own = foveate.Needs(tower=(...))"
             )
-        seen, layer, skip = run.seen[index], self.form.layers[index], int(self.form.summary)
+        seen = run.seen[index]
+        layer = self.form.layers[index]
+        skip = int(self.form.summary)
         if what == "states":
             found = seen.out if self.form.packed else seen.out[:, skip:].flatten(0, 1)
         elif what == "attention":
@@ -188,22 +210,25 @@ class Sight:
             found = self._project(layer, what[0], seen.hidden, seen.named)
             found = found if self.form.packed else found[:, skip:].flatten(0, 1)
         # A token that the projector made of several patches has their mean. [CLS] (-1 here) has 0.
-        groups = self.form.patches(len(found), 0 if run.tokens is None else len(run.tokens), run.pictures).to(
-            found.device
-        )
+        groups = self.form.patches(
+            len(found), 0 if run.tokens is None else len(run.tokens), run.pictures
+        ).to(found.device)
         values = found.float()[groups.clamp(min=0)]
         return (values * (groups >= 0).view(*groups.shape, *([1] * (values.ndim - 2)))).mean(1)
 
     def _project(self, layer: Any, which: str, hidden: Tensor, named: dict[str, Any]) -> Tensor:
         """Queries, keys or values (... H E) of rows of the layer's input; of all rows where they are rotated."""
-        attention, norm = first_of(layer, ATTENTIONS), first_of(layer, NORMS)
+        attention = first_of(layer, ATTENTIONS)
+        norm = first_of(layer, NORMS)
         states = norm(beside(hidden, norm))
         if hasattr(attention, "qkv"):
             # One fused matrix: project with the third of it that is asked for, and spend nothing on the others.
             size = attention.qkv.weight.shape[0] // 3
             part = slice("qkv".index(which) * size, ("qkv".index(which) + 1) * size)
             bias = attention.qkv.bias
-            made = nn.functional.linear(states, attention.qkv.weight[part], None if bias is None else bias[part])
+            made = nn.functional.linear(
+                states, attention.qkv.weight[part], None if bias is None else bias[part]
+            )
         else:
             made = getattr(attention, f"{which}_proj")(states)
             made = getattr(attention, f"{which}_norm", nn.Identity())(made)
@@ -233,7 +258,9 @@ class Sight:
         longest = max(len(piece[1]) for piece in pieces)
         found = []
         for q, k in pieces:  # query rows in chunks, so that no (P x P) table is held
-            chunks = [self._rows(part[None], k[None], scale)[0].sum(1) for part in torch.split(q, CHUNK)]
+            chunks = [
+                self._rows(part[None], k[None], scale)[0].sum(1) for part in torch.split(q, CHUNK)
+            ]
             found.append(torch.stack(chunks).sum(0).T / longest)
         return torch.cat(found)
 

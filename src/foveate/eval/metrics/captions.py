@@ -48,14 +48,17 @@ def bleu(judged: Judged) -> np.ndarray:
     wanted, given = _tokens(judged)
     rows = []
     for i in wanted:
-        cooked = library.cook_test(given[i][0], library.cook_refs(wanted[i], n=4), eff="closest", n=4)
+        cooked = library.cook_test(
+            given[i][0], library.cook_refs(wanted[i], n=4), eff="closest", n=4
+        )
         rows.append([*cooked["correct"], *cooked["guess"], cooked["testlen"], cooked["reflen"]])
     return np.array(rows, dtype=float)
 
 
 def bleu_value(sums: np.ndarray) -> np.ndarray:
     """BLEU-4 of a corpus from `bleu`'s sums: geometric mean of precisions times the brevity penalty (percent)."""
-    right, asked = sums[..., :4], sums[..., 4:8]
+    right = sums[..., :4]
+    asked = sums[..., 4:8]
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.exp(np.log((right + 1e-15) / (asked + 1e-9)).mean(-1))
         ratio = sums[..., 8] / sums[..., 9]

@@ -21,7 +21,10 @@ METRICS: dict[str, Metric] = {
     "object-recall": Metric(short.objects, short.recall),
     "object-precision": Metric(short.objects, short.precision),
 }
-GROUPS = {"pope": ("pope-f1", "pope-accuracy", "pope-yes"), "caption": ("cider", "bleu-4", "rouge-l")}
+GROUPS = {
+    "pope": ("pope-f1", "pope-accuracy", "pope-yes"),
+    "caption": ("cider", "bleu-4", "rouge-l"),
+}
 
 
 def named(text: str) -> tuple[str, ...]:

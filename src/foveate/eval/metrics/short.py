@@ -33,7 +33,9 @@ def normal_vqa(text: str) -> str:
     text = text.replace("\n", " ").strip().lower()
     text = re.sub(r"(?<!\d)\.|\.(?!\d)|(?<=\d),(?=\d)|'", "", text)
     text = re.sub(r"[^\w.\s]", " ", text)
-    return " ".join(_DIGITS.get(word, word) for word in text.split() if word not in ("a", "an", "the"))
+    return " ".join(
+        _DIGITS.get(word, word) for word in text.split() if word not in ("a", "an", "the")
+    )
 
 
 def vqa(judged: Judged) -> np.ndarray:
@@ -72,21 +74,25 @@ def anls(judged: Judged) -> np.ndarray:
 
 def says_yes(answer: str) -> bool:
     """POPE's reading (2305.10355): yes unless the first sentence holds "no" or "not"."""
-    return not {"no", "not"} & set(answer.split(".", maxsplit=1)[0].replace(",", "").lower().split())
+    return not {"no", "not"} & set(
+        answer.split(".", maxsplit=1)[0].replace(",", "").lower().split()
+    )
 
 
 def pope(judged: Judged) -> np.ndarray:
     """True positives, false positives, false negatives, true negatives; "yes" is positive."""
     rows = np.zeros((len(judged.answers), 4))
     for row, answer, references in zip(rows, judged.answers, judged.references, strict=True):
-        yes, truth = says_yes(answer), _plain(references[0]) == "yes"
+        yes = says_yes(answer)
+        truth = _plain(references[0]) == "yes"
         row[(0 if truth else 1) if yes else (2 if truth else 3)] = 1
     return rows
 
 
 def pope_f1(sums: np.ndarray) -> np.ndarray:
     """F1 of "yes" in percent; 0 where no "yes" was right."""
-    right, wrong = sums[..., 0], sums[..., 1] + sums[..., 2]
+    right = sums[..., 0]
+    wrong = sums[..., 1] + sums[..., 2]
     return 100 * 2 * right / np.maximum(2 * right + wrong, 1)
 
 
@@ -103,12 +109,16 @@ def pope_yes(sums: np.ndarray) -> np.ndarray:
 def mme(judged: Judged) -> np.ndarray:
     """Per kind: right answers, questions, pictures with all right, pictures; a picture counts at its first question."""
     kinds = {kind: i for i, kind in enumerate(dict.fromkeys(judged.kinds))}
-    right = [a.strip().lower().startswith(_plain(r[0])) for a, r in zip(judged.answers, judged.references, strict=True)]
+    right = [
+        a.strip().lower().startswith(_plain(r[0]))
+        for a, r in zip(judged.answers, judged.references, strict=True)
+    ]
     pictures = list(zip(judged.kinds, judged.groups, strict=True))
     whole = dict.fromkeys(pictures, True)
     for good, picture in zip(right, pictures, strict=True):
         whole[picture] &= good
-    rows, seen = np.zeros((len(right), len(kinds), 4)), set()
+    rows = np.zeros((len(right), len(kinds), 4))
+    seen = set()
     for row, good, picture in zip(rows, right, pictures, strict=True):
         first = picture not in seen
         seen.add(picture)
@@ -127,7 +137,8 @@ def objects(judged: Judged) -> np.ndarray:
     """Of descriptions of drawn scenes: objects right in every attribute, objects said, objects there."""
     rows = []
     for answer, references in zip(judged.answers, judged.references, strict=True):
-        said, there = Counter(parse_description(answer)), Counter(parse_description(references[0]))
+        said = Counter(parse_description(answer))
+        there = Counter(parse_description(references[0]))
         rows.append([sum((said & there).values()), sum(said.values()), sum(there.values())])
     return np.array(rows, dtype=float).reshape(-1, 3)
 

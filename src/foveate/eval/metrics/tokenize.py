@@ -21,14 +21,18 @@ def ptb(texts: Sequence[str]) -> list[str]:
         ValueError: pycocoevalcap or java is missing.
     """
     if importlib.util.find_spec("pycocoevalcap") is None or shutil.which("java") is None:
-        raise ValueError("the PTB tokenizer needs java and pip install 'foveate[eval]'; or use --tokenizer words")
+        raise ValueError(
+            "the PTB tokenizer needs java and pip install 'foveate[eval]'; or use --tokenizer words"
+        )
     made = importlib.import_module("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer()
     lines = [" ".join(text.split()) or "." for text in texts]
     found = made.tokenize({i: [{"caption": line}] for i, line in enumerate(lines)})
     return [found[i][0] for i in range(len(lines))]
 
 
-def remembering(tokenize: Callable[[Sequence[str]], list[str]]) -> Callable[[Sequence[str]], list[str]]:
+def remembering(
+    tokenize: Callable[[Sequence[str]], list[str]],
+) -> Callable[[Sequence[str]], list[str]]:
     """The tokenizer, asked only once about each text."""
     known: dict[str, str] = {}
 
@@ -50,7 +54,10 @@ def tokenizer_of(name: str) -> str:
         ValueError: an unknown name.
     """
     if name == "auto":
-        there = importlib.util.find_spec("pycocoevalcap") is not None and shutil.which("java") is not None
+        there = (
+            importlib.util.find_spec("pycocoevalcap") is not None
+            and shutil.which("java") is not None
+        )
         return "ptb" if there else "words"
     if name not in TOKENIZERS:
         raise ValueError(f"unknown tokenizer {name!r}; expected auto, {', '.join(TOKENIZERS)}")

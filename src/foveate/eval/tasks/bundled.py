@@ -37,16 +37,20 @@ def _descriptions(split: str, first: int) -> Iterator[Sample]:
     metrics = ("object-recall", "object-precision", "exact")
     prompt = language.DESCRIPTION_PROMPTS[0]
     for index in count(first):
-        truth, key = (language.describe(sample(split, index)),), f"{split}-{index}"
+        truth = (language.describe(sample(split, index)),)
+        key = f"{split}-{index}"
         load = partial(_drawn, split, index)
-        yield Sample(f"descriptions/{key}", "descriptions", load, prompt, truth, metrics, key, "", _LONG)
+        yield Sample(
+            f"descriptions/{key}", "descriptions", load, prompt, truth, metrics, key, "", _LONG
+        )
 
 
 def _captions(split: str, first: int) -> Iterator[Sample]:
     metrics = ("cider", "bleu-4", "rouge-l")
     prompt = language.CAPTION_PROMPTS[0]
     for index in count(first):
-        truth, key = tuple(language.captions(sample(split, index))), f"{split}-{index}"
+        truth = tuple(language.captions(sample(split, index)))
+        key = f"{split}-{index}"
         load = partial(_drawn, split, index)
         yield Sample(f"captions/{key}", "captions", load, prompt, truth, metrics, key, "", _LONG)
 
@@ -54,20 +58,34 @@ def _captions(split: str, first: int) -> Iterator[Sample]:
 def _questions(split: str, first: int) -> Iterator[Sample]:
     """One question of every kind that a scene allows."""
     for index in count(first):
-        scene, key = sample(split, index), f"{split}-{index}"
+        scene = sample(split, index)
+        key = f"{split}-{index}"
         rng = np.random.default_rng((*scene.seed, 13))
         for kind in language.KINDS:
             turn = language.ask(scene, kind, rng)
             if turn is not None:
-                name, load = f"questions/{key}-{kind}", partial(_drawn, split, index)
-                yield Sample(name, "questions", load, turn.question, (turn.answer,), ("exact",), key, kind, _SHORT)
+                name = f"questions/{key}-{kind}"
+                load = partial(_drawn, split, index)
+                yield Sample(
+                    name,
+                    "questions",
+                    load,
+                    turn.question,
+                    (turn.answer,),
+                    ("exact",),
+                    key,
+                    kind,
+                    _SHORT,
+                )
 
 
 def _easy_vqa(split: str, first: int) -> Iterator[Sample]:
     """Its own test split, whatever the split of the drawn scenes: it has no other that is held out."""
     data = EasyVQA.find()
     if data is None:
-        raise ValueError("easy-vqa is not installed; pip install 'foveate[eval]', or leave this task out")
+        raise ValueError(
+            "easy-vqa is not installed; pip install 'foveate[eval]', or leave this task out"
+        )
     for index in range(first, data.images("test")):
         for number, turn in enumerate(data.turns("test", index)[1]):
             yield Sample(
@@ -111,16 +129,26 @@ def bundled(
     """
     unknown = [name for name in names if name not in TASKS]
     if unknown:
-        raise ValueError(f"unknown task {unknown[0]!r}; there are {', '.join(TASKS)}; a file of your own is --data")
+        raise ValueError(
+            f"unknown task {unknown[0]!r}; there are {', '.join(TASKS)}; a file of your own is --data"
+        )
     if split not in SPLITS:
-        raise ValueError(f"split {split!r}; expected {' or '.join(SPLITS)} (train was seen in training)")
+        raise ValueError(
+            f"split {split!r}; expected {' or '.join(SPLITS)} (train was seen in training)"
+        )
     if limit is None and pictures is None:
-        raise ValueError("neither limit nor pictures is given; the tasks are endless, so give one of them")
+        raise ValueError(
+            "neither limit nor pictures is given; the tasks are endless, so give one of them"
+        )
     found: list[Sample] = []
     for name in names:
-        by_picture = (list(some) for _, some in groupby(TASKS[name](split, first), key=lambda s: s.group))
+        by_picture = (
+            list(some) for _, some in groupby(TASKS[name](split, first), key=lambda s: s.group)
+        )
         some = list(islice(chain.from_iterable(islice(by_picture, pictures)), limit))
         if not some:
-            raise ValueError(f"the task {name} has no picture of number {first}; start with a lower one")
+            raise ValueError(
+                f"the task {name} has no picture of number {first}; start with a lower one"
+            )
         found += some
     return found

@@ -13,7 +13,18 @@ from ...models.images import beside, check_image, open_image
 from ..metrics import METRICS, named
 from .sample import Sample
 
-_KNOWN = ("image", "images", "prompt", "reference", "references", "metric", "kind", "group", "max_new_tokens", "key")
+_KNOWN = (
+    "image",
+    "images",
+    "prompt",
+    "reference",
+    "references",
+    "metric",
+    "kind",
+    "group",
+    "max_new_tokens",
+    "key",
+)
 
 
 def from_file(path: Path, limit: int | None = None) -> list[Sample]:
@@ -40,10 +51,14 @@ def from_file(path: Path, limit: int | None = None) -> list[Sample]:
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path.name}:{number}: {error}") from error
     if not samples:
-        raise ValueError(f"{path} has no rows; expected JSON lines of image, prompt, references and metric")
+        raise ValueError(
+            f"{path} has no rows; expected JSON lines of image, prompt, references and metric"
+        )
     twice = len(samples) - len({s.key for s in samples})
     if twice:
-        raise ValueError(f"{path.name}: {twice} keys are there twice; give every row its own, or none")
+        raise ValueError(
+            f"{path.name}: {twice} keys are there twice; give every row its own, or none"
+        )
     return samples
 
 
@@ -56,7 +71,8 @@ def _sample(row: Any, path: Path, number: int) -> Sample:
     names = _texts(row, "images", "image")
     references = _texts(row, "references", "reference")
     metrics = tuple(name for text in _texts(row, "metric", "metric") for name in named(text))
-    prompt, longest = row.get("prompt"), row.get("max_new_tokens", 64)
+    prompt = row.get("prompt")
+    longest = row.get("max_new_tokens", 64)
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"prompt={prompt!r}; expected text")
     if not isinstance(longest, int) or longest < 1:
@@ -66,10 +82,19 @@ def _sample(row: Any, path: Path, number: int) -> Sample:
     files = [beside(name, path.parent) for name in names]
     for file in files:
         check_image(file)
-    group, key = str(row.get("group", "|".join(names))), str(row.get("key", number))
+    group = str(row.get("group", "|".join(names)))
+    key = str(row.get("key", number))
     load = partial(_load, files)
     return Sample(
-        f"{path.stem}/{key}", path.stem, load, prompt, references, metrics, group, str(row.get("kind", "")), longest
+        f"{path.stem}/{key}",
+        path.stem,
+        load,
+        prompt,
+        references,
+        metrics,
+        group,
+        str(row.get("kind", "")),
+        longest,
     )
 
 

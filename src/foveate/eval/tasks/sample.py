@@ -39,5 +39,8 @@ class Sample:
 
 def identity(samples: Sequence[Sample]) -> str:
     """A hash of all that is asked (pictures by their keys), so that runs on other data are told apart."""
-    lines = (json.dumps([s.key, s.prompt, s.references, s.metrics, s.group, s.kind, s.max_new_tokens]) for s in samples)
+    lines = (
+        json.dumps([s.key, s.prompt, s.references, s.metrics, s.group, s.kind, s.max_new_tokens])
+        for s in samples
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -53,7 +53,9 @@ class LearnedRate(Schedule):
         if self.semantics not in ("cached", "recompute"):
             raise ValueError(f"semantics={self.semantics!r}; expected cached or recompute")
         if not 0 <= self.deeper <= 1:
-            raise ValueError(f"deeper={self.deeper}; expected a further rate at the last layer, in [0, 1]")
+            raise ValueError(
+                f"deeper={self.deeper}; expected a further rate at the last layer, in [0, 1]"
+            )
 
     def flops(self, layer: int) -> float:
         """Of one decision before `layer` for one sample: deeper layers only look up what was chosen."""
@@ -67,7 +69,9 @@ class LearnedRate(Schedule):
     def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError if the decoder is not one that the predictor can be for."""
         if self.layer >= layers:
-            raise ValueError(f"dyrate decides before layer {self.layer}, but the model has layers 0 to {layers - 1}")
+            raise ValueError(
+                f"dyrate decides before layer {self.layer}, but the model has layers 0 to {layers - 1}"
+            )
         if self.layers not in (None, layers):
             raise ValueError(
                 f"the predictor was trained for a decoder of {self.layers} layers, but this model has {layers}; "
@@ -80,13 +84,17 @@ class LearnedRate(Schedule):
         self._check_semantics(view)
         if view.layer > self.layer:
             further = self.deeper * (view.layer - self.layer) / (view.layers - 1 - self.layer)
-            left = (1.0 - view.note(self._key)[:, 0].to(view.total.device).double() - further).clamp(min=0.0)
+            left = (
+                1.0 - view.note(self._key)[:, 0].to(view.total.device).double() - further
+            ).clamp(min=0.0)
             return (view.total.double() * left + 1e-6).floor().long()
         choice = self.predictor.to(view.hidden.device)(shares_by_type(view)).argmax(-1)
         if self.deeper:  # a note has a place per column; a rate is the same in all of a sample's
             chosen = torch.tensor(self.predictor.rates, device=choice.device)[choice]
             view.notes[self._key] = chosen[:, None].expand(view.tokens.kind.shape)
-        return self.predictor.keep(view.total).gather(1, choice[:, None].to(view.total.device))[:, 0]
+        return self.predictor.keep(view.total).gather(1, choice[:, None].to(view.total.device))[
+            :, 0
+        ]
 
     @property
     def _key(self) -> str:
@@ -138,15 +146,29 @@ def dyrate(
     """
     loaded, card = from_pretrained(predictor) if isinstance(predictor, str) else (predictor, None)
     told = _told(card, layer, ranking, decode, protect)
-    return _method(loaded, told, f"dyrate:predictor={predictor if card else 'given'}", semantics, every, adapt, deeper)
+    return _method(
+        loaded,
+        told,
+        f"dyrate:predictor={predictor if card else 'given'}",
+        semantics,
+        every,
+        adapt,
+        deeper,
+    )
 
 
 def _told(
-    card: Card | None, layer: int | None, ranking: Ranking | None, decode: bool | None, protect: Protect | None
+    card: Card | None,
+    layer: int | None,
+    ranking: Ranking | None,
+    decode: bool | None,
+    protect: Protect | None,
 ) -> Card:
     """The card with what is said instead; of a predictor without one, a card that holds for any model."""
     if card is None and layer is None:
-        raise ValueError("layer=None; a predictor that comes without a card does not say before which layer it decides")
+        raise ValueError(
+            "layer=None; a predictor that comes without a card does not say before which layer it decides"
+        )
     found = card or Card("any", 0, 0, 0, (), True, "last", 1.0)
     return replace(
         found,
@@ -158,11 +180,19 @@ def _told(
 
 
 def _method(
-    loaded: RatePredictor, told: Card, name: str, semantics: Semantics, every: int, adapt: Adapt, deeper: float
+    loaded: RatePredictor,
+    told: Card,
+    name: str,
+    semantics: Semantics,
+    every: int,
+    adapt: Adapt,
+    deeper: float,
 ) -> Method:
     spared = told.protect != "nothing"
     if semantics == "recompute" and spared:
-        raise ValueError(f"protect={told.protect!r} is for the cache; with semantics='recompute' no token is ever lost")
+        raise ValueError(
+            f"protect={told.protect!r} is for the cache; with semantics='recompute' no token is ever lost"
+        )
     if semantics == "recompute" and not told.decode:
         raise ValueError(
             "decode=False decides in the prefill alone; with semantics='recompute' every later step would run all "
@@ -170,12 +200,22 @@ def _method(
         )
     score = ranked(told.ranking, told.protect, told.layer)
     name += f",layer={told.layer},ranking={told.ranking}"
-    name += ("" if told.decode else ",decode=false") + (f",protect={told.protect}" if spared else "")
+    name += ("" if told.decode else ",decode=false") + (
+        f",protect={told.protect}" if spared else ""
+    )
     if adapt == "step":
         means = _mean_kept(told, semantics, every, deeper)
-        return Method(score, ByStep(told.layer, means if told.decode else means[:1]), name=f"{name},adapt=step")
-    name += ("" if semantics == "cached" else ",semantics=recompute") + (f",deeper={deeper:g}" if deeper else "")
-    rate = LearnedRate(loaded, told.layer, told.layers or None, every, semantics, deeper, told.decode)
+        return Method(
+            score,
+            ByStep(told.layer, means if told.decode else means[:1]),
+            name=f"{name},adapt=step",
+        )
+    name += ("" if semantics == "cached" else ",semantics=recompute") + (
+        f",deeper={deeper:g}" if deeper else ""
+    )
+    rate = LearnedRate(
+        loaded, told.layer, told.layers or None, every, semantics, deeper, told.decode
+    )
     return Method(score, rate, name=name)
 
 

@@ -30,7 +30,8 @@ class Outliers(Count):
     def chosen(self, picture: Picture) -> Bool[Tensor, n]:
         """Which they are."""
         attention = picture.attention()
-        low, high = attention.quantile(0.25), attention.quantile(0.75)
+        low = attention.quantile(0.25)
+        high = attention.quantile(0.75)
         out = attention > high + 1.5 * (high - low)
         out[attention.argmax()] = True
         if self.spaced:
@@ -61,9 +62,12 @@ class IntoOutliers(Mix):
 
     own = Needs(tower=(None,))
 
-    def __call__(self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]) -> Float[Tensor, "n n"]:
+    def __call__(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
-        keys, weight = picture.keys(), picture.attention().clamp(min=1e-12)
+        keys = picture.keys()
+        weight = picture.attention().clamp(min=1e-12)
         similar = picture.cosines(keys, keys)
         if self.merging == "nearest":
             return shared_out(nearest(similar, stay), weight)

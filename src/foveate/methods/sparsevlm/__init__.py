@@ -18,7 +18,11 @@ from .raters import RATERS, TextRaters
 from .recycling import Recycled, Recycling
 
 LAYERS = (3 / 32, 7 / 32, 16 / 32)  # the authors' code: after layers 2, 6 and 15 of 32,
-KEEP = (0.521, 0.347, 0.191)  # 300, 200 and 110 of 576; 203 on average (192 by the authors' count of layers)
+KEEP = (
+    0.521,
+    0.347,
+    0.191,
+)  # 300, 200 and 110 of 576; 203 on average (192 by the authors' count of layers)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ class RankAdaptive(Schedule):
         if view.layer not in self.stairs.places(view.layers):
             return view.alive
         rank = torch.linalg.matrix_rank(self.raters.paid(view), rtol=1e-4)
-        return view.alive - (self.scale * (view.alive - rank).clamp(min=0).double() + 1e-9).floor().long()
+        return (
+            view.alive
+            - (self.scale * (view.alive - rank).clamp(min=0).double() + 1e-9).floor().long()
+        )
 
 
 def sparsevlm(

@@ -41,7 +41,9 @@ class TextRaters(Score):
 
     def paid(self, view: View) -> Float[Tensor, "B Q N"]:
         """What each rater paid to the alive visual tokens, mean over heads; zeros at fills."""
-        found: Tensor = view.once("paid", lambda: view.of_visual(view.attention(self.columns(view)).mean(1)))
+        found: Tensor = view.once(
+            "paid", lambda: view.of_visual(view.attention(self.columns(view)).mean(1))
+        )
         return found
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
@@ -54,14 +56,21 @@ RATERS = TextRaters()
 
 def _raters(view: View) -> Float[Tensor, "B C"]:
     """1 in the raters' columns."""
-    text, here = asking(view), view.place() >= 0
-    row = (view.rows[:, None] == text[..., None]).long().argmax(2)  # where each word's hidden state is, (B Q)
+    text = asking(view)
+    here = view.place() >= 0
+    row = (
+        (view.rows[:, None] == text[..., None]).long().argmax(2)
+    )  # where each word's hidden state is, (B Q)
     said = view.hidden.gather(1, row[..., None].expand(-1, -1, view.hidden.shape[2])).float()
     seen = view.states(partial=True).float()
     view.spend(2.0 * seen.numel() * said.shape[1])
     # Each visual token shares itself out among the words: (B N Q), rows that sum to 1. `mean` is what a word gets.
     alike = (seen @ said.mT).masked_fill((text < 0)[:, None], -torch.inf).softmax(2)
     mean = (alike * here[..., None]).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
-    average = here.any(1, keepdim=True) / (text >= 0).sum(1, keepdim=True)  # what the softmax sums to, shared out
+    average = here.any(1, keepdim=True) / (text >= 0).sum(
+        1, keepdim=True
+    )  # what the softmax sums to, shared out
     chosen = (mean >= average) & (text >= 0)
-    return torch.zeros(view.tokens.kind.shape, device=mean.device).scatter_add(1, text.clamp(min=0), chosen.float())
+    return torch.zeros(view.tokens.kind.shape, device=mean.device).scatter_add(
+        1, text.clamp(min=0), chosen.float()
+    )

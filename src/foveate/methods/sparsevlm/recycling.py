@@ -47,22 +47,35 @@ class Recycled(Score):
         """For each recycled token the centre of its cluster; for every other token itself."""
         return self._found(view, counts)[1]
 
-    def _found(self, view: View, counts: Int[Tensor, B]) -> tuple[Float[Tensor, "B N"], Int[Tensor, "B N"]]:
+    def _found(
+        self, view: View, counts: Int[Tensor, B]
+    ) -> tuple[Float[Tensor, "B N"], Int[Tensor, "B N"]]:
         """Scores and owners, found once for the score and the merge of a decision."""
-        found: tuple[Tensor, Tensor] = view.once((self, *counts.tolist()), lambda: self._find(view, counts))
+        found: tuple[Tensor, Tensor] = view.once(
+            (self, *counts.tolist()), lambda: self._find(view, counts)
+        )
         return found
 
-    def _find(self, view: View, counts: Int[Tensor, B]) -> tuple[Float[Tensor, "B N"], Int[Tensor, "B N"]]:
+    def _find(
+        self, view: View, counts: Int[Tensor, B]
+    ) -> tuple[Float[Tensor, "B N"], Int[Tensor, "B N"]]:
         """Sample by sample: how many of the best stay as they are, which of the rest are recycled, and into what."""
         score = self.base(view, counts)
         owner = torch.arange(score.shape[1], device=score.device).repeat(len(score), 1)
-        here, states = view.place() >= 0, view.states(partial=True).float()
-        for sample, (alive, want) in enumerate(zip(view.alive.tolist(), counts.tolist(), strict=True)):
+        here = view.place() >= 0
+        states = view.states(partial=True).float()
+        for sample, (alive, want) in enumerate(
+            zip(view.alive.tolist(), counts.tolist(), strict=True)
+        ):
             if want >= alive or not bool((here | ~view.mask)[sample].all()):
                 continue
             # The more of the best stay, the fewer are recycled: the most that leave room for the rest's clusters.
             best = next((k for k in range(want, -1, -1) if k + self.clusters(alive - k) <= want), 0)
-            order = score[sample].masked_fill(~view.mask[sample], -1.0).argsort(descending=True, stable=True)
+            order = (
+                score[sample]
+                .masked_fill(~view.mask[sample], -1.0)
+                .argsort(descending=True, stable=True)
+            )
             # The next best are recycled: clustered by state, each cluster in the place of its centre.
             members = order[best : best + self.recycled(alive - best)]
             centres, own = density_peaks(states[sample, members], min(want - best, len(members)))
@@ -84,10 +97,15 @@ class Recycling(Merge):
         """The clusters are those that the score has found."""
         return self.score
 
-    def __call__(self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]) -> Float[Tensor, "B N D"]:
+    def __call__(
+        self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "B N D"]:
         """New states; what is not kept is of no account."""
-        states, owner = view.states(partial=True), self.score.owners(view, counts)
-        index = owner[..., None].expand(states.shape)  # a token that is not recycled owns itself, and stays as it is
+        states = view.states(partial=True)
+        owner = self.score.owners(view, counts)
+        index = owner[..., None].expand(
+            states.shape
+        )  # a token that is not recycled owns itself, and stays as it is
         sums = torch.zeros_like(states, dtype=torch.float32).scatter_add(1, index, states.float())
         if self.summed:
             return sums
@@ -95,7 +113,9 @@ class Recycling(Merge):
         return sums / size.clamp(min=1)[..., None]
 
 
-def density_peaks(points: Float[Tensor, "R D"], count: int) -> tuple[Int[Tensor, K], Int[Tensor, R]]:
+def density_peaks(
+    points: Float[Tensor, "R D"], count: int
+) -> tuple[Int[Tensor, K], Int[Tensor, R]]:
     """The `count` points that are dense and far from anything denser, and the nearest of them to each point (DPC-KNN).
 
     Density is exp of minus the mean squared distance to the `count` nearest points (itself among them), in units
@@ -105,11 +125,16 @@ def density_peaks(points: Float[Tensor, "R D"], count: int) -> tuple[Int[Tensor,
     Returns:
         The centres, best first, and for each point which of them (counted from 0) is its own.
     """
-    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / points.shape[1] ** 0.5
+    distance = (
+        torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+        / points.shape[1] ** 0.5
+    )
     # The logarithm of the density; then how far the nearest denser point is. The densest has the widest distance.
     density = -distance.topk(count, dim=1, largest=False).values.square().mean(1)
     number = torch.arange(len(points), device=points.device)
-    denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (number < number[:, None]))
+    denser = (density[None] > density[:, None]) | (
+        (density[None] == density[:, None]) & (number < number[:, None])
+    )
     apart = torch.where(denser, distance, distance.max()).amin(1)
     centres = (density + apart.log()).argsort(descending=True, stable=True)[:count]
     owner = distance[:, centres].argmin(1)

@@ -16,7 +16,9 @@ LEARNED = "learned.safetensors"  # tower, projector and low-rank update
 UPDATE = "update."  # before the names of the low-rank update's matrices
 _OURS = ("vision_tower.", "multi_modal_projector.")
 _ROWS = slice(200, 264)  # of the word table, kept to recognise the language model
-_ROUNDING = 0.15  # relative difference that four bits may make; another model's rows differ by more than 1
+_ROUNDING = (
+    0.15  # relative difference that four bits may make; another model's rows differ by more than 1
+)
 
 
 def fingerprint(model: Any) -> Tensor:
@@ -40,11 +42,16 @@ def load_smol(folder: Path, attention: str) -> tuple[Any, Any]:
     known = learned["fingerprint"].float()
     off = (fingerprint(base.model) - known).norm() / known.norm()
     if off > _ROUNDING:
-        raise ValueError(f"the language model from {base.source} is not SmolLM2-135M-Instruct: its words differ")
+        raise ValueError(
+            f"the language model from {base.source} is not SmolLM2-135M-Instruct: its words differ"
+        )
     processor = build_processor(base)
     model = build_model(base, attention)
     take(model, learned)
-    merge(model, {k.removeprefix(UPDATE): v.float() for k, v in learned.items() if k.startswith(UPDATE)})
+    merge(
+        model,
+        {k.removeprefix(UPDATE): v.float() for k, v in learned.items() if k.startswith(UPDATE)},
+    )
     return model, processor
 
 

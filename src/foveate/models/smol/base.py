@@ -68,12 +68,18 @@ def load_base() -> Base:
     if file is None:
         return _from_hub()
     if missing := _missing():
-        raise ValueError(f"reading {file.name} needs {' and '.join(missing)}; pip install 'foveate[smol]'")
+        raise ValueError(
+            f"reading {file.name} needs {' and '.join(missing)}; pip install 'foveate[smol]'"
+        )
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != SHA256:
-        raise ValueError(f"{file} has SHA-256 {found}, expected {SHA256}; reinstall it: {how_to_install()}")
+        raise ValueError(
+            f"{file} has SHA-256 {found}, expected {SHA256}; reinstall it: {how_to_install()}"
+        )
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that transformers' own switch does not reach
+    with contextlib.redirect_stderr(
+        io.StringIO()
+    ):  # a progress bar that transformers' own switch does not reach
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     del model.config.quantization_config  # it is an ordinary float32 model now, and saves as one
     return Base(model, AutoTokenizer.from_pretrained(**where), WHEEL)

@@ -24,7 +24,8 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 IMAGE = "<image>"
 _SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 OPENING = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n"  # of the template, before the first question
-ASKED, ANSWERED = "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
+ASKED = "<|im_end|>\n<|im_start|>assistant\n"
+ANSWERED = "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -48,7 +49,11 @@ def build_processor(base: Base) -> LlavaProcessor:
     square = {"height": SIDE, "width": SIDE}
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
-            size=square, do_center_crop=False, crop_size=square, image_mean=[0.5] * 3, image_std=[0.5] * 3
+            size=square,
+            do_center_crop=False,
+            crop_size=square,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
         ),
         tokenizer=tokenizer,
         patch_size=PATCH,
@@ -93,7 +98,9 @@ def build_model(base: Base, attention: str = "sdpa") -> Any:
     model.model.language_model.load_state_dict(weights)
     model.tie_weights()
     chosen = model.generation_config
-    chosen.eos_token_id, chosen.bos_token_id, chosen.pad_token_id = text.eos_token_id, text.bos_token_id, 0
+    chosen.eos_token_id = text.eos_token_id
+    chosen.bos_token_id = text.bos_token_id
+    chosen.pad_token_id = 0
     chosen.max_new_tokens, chosen.do_sample = 96, False
     return model
 
@@ -119,8 +126,11 @@ def merge(model: Any, update: dict[str, torch.Tensor]) -> None:
     wanted = {f"{name}.{part}" for name in layers for part in "AB"}
     if wanted != update.keys():
         odd = sorted(wanted ^ update.keys())
-        raise ValueError(f"the update does not fit the decoder: {len(odd)} names differ, as {odd[0]}")
+        raise ValueError(
+            f"the update does not fit the decoder: {len(odd)} names differ, as {odd[0]}"
+        )
     for name in layers:
         layer: Any = layers[name]
-        low, high = update[f"{name}.A"].to(layer.weight), update[f"{name}.B"].to(layer.weight)
+        low = update[f"{name}.A"].to(layer.weight)
+        high = update[f"{name}.B"].to(layer.weight)
         layer.weight += SCALE * high @ low

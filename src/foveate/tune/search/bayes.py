@@ -30,18 +30,25 @@ def maximise(
         ValueError: optuna or scipy is not installed.
     """
     if any(importlib.util.find_spec(name) is None for name in ("optuna", "scipy")):
-        raise ValueError("Bayesian optimisation needs optuna and scipy; pip install 'foveate[search]'")
+        raise ValueError(
+            "Bayesian optimisation needs optuna and scipy; pip install 'foveate[search]'"
+        )
     optuna = importlib.import_module("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GPSampler says on every run that it is experimental
-        sampler = optuna.samplers.GPSampler(seed=seed, deterministic_objective=True, n_startup_trials=min(6, trials))
+        sampler = optuna.samplers.GPSampler(
+            seed=seed, deterministic_objective=True, n_startup_trials=min(6, trials)
+        )
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for point in begin:
             study.enqueue_trial(dict(point))
         study.optimize(
             lambda trial: value(
-                {n: trial.suggest_float(n, low, high, log=n in logarithmic) for n, (low, high) in ranges.items()}
+                {
+                    n: trial.suggest_float(n, low, high, log=n in logarithmic)
+                    for n, (low, high) in ranges.items()
+                }
             ),
             n_trials=trials,
         )

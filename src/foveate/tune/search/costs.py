@@ -47,13 +47,16 @@ def whole_cost(shape: Shapes, given: Sizes, keep: Sequence[float]) -> Cost:
     for (text, visual, words), times in given.counts:
         kept = [int(visual * share + 0.5 + 1e-9) for share in keep]
         one = cost_of_counts(shape, kept, text=text, new_tokens=words)
-        out += Cost(prefill=times * one.prefill, decode=times * one.decode, kv_bytes=times * one.kv_bytes)
+        out += Cost(
+            prefill=times * one.prefill, decode=times * one.decode, kv_bytes=times * one.kv_bytes
+        )
     return out
 
 
 def ratios(shape: Shapes, given: Sizes, keep: Sequence[float]) -> dict[str, float]:
     """Mean share kept, and FLOPs (prefill, decode, both) and KV bytes over the unpruned model's."""
-    ours, plain = whole_cost(shape, given, keep), whole_cost(shape, given, [1.0] * len(keep))
+    ours = whole_cost(shape, given, keep)
+    plain = whole_cost(shape, given, [1.0] * len(keep))
     return {
         "keep": mean_keep(keep),
         "flops": (ours.prefill + ours.decode) / (plain.prefill + plain.decode),
@@ -63,7 +66,9 @@ def ratios(shape: Shapes, given: Sizes, keep: Sequence[float]) -> dict[str, floa
     }
 
 
-def cost_of(kind: str, model: Any, given: Sizes, layer_seconds: Callable[[], list[float]]) -> CostOf:
+def cost_of(
+    kind: str, model: Any, given: Sizes, layer_seconds: Callable[[], list[float]]
+) -> CostOf:
     """The cost named `kind`, which never falls when more is kept.
 
     Raises:
@@ -87,7 +92,9 @@ def _between(table: Sequence[float], share: float) -> float:
 
 
 @torch.no_grad()
-def measure_layer(runner: Runner, loaded: Loaded, example: Example, points: int = 9, repeats: int = 7) -> list[float]:
+def measure_layer(
+    runner: Runner, loaded: Loaded, example: Example, points: int = 9, repeats: int = 7
+) -> list[float]:
     """Seconds of the middle layer's prefill for one sample, keeping shares 0, 1/(points-1), .. 1 of its visual tokens.
 
     The median of `repeats`, in turn, after one that does not count; made never to fall, as noise might have it.
@@ -100,8 +107,14 @@ def measure_layer(runner: Runner, loaded: Loaded, example: Example, points: int 
     for turn in range(repeats + 1):
         for point in range(points):
             gone = set(visual[int(len(visual) * point / (points - 1) + 0.5) :])
-            stay = torch.tensor([c < batch.prompt and c not in gone for c in state.columns[0].tolist()])
-            ran = Ran(len(runner.layers) // 2, state.hidden[:, stay.to(state.hidden.device)], state.columns[:, stay])
+            stay = torch.tensor(
+                [c < batch.prompt and c not in gone for c in state.columns[0].tolist()]
+            )
+            ran = Ran(
+                len(runner.layers) // 2,
+                state.hidden[:, stay.to(state.hidden.device)],
+                state.columns[:, stay],
+            )
             _wait(state.hidden)
             begin = time.perf_counter()
             runner.run_layer(ran, state.prompt)

@@ -57,9 +57,14 @@ class Evaluator:
     ) -> None:
         if not examples:
             raise ValueError("got no examples to judge schedules on; give at least one")
-        self.loaded, self.examples, self.objective, self.batch = loaded, examples, objective, batch
+        self.loaded = loaded
+        self.examples = examples
+        self.objective = objective
+        self.batch = batch
         self.runner = Runner(loaded.model, score, within)
-        self.within, self.processes, self.cache_bytes = within, processes, cache_bytes
+        self.within = within
+        self.processes = processes
+        self.cache_bytes = cache_bytes
         self.depth = len(self.runner.layers)
         self.batches = -(-len(examples) // batch)
         self.held: dict[int, State] = {}
@@ -68,8 +73,12 @@ class Evaluator:
         self.last: dict[int, float] = {}
         self.prefix: tuple[float, ...] = ()
         tokenize = loaded.tokenizer
-        words = [len(tokenize(e.answer, add_special_tokens=False)["input_ids"]) + 1 for e in examples]
-        self.weights = torch.tensor(words if objective.by_word else [1] * len(examples), dtype=torch.float64)
+        words = [
+            len(tokenize(e.answer, add_special_tokens=False)["input_ids"]) + 1 for e in examples
+        ]
+        self.weights = torch.tensor(
+            words if objective.by_word else [1] * len(examples), dtype=torch.float64
+        )
 
     def hold(self, prefix: Keep) -> None:
         """Says that schedules to come begin with `prefix`: what enters the layer after it is kept from now on."""
@@ -83,7 +92,9 @@ class Evaluator:
         mine: dict[int, Tensor] = {}
         given_up = False
         ours = range(self.processes.index, self.batches, self.processes.count)
-        for index in sorted(ours, key=lambda index: self.last.get(index, 0.0)):  # the worst first: it may settle it
+        for index in sorted(
+            ours, key=lambda index: self.last.get(index, 0.0)
+        ):  # the worst first: it may settle it
             mine[index] = self._of(index, same).cpu()
             self.last[index] = float(mine[index].sum())
             if floor is not None and self._hopeless(mine, floor):
@@ -114,7 +125,8 @@ class Evaluator:
         examples = self.examples[self._rows(index)]
         longest = int(state.prompt.batch.answered.sum(1).max()) + 4
         method = Method(self.runner.score, PerLayer(keep), within=self.within)
-        model, whole = self.runner.model, (1.0,) * self.depth
+        model = self.runner.model
+        whole = (1.0,) * self.depth
         trial = Trial(
             state.prompt.batch,
             model.get_output_embeddings(),

@@ -22,8 +22,14 @@ class Journal:
 
     def __init__(self, path: Path | None, plan: dict[str, Any]) -> None:
         self.path, self.known = path, dict[str, Any]()
-        lines = path.read_bytes().splitlines(keepends=True) if path is not None and path.exists() else []
-        whole = [line for line in lines if line.endswith(b"\n")]  # a line cut short by a kill was never a trial
+        lines = (
+            path.read_bytes().splitlines(keepends=True)
+            if path is not None and path.exists()
+            else []
+        )
+        whole = [
+            line for line in lines if line.endswith(b"\n")
+        ]  # a line cut short by a kill was never a trial
         if whole:
             self._read(path, whole, plan)
         if self.path is not None:
@@ -38,7 +44,9 @@ class Journal:
             theirs = first["plan"]
             self.known = {row["key"]: row["found"] for row in rows}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no record of a search: {error}; give another --out") from error
+            raise ValueError(
+                f"{path} is no record of a search: {error}; give another --out"
+            ) from error
         ours = json.loads(json.dumps(plan))
         if theirs != ours:
             names = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))

@@ -91,14 +91,16 @@ def first_divergence(trial: Trial) -> Float[Tensor, " B"]:
 
 
 def _kl(trial: Trial) -> Tensor:
-    plain, pruned = trial.plain.log_softmax(-1), trial.logits.log_softmax(-1)
+    plain = trial.plain.log_softmax(-1)
+    pruned = trial.logits.log_softmax(-1)
     return (plain.exp() * (plain - pruned)).sum(-1)
 
 
 def exact(trial: Trial) -> Float[Tensor, " B"]:
     """1 where the greedy answer is the right one, word for word."""
     return torch.tensor(
-        [float(a.strip() == b.strip()) for a, b in zip(trial.said(), trial.wanted, strict=True)], dtype=torch.float64
+        [float(a.strip() == b.strip()) for a, b in zip(trial.said(), trial.wanted, strict=True)],
+        dtype=torch.float64,
     )
 
 
@@ -107,7 +109,9 @@ def metric(name: str, judge: Callable[[str, str], float], ceiling: float = 1.0) 
 
     def of(trial: Trial) -> Float[Tensor, " B"]:
         pairs = zip(trial.said(), trial.wanted, strict=True)
-        return torch.tensor([float(judge(answer, right)) for answer, right in pairs], dtype=torch.float64)
+        return torch.tensor(
+            [float(judge(answer, right)) for answer, right in pairs], dtype=torch.float64
+        )
 
     return Objective(name, of, False, ceiling)
 
@@ -119,7 +123,12 @@ def judged(name: str, answer: str, right: str) -> float:
     return float(one.value(parts.sum(0)[None])[0]) / 100
 
 
-PER_ANSWER = ("anls", "object-recall", "object-precision", "rouge-l")  # metrics that single answers have
+PER_ANSWER = (
+    "anls",
+    "object-recall",
+    "object-precision",
+    "rouge-l",
+)  # metrics that single answers have
 OBJECTIVES = {
     made.name: made
     for made in (
@@ -136,8 +145,14 @@ OBJECTIVES = {
 def greedy(loaded: Loaded, batch: Batch, method: Method, longest: int) -> list[str]:
     """Greedy answers to a batch's prompts under a method."""
     by_column = ("input_ids", "attention_mask")
-    inputs = {k: v[:, : batch.prompt] if k in by_column else v for k, v in batch.inputs.items() if k != "position_ids"}
+    inputs = {
+        k: v[:, : batch.prompt] if k in by_column else v
+        for k, v in batch.inputs.items()
+        if k != "position_ids"
+    }
     with apply(loaded.model, method):
         out = loaded.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
-    said: list[str] = loaded.processor.batch_decode(out[:, batch.prompt :], skip_special_tokens=True)
+    said: list[str] = loaded.processor.batch_decode(
+        out[:, batch.prompt :], skip_special_tokens=True
+    )
     return said

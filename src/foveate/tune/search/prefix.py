@@ -49,7 +49,11 @@ class State:
     @property
     def bytes(self) -> int:
         """Of the tensors that this state holds, its batch's inputs included; without rankings, which come later."""
-        held = (self.hidden, *(ran.hidden for ran in self.trail), *self.prompt.batch.inputs.values())
+        held = (
+            self.hidden,
+            *(ran.hidden for ran in self.trail),
+            *self.prompt.batch.inputs.values(),
+        )
         return sum(t.numel() * t.element_size() for t in held)
 
 

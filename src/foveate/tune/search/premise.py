@@ -22,7 +22,9 @@ from ..examples import Example
 from ..train.dyrate.rollout import batch_of
 from .runner import Runner
 
-SHARES, MASS, ALIKE = (0.5, 0.25, 0.125), 0.9, 0.7
+SHARES = (0.5, 0.25, 0.125)
+MASS = 0.9
+ALIKE = 0.7
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Premise:
 
     def growth(self, seed: int = 0) -> list[tuple[int, float, float, float]]:
         """(layer, growth of the mean essential share over the layer before, and its 95 % bootstrap interval)."""
-        steps, ones = np.diff(self.essential, axis=1), np.ones(len(self.essential))
+        steps = np.diff(self.essential, axis=1)
+        ones = np.ones(len(self.essential))
         means = [weighted(of_layer, ones, seed) for of_layer in steps.T]
         return [(layer, mean.value, mean.low, mean.high) for layer, mean in enumerate(means, 1)]
 
@@ -73,7 +76,9 @@ class Premise:
 
 
 @torch.no_grad()
-def premise(loaded: Loaded, examples: Sequence[Example], ranking: str = "last", batch: int = 8) -> Premise:
+def premise(
+    loaded: Loaded, examples: Sequence[Example], ranking: str = "last", batch: int = 8
+) -> Premise:
     """Measures on the prompts of some examples.
 
     Args:
@@ -90,7 +95,9 @@ def premise(loaded: Loaded, examples: Sequence[Example], ranking: str = "last", 
     for start in range(0, len(examples), batch):
         found += _scores(Runner(loaded.model, score), loaded, examples[start : start + batch])
     if not found:
-        raise ValueError("none of the examples has an image, so there is no visual ranking to measure")
+        raise ValueError(
+            "none of the examples has an image, so there is no visual ranking to measure"
+        )
     overlap = {share: np.mean([overlaps(scores, share) for scores in found], 0) for share in SHARES}
     essential = np.array([essential_share(scores) for scores in found])
     return Premise(np.mean([kendall(scores) for scores in found], 0), overlap, essential)
@@ -99,7 +106,8 @@ def premise(loaded: Loaded, examples: Sequence[Example], ranking: str = "last", 
 def _scores(runner: Runner, loaded: Loaded, examples: Sequence[Example]) -> list[Tensor]:
     """Per sample with an image, the scores (L N) of its visual tokens by the attention of every layer."""
     batch, _, _ = batch_of(loaded, examples)
-    state, rows = runner.start(batch), []
+    state = runner.start(batch)
+    rows = []
     for _ in runner.layers:
         state = runner.advance(state, 1.0)
         view = runner.view(state)

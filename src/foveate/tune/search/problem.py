@@ -64,9 +64,17 @@ class Problem:
         recipe: Callable[[float], Sequence[float]] | None = None,
     ) -> None:
         if not 0 <= first < layers:
-            raise ValueError(f"the search starts at layer {first}; expected a layer of the decoder, 0 to {layers - 1}")
-        self.judge, self._cost, self.layers, self.first, self.seed = judge, cost, layers, first, seed
-        self.journal, self.report, self._recipe = journal or Journal(None, {}), report, recipe
+            raise ValueError(
+                f"the search starts at layer {first}; expected a layer of the decoder, 0 to {layers - 1}"
+            )
+        self.judge = judge
+        self._cost = cost
+        self.layers = layers
+        self.first = first
+        self.seed = seed
+        self.journal = journal or Journal(None, {})
+        self.report = report
+        self._recipe = recipe
         self.trials = self.fresh = 0
 
     @property
@@ -90,14 +98,21 @@ class Problem:
     def quality(self, keep: Keep) -> float:
         """Of a schedule, on the calibration examples; higher is better."""
         found = self._found(keep, None)
-        return float(torch.tensor(found["parts"], dtype=torch.float64).sum() / self.judge.weights.sum())
+        return float(
+            torch.tensor(found["parts"], dtype=torch.float64).sum() / self.judge.weights.sum()
+        )
 
     def passes(self, keep: Keep, floor: float) -> bool:
         """Whether quality is at least `floor`; stops early where it cannot be."""
         found = self._found(keep, floor)
         if found["parts"] is None:
             return False
-        return float(torch.tensor(found["parts"], dtype=torch.float64).sum() / self.judge.weights.sum()) >= floor
+        return (
+            float(
+                torch.tensor(found["parts"], dtype=torch.float64).sum() / self.judge.weights.sum()
+            )
+            >= floor
+        )
 
     def parts(self, keep: Keep) -> torch.Tensor:
         """Each calibration example's sum."""
@@ -110,9 +125,13 @@ class Problem:
             ValueError: there is no model behind this problem.
         """
         if self._recipe is None:
-            raise ValueError("this search has no model behind it, so there are no statistics of attention")
+            raise ValueError(
+                "this search has no model behind it, so there are no statistics of attention"
+            )
         make = self._recipe
-        found: list[float] = self.journal.once(f"{RECIPE} {tolerance:.9g}", lambda: list(make(tolerance)))
+        found: list[float] = self.journal.once(
+            f"{RECIPE} {tolerance:.9g}", lambda: list(make(tolerance))
+        )
         return found
 
     def _found(self, keep: Keep, floor: float | None) -> dict[str, Any]:
@@ -134,7 +153,9 @@ class Problem:
 
     def spent(self) -> dict[str, int]:
         """Samples x layers, samples x layers x tokens, and samples through the tower, over all trials so far."""
-        rows = [f["spent"] for f in self.journal.known.values() if isinstance(f, dict) and "spent" in f]
+        rows = [
+            f["spent"] for f in self.journal.known.values() if isinstance(f, dict) and "spent" in f
+        ]
         sums = [sum(column) for column in zip(*rows, strict=True)] if rows else [0, 0, 0]
         return dict(zip(("layers", "rows", "towers"), sums, strict=True))
 

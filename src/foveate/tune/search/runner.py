@@ -45,15 +45,20 @@ class Runner:
         ValueError: a model that `apply` would refuse, or one whose decoder is fed between its layers.
     """
 
-    def __init__(self, model: Any, score: Score, within: Literal["sample", "image"] = "sample") -> None:
+    def __init__(
+        self, model: Any, score: Score, within: Literal["sample", "image"] = "sample"
+    ) -> None:
         self.anatomy = anatomy_of(model)
-        self.model, self.body, self.decoder = self.anatomy.model, self.anatomy.body, self.anatomy.decoder
+        self.model = self.anatomy.model
+        self.body = self.anatomy.body
+        self.decoder = self.anatomy.decoder
         self.adapter = self.anatomy.adapter
         check_model(self.model, self.body, self.adapter)
         check_teacher_forcing(self.adapter, self.body)
         self.layers = list(self.decoder.layers)
         self.backend = str(self.decoder.config._attn_implementation)
-        self.score, self.within = score, within
+        self.score = score
+        self.within = within
         self.reach = score.needs.back
         self.tally = Tally()
 
@@ -82,15 +87,20 @@ class Runner:
         return State(0, hidden, columns, self._prompt(batch, kwargs, look(visual)))
 
     def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: Look | None) -> Prompt:
-        config, own = self.body.config, ("hidden_states", "position_embeddings", "position_ids", "attention_mask")
+        config = self.body.config
+        own = ("hidden_states", "position_embeddings", "position_ids", "attention_mask")
         extra = {k: v for k, v in without_cache(kwargs).items() if k not in own}
         ids = batch.inputs["input_ids"][:, : batch.prompt]
-        visual, real = ids == self.adapter.image_token(config), batch.inputs["attention_mask"][:, : batch.prompt].bool()
-        per_image, grid = self.adapter.per_image(config), self.adapter.grid(config)
+        visual = ids == self.adapter.image_token(config)
+        real = batch.inputs["attention_mask"][:, : batch.prompt].bool()
+        per_image = self.adapter.per_image(config)
+        grid = self.adapter.grid(config)
         tokens = classify(visual, real, per_image=per_image, grid=grid)
         cos, sin = kwargs["position_embeddings"]
         places = kwargs.get("position_ids")
-        places = places if places is not None and places.ndim == 2 else None  # else rotations alone say where
+        places = (
+            places if places is not None and places.ndim == 2 else None
+        )  # else rotations alone say where
         return Prompt(batch, tokens, visual.sum(1), (cos, sin), places, extra, look)
 
     @torch.no_grad()
@@ -100,7 +110,15 @@ class Runner:
         ran = Ran(state.layer, hidden, columns)
         out = self.run_layer(ran, state.prompt)
         trail = (*state.trail, ran)[-self.reach :]
-        return State(state.layer + 1, out, columns, state.prompt, trail, (*state.keep, share), dict(state.notes))
+        return State(
+            state.layer + 1,
+            out,
+            columns,
+            state.prompt,
+            trail,
+            (*state.keep, share),
+            dict(state.notes),
+        )
 
     def to_end(self, state: State, keep: Sequence[float]) -> Float[Tensor, "B S D"]:
         """Normalised states that predict the answers' words, after running the remaining layers with `keep[layer]`."""
@@ -137,7 +155,9 @@ class Runner:
         found = Method(_Ranked(self, state), schedule, within=self.within).select(view)
         if found is None:
             return state.hidden, state.columns
-        keep = found.keep | (view.visual == view.newest)  # as the engine has it: its state is the prompt's output
+        keep = found.keep | (
+            view.visual == view.newest
+        )  # as the engine has it: its state is the prompt's output
         # As in the engine: what stays is sorted to the right; samples that keep fewer get fills (-1).
         length = state.prompt.batch.inputs["input_ids"].shape[1]
         alive = torch.ones((len(keep), length + 1), dtype=torch.bool, device=keep.device)
@@ -160,7 +180,9 @@ class Runner:
     def view(self, state: State) -> View:
         """What the engine would show before the layer in the prompt's prefill."""
         prompt, tokens = state.prompt.batch.prompt, state.prompt.tokens
-        rows = torch.where(state.columns < prompt, state.columns, -1)  # the answer has not been said yet
+        rows = torch.where(
+            state.columns < prompt, state.columns, -1
+        )  # the answer has not been said yet
         present = torch.zeros((len(rows), prompt + 1), dtype=torch.bool, device=rows.device)
         present.scatter_(1, torch.where(rows < 0, prompt, rows), True)
         visual = present[:, :-1] & tokens.are(Kind.IMAGE)
@@ -196,7 +218,9 @@ class Runner:
         numbers = torch.arange(held.shape[1], device=held.device).expand_as(held)
         where.scatter_(1, torch.where(held < 0, prompt, held), numbers)
         source = where.gather(1, queries.clamp(min=0))
-        asked = self.adapter.queries(module, take_rows(ran.hidden, source), self._turned(state.prompt, queries))
+        asked = self.adapter.queries(
+            module, take_rows(ran.hidden, source), self._turned(state.prompt, queries)
+        )
         keys = self.adapter.keys(module, ran.hidden, self._turned(state.prompt, ran.columns))
         allowed = may_see(queries, held, None) & (queries >= 0)[:, :, None]
         shares = attention_rows(asked, keys, module.self_attn.scaling, allowed)
@@ -208,7 +232,9 @@ class Runner:
         """Keys of layer `index` by column of the prompt, heads side by side; 0 where it held none."""
         ran = next(r for r in state.trail if r.layer == index)
         prompt = state.prompt.batch.prompt
-        keys = self.adapter.keys(self.layers[index], ran.hidden, self._turned(state.prompt, ran.columns))
+        keys = self.adapter.keys(
+            self.layers[index], ran.hidden, self._turned(state.prompt, ran.columns)
+        )
         flat = keys.transpose(1, 2).flatten(2)
         out = flat.new_zeros((flat.shape[0], prompt + 1, flat.shape[2]))
         slot = torch.where((ran.columns < 0) | (ran.columns >= prompt), prompt, ran.columns)
@@ -223,8 +249,14 @@ class Runner:
         """The layer's output (B T D)."""
         masked = bool((ran.columns < 0).any())
         plain = not masked and needless(self.backend, ran.columns.shape[1], 0)
-        mask = None if plain else for_backend(self.backend, ran.columns, ran.columns, None, ran.hidden.dtype)
-        places = prompt.ids if prompt.ids is None else take_rows(prompt.ids, ran.columns.clamp(min=0))
+        mask = (
+            None
+            if plain
+            else for_backend(self.backend, ran.columns, ran.columns, None, ran.hidden.dtype)
+        )
+        places = (
+            prompt.ids if prompt.ids is None else take_rows(prompt.ids, ran.columns.clamp(min=0))
+        )
         flash = self.backend.startswith("flash")  # gaps would make it believe in packed sequences
         out = self.layers[ran.layer](
             ran.hidden,

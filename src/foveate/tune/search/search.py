@@ -70,14 +70,18 @@ class Search:
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"unknown objective {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
+            raise ValueError(
+                f"unknown objective {self.objective!r}; expected one of {', '.join(OBJECTIVES)}"
+            )
         if self.first < self.score.needs.earliest:
             raise ValueError(
                 f"got first layer {self.first}; ranking {self.ranking!r} goes by the layer before, so start at layer "
                 f"{self.score.needs.earliest} or more"
             )
         if self.batch < 1 or self.cache_gb < 0:
-            raise ValueError(f"batch={self.batch}, cache_gb={self.cache_gb}; expected 1 or more, and 0 or more")
+            raise ValueError(
+                f"batch={self.batch}, cache_gb={self.cache_gb}; expected 1 or more, and 0 or more"
+            )
 
     @property
     def score(self) -> Score:
@@ -95,7 +99,10 @@ class Data:
 
     def facts(self) -> dict[str, Any]:
         """How many examples there are, and a hash of their prompts and answers."""
-        texts = [[(e.earlier, e.prompt, e.answer) for e in part] for part in (self.calibration, self.held_out)]
+        texts = [
+            [(e.earlier, e.prompt, e.answer) for e in part]
+            for part in (self.calibration, self.held_out)
+        ]
         digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
         return {
             "name": self.name,
@@ -137,14 +144,20 @@ def find_schedule(
     keep = search(plan.algorithm, problem, **plan.knobs)
     found = _file(plan, data, facts, keep, ratios(shapes(loaded.model), sizes, keep))
     if plan.cost == "seconds":
-        timed = journal.once("timed", lambda: time_prefill(loaded, data.calibration[0], method_of(found)))
-        found.costs.update({"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed})
+        timed = journal.once(
+            "timed", lambda: time_prefill(loaded, data.calibration[0], method_of(found))
+        )
+        found.costs.update(
+            {"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed}
+        )
     found.scores.update(_scores(loaded, plan, data, problem, keep, processes))
     found.search.update(_spent(problem, plan, data, judge, sizes))
     return found
 
 
-def _journal(plan: Search, data: Data, model: dict[str, Any], record: Path | None, together: Processes) -> Journal:
+def _journal(
+    plan: Search, data: Data, model: dict[str, Any], record: Path | None, together: Processes
+) -> Journal:
     """The record of this very search; the first process has the file, and all know what is in it."""
     facts = {"model": model, "data": data.facts(), **asdict(plan)}
     facts.pop("cache_gb")  # the same is found with any
@@ -154,7 +167,11 @@ def _journal(plan: Search, data: Data, model: dict[str, Any], record: Path | Non
 
 
 def _file(
-    plan: Search, data: Data, facts: dict[str, Any], keep: tuple[float, ...], costs: dict[str, float]
+    plan: Search,
+    data: Data,
+    facts: dict[str, Any],
+    keep: tuple[float, ...],
+    costs: dict[str, float],
 ) -> ScheduleFile:
     """The schedule with what is known of it before it is judged."""
     return ScheduleFile(
@@ -192,12 +209,21 @@ def _problem(
         starts = range(0, len(data.calibration), plan.batch)
         given = (_prompts(loaded, data.calibration[s : s + plan.batch]) for s in starts)
         return Recipe(
-            loaded.model, [prompts for prompts in given if prompts.get("pixel_values") is not None], plan.first
+            loaded.model,
+            [prompts for prompts in given if prompts.get("pixel_values") is not None],
+            plan.first,
         )
 
     cost = cost_of(plan.cost, loaded.model, sizes, lambda: journal.once("seconds", seconds))
     return Problem(
-        judge, cost, judge.depth, plan.first, journal, plan.seed, report, lambda tolerance: recipe().keep(tolerance)
+        judge,
+        cost,
+        judge.depth,
+        plan.first,
+        journal,
+        plan.seed,
+        report,
+        lambda tolerance: recipe().keep(tolerance),
     )
 
 
@@ -231,15 +257,23 @@ def _evaluator(
 
 
 def _scores(
-    loaded: Loaded, plan: Search, data: Data, problem: Problem, keep: Sequence[float], together: Processes
+    loaded: Loaded,
+    plan: Search,
+    data: Data,
+    problem: Problem,
+    keep: Sequence[float],
+    together: Processes,
 ) -> dict[str, Any]:
     """Quality of the schedule and unpruned, and their paired difference, with 95 % intervals over examples."""
     out: dict[str, Any] = {"objective": plan.objective}
     weights = problem.judge.weights
-    out["calibration"] = compared(problem.parts(keep), problem.parts(problem.unpruned), weights, plan.seed)
+    out["calibration"] = compared(
+        problem.parts(keep), problem.parts(problem.unpruned), weights, plan.seed
+    )
     for objective in dict.fromkeys((plan.objective, "likelihood")):
         judge = _evaluator(loaded, plan, data.held_out, objective, together)
-        ours, plain = judge.parts(keep), judge.parts(problem.unpruned)
+        ours = judge.parts(keep)
+        plain = judge.parts(problem.unpruned)
         if ours is not None and plain is not None:
             title = "held out" if objective == plan.objective else f"held out, {objective}"
             out[title] = compared(ours, plain, judge.weights, plan.seed)
@@ -252,15 +286,22 @@ def compared(
     """Sums over weights: of ours, of plain, and of ours minus plain, each with its bootstrap interval over examples."""
     sums = {"schedule": ours, "unpruned": plain, "difference": ours - plain}
     below = weights.double().numpy()
-    return {name: asdict(weighted(above.double().numpy(), below, seed)) for name, above in sums.items()}
+    return {
+        name: asdict(weighted(above.double().numpy(), below, seed)) for name, above in sums.items()
+    }
 
 
-def _spent(problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: Sizes) -> dict[str, Any]:
+def _spent(
+    problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: Sizes
+) -> dict[str, Any]:
     """What searching cost, in whole passes over the calibration examples, beside searching naively."""
-    spent, whole = problem.spent(), len(data.calibration) * problem.layers
+    spent = problem.spent()
+    whole = len(data.calibration) * problem.layers
     rows = sum(times * sum(size) for size, times in sizes.counts) * problem.layers
     out: dict[str, Any] = {
-        "trials": len([f for f in problem.journal.known.values() if isinstance(f, dict) and "spent" in f]),
+        "trials": len(
+            [f for f in problem.journal.known.values() if isinstance(f, dict) and "spent" in f]
+        ),
         "passes": spent["layers"] / whole,
         "passes, by tokens": spent["rows"] / rows,
         "through the tower": spent["towers"] / len(data.calibration),
@@ -269,10 +310,14 @@ def _spent(problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: 
     out["passes if every trial ran whole"] = out["trials"]
     recipes = sum(key.startswith(RECIPE) for key in problem.journal.known)
     if recipes:
-        out["passes for statistics, at most"] = 1 + recipes  # with fewer tokens than all, but for the first
+        out["passes for statistics, at most"] = (
+            1 + recipes
+        )  # with fewer tokens than all, but for the first
     if plan.algorithm == "gsearch" and plan.knobs["variant"] == "bisect":
         layers = len(range(plan.first, problem.layers, plan.knobs["stride"]))
-        out["passes of bisecting the whole grid at every layer"] = 1 + layers * plan.knobs["grid"].bit_length()
+        out["passes of bisecting the whole grid at every layer"] = (
+            1 + layers * plan.knobs["grid"].bit_length()
+        )
     return out
 
 

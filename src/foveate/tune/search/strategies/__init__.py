@@ -18,7 +18,10 @@ Strategy = Callable[..., Sequence[float]]
 
 def strategies() -> dict[str, Strategy]:
     """Every strategy of this package by name; a new file is found by itself."""
-    modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
+    modules = {
+        m.name: importlib.import_module(f"{__name__}.{m.name}")
+        for m in pkgutil.iter_modules(__path__)
+    }
     return {name: getattr(module, name) for name, module in modules.items()}
 
 
@@ -32,7 +35,10 @@ def knobs(name: str) -> dict[str, tuple[Any, Any]]:
     if name not in known:
         raise ValueError(f"unknown algorithm {name!r}; expected one of {', '.join(known)}")
     hints = get_type_hints(known[name])
-    return {k: (hints[k], p.default) for k, p in list(inspect.signature(known[name]).parameters.items())[1:]}
+    return {
+        k: (hints[k], p.default)
+        for k, p in list(inspect.signature(known[name]).parameters.items())[1:]
+    }
 
 
 def settled(name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -45,8 +51,14 @@ def settled(name: str, given: dict[str, Any]) -> dict[str, Any]:
     told = {key: value for key, value in given.items() if value is not None}
     for key in told:
         if key not in known:
-            raise ValueError(f"{name} has no --{key}; it has {', '.join(f'--{k}' for k in known) or 'none'}")
-    lacking = [k for k, (_, default) in known.items() if default is inspect.Parameter.empty and k not in told]
+            raise ValueError(
+                f"{name} has no --{key}; it has {', '.join(f'--{k}' for k in known) or 'none'}"
+            )
+    lacking = [
+        k
+        for k, (_, default) in known.items()
+        if default is inspect.Parameter.empty and k not in told
+    ]
     if lacking:
         raise ValueError(f"{name} needs {' and '.join(f'--{key}' for key in lacking)}")
     return {key: told.get(key, default) for key, (_, default) in known.items()}

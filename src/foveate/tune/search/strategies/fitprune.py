@@ -35,9 +35,11 @@ def fitprune(problem: Problem, budget: float, precision: float = 0.01) -> Sequen
         middle = (low + high) / 2
         found = problem.recipe(middle)
         if problem.cost(found) > budget:
-            low, dear = middle, found
+            low = middle
+            dear = found
         else:
-            high, cheap = middle, found
+            high = middle
+            cheap = found
 
     def mixed(x: float) -> list[float]:
         return [c + x * (d - c) for c, d in zip(cheap, dear, strict=True)]

@@ -43,16 +43,24 @@ def gsearch(
         ValueError: a negative tolerance, or stride, grid or trials below 1.
     """
     if not tolerance >= 0 or min(stride, grid, trials) < 1:
-        raise ValueError(f"{tolerance=}, {stride=}, {grid=}, {trials=}; expected at least 0, and 1 for the others")
+        raise ValueError(
+            f"{tolerance=}, {stride=}, {grid=}, {trials=}; expected at least 0, and 1 for the others"
+        )
     problem.hold(problem.unpruned[: problem.first])
-    floor, keep, most = problem.full - tolerance, list(problem.unpruned), grid
+    floor = problem.full - tolerance
+    keep = list(problem.unpruned)
+    most = grid
     for layer in range(problem.first, problem.layers, stride):
         problem.hold(keep[:layer])
         one = _Layer(problem, tuple(keep[:layer]), grid, floor)
         if variant == "bayes":
             most = _bayes(one, most, trials, weight)
         else:
-            most = bisected(-1, most, one.passes) if layer == problem.first else galloped(most, one.passes)
+            most = (
+                bisected(-1, most, one.passes)
+                if layer == problem.first
+                else galloped(most, one.passes)
+            )
         keep = one.completed(most)
     return keep
 
@@ -60,12 +68,20 @@ def gsearch(
 class _Layer:
     """The question at one layer: `passes(steps)`, keeping steps / grid there and in all deeper layers."""
 
-    def __init__(self, problem: Problem, before: tuple[float, ...], grid: int, floor: float) -> None:
-        self.problem, self.before, self.grid, self.floor = problem, before, grid, floor
+    def __init__(
+        self, problem: Problem, before: tuple[float, ...], grid: int, floor: float
+    ) -> None:
+        self.problem = problem
+        self.before = before
+        self.grid = grid
+        self.floor = floor
 
     def completed(self, steps: int) -> list[float]:
         """The whole schedule of a trial."""
-        return [*self.before, *[round(steps / self.grid, 6)] * (self.problem.layers - len(self.before))]
+        return [
+            *self.before,
+            *[round(steps / self.grid, 6)] * (self.problem.layers - len(self.before)),
+        ]
 
     def passes(self, steps: int) -> bool:
         """Whether the trial is good enough."""
@@ -82,9 +98,11 @@ def bisected(fails: int, most: int, passes: Callable[[int], bool]) -> int:
 
 def galloped(most: int, passes: Callable[[int], bool]) -> int:
     """As `bisected` from -1, but in few trials where the answer is near `most`."""
-    step, below = 1, most - 1
+    step = 1
+    below = most - 1
     while below >= 0 and passes(below):
-        most, step = below, 2 * step
+        most = below
+        step = 2 * step
         below = most - step
     return bisected(max(below, -1), most, passes)
 
@@ -96,11 +114,18 @@ def _bayes(one: _Layer, most: int, trials: int, weight: float) -> int:
     def value(point: dict[str, float]) -> float:
         steps = min(most, int(point["share"] * (most + 1)))
         keep = one.completed(steps)
-        quality, cost = one.problem.quality(keep), one.problem.cost(keep)
+        quality = one.problem.quality(keep)
+        cost = one.problem.cost(keep)
         if quality >= one.floor:
             passed[steps] = quality - weight * cost
         return quality - weight * cost - 10 * max(0.0, one.floor - quality)
 
     if most > 0:
-        maximise(value, {"share": (0.0, 1.0)}, trials, one.problem.seed + len(one.before), begin=[{"share": 1.0}])
+        maximise(
+            value,
+            {"share": (0.0, 1.0)},
+            trials,
+            one.problem.seed + len(one.before),
+            begin=[{"share": 1.0}],
+        )
     return max(passed, key=lambda steps: (passed[steps], -steps), default=most)

@@ -10,7 +10,9 @@ from ..bayes import maximise
 from ..problem import Problem
 
 
-def psigmoid(problem: Problem, budget: float, trials: int = 24, warm: str | None = None) -> Sequence[float]:
+def psigmoid(
+    problem: Problem, budget: float, trials: int = 24, warm: str | None = None
+) -> Sequence[float]:
     """The best falling sigmoid over depth that costs `budget`.
 
     Paper: arXiv 2412.00556, P-Sigmoid; keep(l) = floor + (1 - floor) / (1 + exp(slope (l - alpha))).
@@ -41,7 +43,12 @@ def psigmoid(problem: Problem, budget: float, trials: int = 24, warm: str | None
 
     ranges = {"slope": _slopes(problem), "flatness": (0.0, 0.98)}
     best = maximise(
-        lambda point: problem.quality(schedule(point)), ranges, trials, problem.seed, begin[:trials], ("slope",)
+        lambda point: problem.quality(schedule(point)),
+        ranges,
+        trials,
+        problem.seed,
+        begin[:trials],
+        ("slope",),
     )
     return schedule(best)
 
@@ -52,7 +59,9 @@ def sigmoid(problem: Problem, budget: float, slope: float, floor: float) -> list
 
     def curve(alpha: float) -> list[float]:
         return [
-            1.0 if layer < problem.first else floor + (1 - floor) * _logistic(slope * (alpha - layer))
+            1.0
+            if layer < problem.first
+            else floor + (1 - floor) * _logistic(slope * (alpha - layer))
             for layer in range(depth)
         ]
 
@@ -96,16 +105,20 @@ def _fit(problem: Problem, warm: str) -> dict[str, float]:
     """Slope and flatness of the sigmoid nearest to a schedule, at the schedule's own cost."""
     wanted = load_schedule(warm).keep
     if len(wanted) != problem.layers:
-        raise ValueError(f"{warm} is for a decoder of {len(wanted)} layers, but this model has {problem.layers}")
+        raise ValueError(
+            f"{warm} is for a decoder of {len(wanted)} layers, but this model has {problem.layers}"
+        )
     own = max(problem.cost(wanted), problem.cost(flattened(problem, 0.0)))
     flat = solved(problem, own, lambda x: flattened(problem, x))[-1]
     low, high = _slopes(problem)
-    best, nearest = math.inf, {"slope": 1.0, "flatness": 0.0}
+    best = math.inf
+    nearest = {"slope": 1.0, "flatness": 0.0}
     for rise in range(13):
         for part in range(8):
             point = {"slope": low * (high / low) ** (rise / 12), "flatness": part / 8}
             curve = sigmoid(problem, own, point["slope"], point["flatness"] * flat)
             far = sum((a - b) ** 2 for a, b in zip(curve, wanted, strict=True))
             if far < best:
-                best, nearest = far, point
+                best = far
+                nearest = point
     return nearest

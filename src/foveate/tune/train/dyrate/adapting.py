@@ -52,7 +52,9 @@ def one_rate(table: Table, ratio: float) -> Float[Tensor, "K"]:  # noqa: UP037
     """
     spent = table.flops.double().sum(0) / table.full.double().sum()
     if ratio < spent[-1] - 1e-6:
-        raise ValueError(f"no rate costs {ratio:.3f} of the FLOPs; the highest costs {float(spent[-1]):.3f}")
+        raise ValueError(
+            f"no rate costs {ratio:.3f} of the FLOPs; the highest costs {float(spent[-1]):.3f}"
+        )
     upper = min(int((spent >= ratio).sum()) - 1, len(spent) - 2) if ratio <= spent[0] else 0
     part = ((ratio - spent[upper + 1]) / (spent[upper] - spent[upper + 1])).clamp(0, 1)
     chances = torch.zeros_like(spent)
@@ -67,7 +69,9 @@ def fixed(table: Table, ratio: float) -> Point:
     return Point(float(loss) / len(table.loss), float(spent / table.full.double().sum()))
 
 
-def hindsight(table: Table, ratio: float, group: Int[Tensor, "E"] | None = None) -> Int[Tensor, "E"]:  # noqa: UP037
+def hindsight(
+    table: Table, ratio: float, group: Int[Tensor, E] | None = None
+) -> Int[Tensor, "E"]:  # noqa: UP037
     """The rate of each answer that together lose least, at no more than `ratio` of the FLOPs.
 
     By a price on FLOPs (Everett 1963): exact for the FLOPs that it comes to. It has seen the answers, so no predictor
@@ -80,13 +84,17 @@ def hindsight(table: Table, ratio: float, group: Int[Tensor, "E"] | None = None)
     """
     group = torch.arange(len(table.loss)) if group is None else group
     members = F.one_hot(group).double().T
-    loss, spent = members @ table.loss.double(), members @ table.flops.double() / table.full.double().sum()
-    low, high, best = -40.0, 40.0, spent.argmin(1)
+    loss = members @ table.loss.double()
+    spent = members @ table.flops.double() / table.full.double().sum()
+    low = -40.0
+    high = 40.0
+    best = spent.argmin(1)
     for _ in range(100):
         price = (low + high) / 2
         chosen = (loss / len(group) + 2.0**price * spent).argmin(1)
         if float(spent.gather(1, chosen[:, None]).sum()) <= ratio:
-            best, high = chosen, price
+            best = chosen
+            high = price
         else:
             low = price
     return best[group]

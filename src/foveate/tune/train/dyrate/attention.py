@@ -39,10 +39,14 @@ def soft_key_attention(
 
 
 @contextmanager
-def soft_keys(decoder: Any, seen: Bool[Tensor, "B T T"], weight: Float[Tensor, "B T T"]) -> Iterator[None]:
+def soft_keys(
+    decoder: Any, seen: Bool[Tensor, "B T T"], weight: Float[Tensor, "B T T"]
+) -> Iterator[None]:
     """Within it, the decoder's layers attend under `weight`; its own attention comes back at the end."""
 
-    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float, **__: Any) -> tuple[Tensor, None]:
+    def attend(
+        module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float, **__: Any
+    ) -> tuple[Tensor, None]:
         return soft_key_attention(q, k, v, scaling, seen, weight), None
 
     AttentionInterface.register(_NAME, attend)

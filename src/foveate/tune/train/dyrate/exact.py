@@ -12,8 +12,12 @@ from .plan import Plan
 from .table import Table
 
 _STEPS = 2000
-_SHRINK = 0.09  # times the squared weights, over the number of answers, of which few are learned by heart
-_PRICE = 10.0  # of the budget: with much more, all prompts settle on one rate before they are told apart
+_SHRINK = (
+    0.09  # times the squared weights, over the number of answers, of which few are learned by heart
+)
+_PRICE = (
+    10.0  # of the budget: with much more, all prompts settle on one rate before they are told apart
+)
 _LEAST_SPREAD = 0.02  # shares that differ by less count as differing by this
 
 
@@ -35,7 +39,8 @@ def fit(table: Table, plan: Plan) -> RatePredictor:
     learner = RatePredictor(heads, plan.rates, plan.response)
     mean, spread = _standard(table.shares)
     seen = (table.shares - mean) / spread
-    cost, spent = table.loss + plan.kl * table.divergence, table.flops / table.full.mean()
+    cost = table.loss + plan.kl * table.divergence
+    spent = table.flops / table.full.mean()
     optimizer = torch.optim.AdamW(learner.parameters(), lr=plan.lr, weight_decay=0.0)
     for step in range(_STEPS):
         for group in optimizer.param_groups:
@@ -54,8 +59,10 @@ def fit(table: Table, plan: Plan) -> RatePredictor:
 @torch.no_grad()
 def _meet(predictor: RatePredictor, table: Table, budget: float) -> None:
     """Shifts the bias, in proportion to the rate, until the likeliest rates cost the budget on the table."""
-    logits, rates = predictor(table.shares), torch.tensor(predictor.rates)
-    low, high = -60.0, 60.0
+    logits = predictor(table.shares)
+    rates = torch.tensor(predictor.rates)
+    low = -60.0
+    high = 60.0
     for _ in range(50):
         middle = (low + high) / 2
         ratio = of_choice(table, (logits + middle * rates).argmax(1)).ratio
@@ -68,7 +75,9 @@ def _standard(shares: Float[Tensor, "E H 4"]) -> tuple[Float[Tensor, "H 4"], Flo
 
 
 @torch.no_grad()
-def _folded(learner: RatePredictor, mean: Float[Tensor, "H 4"], spread: Float[Tensor, "H 4"]) -> RatePredictor:
+def _folded(
+    learner: RatePredictor, mean: Float[Tensor, "H 4"], spread: Float[Tensor, "H 4"]
+) -> RatePredictor:
     """The same classifier of shares as they are."""
     made = RatePredictor(learner.heads, learner.rates, learner.response)
     middle, scale = (t[:, : 4 if learner.response else 3].flatten() for t in (mean, spread))

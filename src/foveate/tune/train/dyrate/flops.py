@@ -28,11 +28,19 @@ def flops_ratio(
         answered: which steps there are; step 0 is the prefill, step t >= 1 runs the answer's word t.
     """
     ours = flops(shape, layer, text, total, kept, answered)
-    return ours.sum() / flops(shape, layer, text, total, total[:, None].expand_as(kept).to(kept), answered).sum()
+    return (
+        ours.sum()
+        / flops(shape, layer, text, total, total[:, None].expand_as(kept).to(kept), answered).sum()
+    )
 
 
 def least_ratio(
-    shape: Shapes, layer: int, text: Int[Tensor, B], total: Int[Tensor, B], answered: Bool[Tensor, "B S"], rate: float
+    shape: Shapes,
+    layer: int,
+    text: Int[Tensor, B],
+    total: Int[Tensor, B],
+    answered: Bool[Tensor, "B S"],
+    rate: float,
 ) -> float:
     """The ratio of dropping `rate` of the visual tokens at once: no predictor can go below it."""
     least = (total * (1 - rate)).floor()[:, None].expand(answered.shape).float()
@@ -48,8 +56,10 @@ def flops(
     answered: Bool[Tensor, "B S"],
 ) -> Float[Tensor, B]:
     """FLOPs of prefill and decode of each sample; arguments as of `flops_ratio`."""
-    below, above = shape.layers[:layer], shape.layers[layer:]
-    words, whole = text.to(kept), total.to(kept)
+    below = shape.layers[:layer]
+    above = shape.layers[layer:]
+    words = text.to(kept)
+    whole = total.to(kept)
     steps = torch.arange(1, kept.shape[1], device=kept.device)
     there = answered[:, 1:].to(kept)
     spent = kept.new_zeros(len(kept))

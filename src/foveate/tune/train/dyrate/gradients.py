@@ -60,10 +60,18 @@ def through_masks(
     quality = answer
     if plan.kl:
         plain = unpruned_logits(model, batch).float().log_softmax(-1)
-        quality = answer + plan.kl * divergences(plain, found.logits.float().log_softmax(-1), batch).mean()
+        quality = (
+            answer
+            + plan.kl * divergences(plain, found.logits.float().log_softmax(-1), batch).mean()
+        )
     price = plan.weight * (ratio - plan.budget) ** 2
     share = (found.kept.detach() / total[:, None].clamp(min=1))[batch.answered].mean().item()
-    figures = {"loss": (quality + price).item(), "answer": answer.item(), "flops": ratio.item(), "kept": share}
+    figures = {
+        "loss": (quality + price).item(),
+        "answer": answer.item(),
+        "flops": ratio.item(),
+        "kept": share,
+    }
     return Estimate(_gradients(predictor, plan, quality, price), figures)
 
 
@@ -82,7 +90,9 @@ def _gumbel_noise(uniform: Tensor, like: Tensor) -> Tensor:
     return -(-uniform.clamp(1e-9, 1 - 1e-9).to(like).log()).log()
 
 
-def _gradients(predictor: RatePredictor, plan: Plan, quality: Tensor, price: Tensor) -> list[Tensor]:
+def _gradients(
+    predictor: RatePredictor, plan: Plan, quality: Tensor, price: Tensor
+) -> list[Tensor]:
     """Of quality, clipped, and of the budget's price."""
     parameters = list(predictor.parameters())
     of_quality = torch.autograd.grad(quality, parameters, retain_graph=True)
@@ -92,6 +102,8 @@ def _gradients(predictor: RatePredictor, plan: Plan, quality: Tensor, price: Ten
     return [g * clip + h for g, h in zip(of_quality, of_price, strict=True)]
 
 
-def divergences(plain: Float[Tensor, "B S V"], pruned: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, B]:
+def divergences(
+    plain: Float[Tensor, "B S V"], pruned: Float[Tensor, "B S V"], batch: Batch
+) -> Float[Tensor, B]:
     """KL of each answer from the unpruned model, of log-probabilities, mean over its words, in nats."""
     return over_words(F.kl_div(pruned, plain, log_target=True, reduction="none").sum(-1), batch)

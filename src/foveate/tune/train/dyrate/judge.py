@@ -43,18 +43,28 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def judge(loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> Judged:
+def judge(
+    loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan
+) -> Judged:
     """What the predictor does with its likeliest rates, as inference takes them."""
-    sums, kept = torch.zeros(4, dtype=torch.float64), []
+    sums = torch.zeros(4, dtype=torch.float64)
+    kept = []
     for start in range(0, len(examples), plan.batch):
         made = batch_of(loaded, examples[start : start + plan.batch])
         batch, _, total = made
-        found = roll_out(loaded.model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode)
+        found = roll_out(
+            loaded.model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode
+        )
         losses = [
-            float(answer_losses(logits, batch).sum()) for logits in (found.logits, unpruned_logits(loaded.model, batch))
+            float(answer_losses(logits, batch).sum())
+            for logits in (found.logits, unpruned_logits(loaded.model, batch))
         ]
-        sums += torch.tensor([*_spent(loaded.model, made, found.kept, plan), *losses], dtype=torch.float64)
-        for row, there, whole in zip(found.kept.tolist(), batch.answered.tolist(), total.tolist(), strict=True):
+        sums += torch.tensor(
+            [*_spent(loaded.model, made, found.kept, plan), *losses], dtype=torch.float64
+        )
+        for row, there, whole in zip(
+            found.kept.tolist(), batch.answered.tolist(), total.tolist(), strict=True
+        ):
             kept.append([k / max(1, whole) for k, t in zip(row, there, strict=True) if t])
     longest = max(map(len, kept))
     by_step = [[row[s] for row in kept if len(row) > s] for s in range(longest)]
@@ -64,7 +74,11 @@ def judge(loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example],
 
 
 def calibrate(
-    loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan, rounds: int = 10
+    loaded: Loaded,
+    predictor: RatePredictor,
+    examples: Sequence[Example],
+    plan: Plan,
+    rounds: int = 10,
 ) -> float:
     """Shifts the predictor's bias towards or away from high rates until its likeliest rates cost the budget.
 
@@ -75,7 +89,10 @@ def calibrate(
         The ratio then met on `examples`.
     """
     rates = torch.tensor(predictor.rates, device=loaded.model.device)
-    base, low, high, ratio = predictor.linear.bias.detach().clone(), -30.0, 30.0, math.nan
+    base = predictor.linear.bias.detach().clone()
+    low = -30.0
+    high = 30.0
+    ratio = math.nan
     best = (math.inf, base)
     for _ in range(rounds):
         middle = (low + high) / 2
@@ -88,19 +105,28 @@ def calibrate(
     return ratio_of(loaded, predictor, examples, plan)
 
 
-def ratio_of(loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan) -> float:
+def ratio_of(
+    loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan
+) -> float:
     """`Judged.ratio` alone, without running what would only tell the loss."""
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(examples), plan.batch):
         made = batch_of(loaded, examples[start : start + plan.batch])
-        kept = counts(loaded.model, predictor, plan.score, plan.layer, made[0], likeliest, plan.decode)
+        kept = counts(
+            loaded.model, predictor, plan.score, plan.layer, made[0], likeliest, plan.decode
+        )
         sums += torch.tensor(_spent(loaded.model, made, kept, plan), dtype=torch.float64)
     return float(sums[0] / sums[1])
 
 
-def _spent(model: Any, made: tuple[Batch, Tensor, Tensor], kept: Tensor, plan: Plan) -> tuple[float, float]:
+def _spent(
+    model: Any, made: tuple[Batch, Tensor, Tensor], kept: Tensor, plan: Plan
+) -> tuple[float, float]:
     """FLOPs with these counts, and unpruned."""
     batch, text, total = made
     everything = total[:, None].expand_as(kept).to(kept)
-    ours, full = (flops(shapes(model), plan.layer, text, total, count, batch.answered) for count in (kept, everything))
+    ours, full = (
+        flops(shapes(model), plan.layer, text, total, count, batch.answered)
+        for count in (kept, everything)
+    )
     return float(ours.double().sum()), float(full.double().sum())

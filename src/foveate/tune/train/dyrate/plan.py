@@ -86,12 +86,21 @@ class Plan:
 
 
 def save(
-    folder: Path, plan: Plan, source: str, predictor: RatePredictor, optimizer: torch.optim.Optimizer, step: int
+    folder: Path,
+    plan: Plan,
+    source: str,
+    predictor: RatePredictor,
+    optimizer: torch.optim.Optimizer,
+    step: int,
 ) -> None:
     """Writes the checkpoint. `source` marks model and data."""
-    tensors = {f"predictor/{k}": v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()}
+    tensors = {
+        f"predictor/{k}": v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()
+    }
     for p, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{p}/{k}": torch.as_tensor(v).cpu().contiguous() for k, v in state.items()}
+        tensors |= {
+            f"optimizer/{p}/{k}": torch.as_tensor(v).cpu().contiguous() for k, v in state.items()
+        }
     facts = {"step": str(step), "plan": json.dumps(asdict(plan)), "source": source}
     write(folder / "state.safetensors", tensors, facts)
 
@@ -104,7 +113,13 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None
     os.replace(new, path)
 
 
-def resume(folder: Path, plan: Plan, source: str, predictor: RatePredictor, optimizer: torch.optim.Optimizer) -> int:
+def resume(
+    folder: Path,
+    plan: Plan,
+    source: str,
+    predictor: RatePredictor,
+    optimizer: torch.optim.Optimizer,
+) -> int:
     """Takes up the checkpoint, if there is one; returns the steps done.
 
     Raises:
@@ -116,11 +131,17 @@ def resume(folder: Path, plan: Plan, source: str, predictor: RatePredictor, opti
     with safe_open(path, "pt") as file:
         facts = file.metadata()
     if json.loads(facts["plan"]) != asdict(plan):
-        raise ValueError(f"{path} belongs to another plan; give another folder, or the same numbers to resume")
+        raise ValueError(
+            f"{path} belongs to another plan; give another folder, or the same numbers to resume"
+        )
     if facts.get("source") != source:
-        raise ValueError(f"{path} was trained on another model or other data; give another folder, or those to resume")
+        raise ValueError(
+            f"{path} was trained on another model or other data; give another folder, or those to resume"
+        )
     tensors = load_file(path)
-    predictor.load_state_dict({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("predictor/")})
+    predictor.load_state_dict(
+        {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("predictor/")}
+    )
     whole = optimizer.state_dict()
     for key, value in tensors.items():
         if key.startswith("optimizer/"):

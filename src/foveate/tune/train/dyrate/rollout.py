@@ -101,7 +101,13 @@ def roll_out(
 
 @torch.no_grad()
 def counts(
-    model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch, choose: Choose, decode: bool = True
+    model: Any,
+    predictor: RatePredictor,
+    score: Score,
+    layer: int,
+    batch: Batch,
+    choose: Choose,
+    decode: bool = True,
 ) -> Float[Tensor, "B S"]:
     """`Rollout.kept` alone: what is kept is known before the prune layer, so nothing above is run."""
     return _decide(model, predictor, score, layer, batch, choose, decode)[1].kept
@@ -117,7 +123,8 @@ def at_every_rate(
     """
     views = _views(model, score, layer, batch)
     view = views.view(0, views.present)
-    place, counts = _place(score, view), predictor.keep(views.total)
+    place = _place(score, view)
+    counts = predictor.keep(views.total)
 
     @torch.no_grad()
     def answers() -> Iterator[tuple[Tensor, Tensor]]:
@@ -139,21 +146,33 @@ class _Chosen:
 
 
 def _decide(
-    model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch, choose: Choose, decode: bool
+    model: Any,
+    predictor: RatePredictor,
+    score: Score,
+    layer: int,
+    batch: Batch,
+    choose: Choose,
+    decode: bool,
 ) -> tuple[Steps, _Chosen]:
     views = _views(model, score, layer, batch)
     steps = batch.inputs["input_ids"].shape[1] - batch.prompt
     alive = views.present
-    kept, weights, choices = [], [], []
+    kept = []
+    weights = []
+    choices = []
     for step in range(steps if decode else 1):
         view = views.view(step, alive)
         with torch.no_grad():
             shares = shares_by_type(view)
             place = _place(score, view)
         choice = choose(predictor(shares))
-        stays = (place[:, None] < predictor.keep(views.total)[..., None]).to(choice.dtype)  # (B K N)
+        stays = (place[:, None] < predictor.keep(views.total)[..., None]).to(
+            choice.dtype
+        )  # (B K N)
         chosen = torch.einsum("bk,bkn->bn", choice, stays)
-        chosen = torch.where(view.visual == view.newest, 1.0, chosen)  # as the engine has it: its state is the output
+        chosen = torch.where(
+            view.visual == view.newest, 1.0, chosen
+        )  # as the engine has it: its state is the output
         alive = alive & (chosen > 0.5)
         # Forward, sets only shrink. Backward, each step answers for its own set: through a product over the steps, no
         # step could learn to keep what the others, whose choices are as likely to change, drop anyway.
@@ -162,7 +181,9 @@ def _decide(
         kept.append(soft.sum(1))
         weights.append(soft)
     found = [torch.stack(values, 1) for values in (weights, kept, choices)]
-    return views, _Chosen(*(f if decode else f[:, :1].expand(-1, steps, *f.shape[2:]) for f in found))
+    return views, _Chosen(
+        *(f if decode else f[:, :1].expand(-1, steps, *f.shape[2:]) for f in found)
+    )
 
 
 def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
@@ -174,12 +195,15 @@ def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
 def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
     anatomy = anatomy_of(model)
     check_teacher_forcing(anatomy.adapter, anatomy.body)
-    return Steps(anatomy, layer, batch.inputs, batch.prompt, run_below(anatomy, score, layer, batch.inputs))
+    return Steps(
+        anatomy, layer, batch.inputs, batch.prompt, run_below(anatomy, score, layer, batch.inputs)
+    )
 
 
 def _run_above(views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Tensor:
     """The prune layer and those above it, with each row seeing what was alive at its step; the answers' logits."""
-    prompt, below = views.prompt, views.below
+    prompt = views.prompt
+    below = views.below
     batch, length = views.real.shape
     steps = weights.shape[1]
     row_step = (torch.arange(length, device=weights.device) - prompt + 1).clamp(0, steps - 1)
@@ -189,28 +213,48 @@ def _run_above(views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Ten
     weight = F.pad(weight, (0, 1)).scatter(2, index, by_row)[..., :length]
     own = torch.eye(length, dtype=torch.bool, device=weights.device)
     weight = torch.where(own, 1.0, weight)
-    seen = (torch.ones(length, length, dtype=torch.bool, device=weights.device).tril() & views.real[:, None]) | own
-    kwargs = {k: v for k, v in without_cache(below.kwargs).items() if k not in ("hidden_states", "attention_mask")}
+    seen = (
+        torch.ones(length, length, dtype=torch.bool, device=weights.device).tril()
+        & views.real[:, None]
+    ) | own
+    kwargs = {
+        k: v
+        for k, v in without_cache(below.kwargs).items()
+        if k not in ("hidden_states", "attention_mask")
+    }
     hidden = _layers(views.anatomy, layer, below.hidden, kwargs, seen, weight)
     return _logits(views.anatomy, hidden[:, prompt - 1 : length - 1])
 
 
 def _run_kept(views: Steps, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
     """As `_run_above` where one set holds for all rows: what was dropped is not run at all."""
-    real, below, prompt = views.real, views.below, views.prompt
+    real = views.real
+    below = views.below
+    prompt = views.prompt
     dead = torch.where(views.present & ~alive, views.columns, real.shape[1])
     stays = ~F.pad(torch.zeros_like(real), (0, 1)).scatter(1, dead, True)[:, :-1]
     columns = (~stays).long().argsort(dim=1, stable=True)[:, : int(stays.sum(1).max())]
     there = (stays & real).gather(1, columns)
     seen = there[:, None] & (columns[:, None] <= columns[..., None])
     seen = seen | torch.eye(columns.shape[1], dtype=torch.bool, device=seen.device)
-    kwargs = {"position_embeddings": tuple(rows_at(t, columns) for t in below.kwargs["position_embeddings"])}
-    hidden = _layers(views.anatomy, layer, rows_at(below.hidden, columns), kwargs, seen, seen.to(torch.float32))
+    kwargs = {
+        "position_embeddings": tuple(
+            rows_at(t, columns) for t in below.kwargs["position_embeddings"]
+        )
+    }
+    hidden = _layers(
+        views.anatomy, layer, rows_at(below.hidden, columns), kwargs, seen, seen.to(torch.float32)
+    )
     return _logits(views.anatomy, rows_at(hidden, (stays.cumsum(1) - 1)[:, prompt - 1 : -1]))
 
 
 def _layers(
-    anatomy: Anatomy, first: int, hidden: Tensor, kwargs: dict[str, Any], seen: Tensor, weight: Tensor
+    anatomy: Anatomy,
+    first: int,
+    hidden: Tensor,
+    kwargs: dict[str, Any],
+    seen: Tensor,
+    weight: Tensor,
 ) -> Tensor:
     with soft_keys(anatomy.decoder, seen, weight):
         for block in anatomy.layers[first:]:
@@ -226,7 +270,8 @@ def _logits(anatomy: Anatomy, hidden: Tensor) -> Tensor:
 
 def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, Tensor]:
     """Text tokens of each prompt, and visual ones."""
-    ids, real = inputs["input_ids"][:, :prompt], inputs["attention_mask"][:, :prompt].bool()
+    ids = inputs["input_ids"][:, :prompt]
+    real = inputs["attention_mask"][:, :prompt].bool()
     visual = anatomy_of(model).visual(ids)
     return (real & ~visual).sum(1), visual.sum(1)
 
@@ -235,13 +280,19 @@ def batch_of(loaded: Loaded, chosen: Sequence[Example]) -> tuple[Batch, Tensor, 
     """Examples as a batch on the model's device, with the text and the visual tokens of each prompt."""
     inputs, prompt = encode(loaded, chosen)
     text, total = sizes(loaded.model, inputs, prompt)
-    return Batch(loaded.moved(inputs), prompt), text.to(loaded.model.device), total.to(loaded.model.device)
+    return (
+        Batch(loaded.moved(inputs), prompt),
+        text.to(loaded.model.device),
+        total.to(loaded.model.device),
+    )
 
 
 def answer_losses(logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, B]:
     """Cross-entropy of each answer, mean over its words, in nats."""
     words = batch.inputs["input_ids"][:, batch.prompt :]
-    return over_words(F.cross_entropy(logits.float().transpose(1, 2), words, reduction="none"), batch)
+    return over_words(
+        F.cross_entropy(logits.float().transpose(1, 2), words, reduction="none"), batch
+    )
 
 
 def over_words(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, B]:

@@ -51,7 +51,9 @@ def run_below(anatomy: Anatomy, score: Score, layer: int, inputs: dict[str, Tens
 
     layers = anatomy.layers
     last = max(0, layer - 1)
-    handles = [layers[i].register_forward_pre_hook(catch(i), with_kwargs=True) for i in {last, layer}]
+    handles = [
+        layers[i].register_forward_pre_hook(catch(i), with_kwargs=True) for i in {last, layer}
+    ]
     try:
         with watched(anatomy, score) as look:
             anatomy.model(**inputs, use_cache=False)
@@ -72,15 +74,24 @@ def rows_at(values: Float[Tensor, "_ T D"], columns: Int[Tensor, "B R"]) -> Floa
 class Steps:
     """The views that the engine would show at each step, from one pass over the layers below."""
 
-    def __init__(self, anatomy: Anatomy, layer: int, inputs: dict[str, Tensor], prompt: int, below: Below) -> None:
-        self.layer, self.prompt, self.below = layer, prompt, below
-        self.anatomy, self.adapter, self.layers = anatomy, anatomy.adapter, anatomy.layers
+    def __init__(
+        self, anatomy: Anatomy, layer: int, inputs: dict[str, Tensor], prompt: int, below: Below
+    ) -> None:
+        self.layer = layer
+        self.prompt = prompt
+        self.below = below
+        self.anatomy = anatomy
+        self.adapter = anatomy.adapter
+        self.layers = anatomy.layers
         config = anatomy.config
-        real, ids = inputs["attention_mask"].bool(), inputs["input_ids"]
+        real = inputs["attention_mask"].bool()
+        ids = inputs["input_ids"]
         visual = anatomy.visual(ids)
-        per_image, grid = self.adapter.per_image(config), self.adapter.grid(config)
+        per_image = self.adapter.per_image(config)
+        grid = self.adapter.grid(config)
         tokens = classify(visual[:, :prompt], real[:, :prompt], per_image=per_image, grid=grid)
-        self.tokens, self.real = tokens, real
+        self.tokens = tokens
+        self.real = real
         self.total = visual.sum(1)
         most = int(self.total.max())
         self.columns = (~visual).long().argsort(dim=1, stable=True)[:, :most]  # (B N)
@@ -104,21 +115,32 @@ class Steps:
     def attend(self, tokens: TokenMap, alive: Tensor, index: int, queries: Tensor) -> Tensor:
         """Attention of the layer below, or of layer 0 itself, from some columns to all columns so far."""
         if index != self.asked:
-            raise ValueError("training ranks by the layer before the prune layer; this ranking looks further back")
+            raise ValueError(
+                "training ranks by the layer before the prune layer; this ranking looks further back"
+            )
         columns = tokens.kind.shape[1]
-        cos, sin = (rows_at(t, queries.clamp(min=0)) for t in self.below.kwargs["position_embeddings"])
+        cos, sin = (
+            rows_at(t, queries.clamp(min=0)) for t in self.below.kwargs["position_embeddings"]
+        )
         module: Any = self.layers[index]
-        asked = self.adapter.queries(module, rows_at(self.below.last, queries.clamp(min=0)), (cos, sin))
+        asked = self.adapter.queries(
+            module, rows_at(self.below.last, queries.clamp(min=0)), (cos, sin)
+        )
         before = torch.arange(columns, device=queries.device) <= queries[..., None]
         allowed = before & self.held(alive, columns)[:, None] & (queries >= 0)[..., None]
         return attention_rows(asked, self.keys[:, :, :columns], module.self_attn.scaling, allowed)
 
     def view(self, step: int, alive: Bool[Tensor, "B N"]) -> View:
         """What the engine shows before the prune layer at `step`."""
-        tokens, prompt = self.tokens_at(step), self.prompt
+        tokens = self.tokens_at(step)
+        prompt = self.prompt
         running = slice(prompt) if step == 0 else slice(prompt + step - 1, prompt + step)
         columns = torch.arange(prompt, device=alive.device).expand(len(alive), -1)
-        rows = torch.where(self.real[:, :prompt], columns, -1) if step == 0 else columns[:, :1] * 0 + prompt + step - 1
+        rows = (
+            torch.where(self.real[:, :prompt], columns, -1)
+            if step == 0
+            else columns[:, :1] * 0 + prompt + step - 1
+        )
         return View(
             layer=self.layer,
             step=step,

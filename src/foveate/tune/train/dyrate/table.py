@@ -70,8 +70,12 @@ def tabulate(
     Raises:
         ValueError: `path` holds answers of another layer, ranking, rates, model or data.
     """
-    batches, path = _batches(examples, plan.batch)[processes.index :: processes.count], _own(path, processes)
-    facts = {"of": json.dumps([plan.layer, plan.ranking, plan.rates, plan.batch, plan.protect]), "source": source}
+    batches = _batches(examples, plan.batch)[processes.index :: processes.count]
+    path = _own(path, processes)
+    facts = {
+        "of": json.dumps([plan.layer, plan.ranking, plan.rates, plan.batch, plan.protect]),
+        "source": source,
+    }
     rows = _resume(path, facts)
     done = {int(i) for i in rows["at"]} if rows else set()
     shape = shapes(loaded.model)
@@ -79,7 +83,10 @@ def tabulate(
         if batch[0] not in done:
             found = _run(loaded, [examples[i] for i in batch], plan, shape)
             found["at"] = torch.tensor(batch)
-            rows = {key: torch.cat([rows[key], value]) if rows else value for key, value in found.items()}
+            rows = {
+                key: torch.cat([rows[key], value]) if rows else value
+                for key, value in found.items()
+            }
             if path is not None and (step % _SAVE_EVERY == 0 or step + 1 == len(batches)):
                 write(path, rows, facts)
         if report is not None and (batch[0] not in done or step + 1 == len(batches)):
@@ -100,11 +107,14 @@ def _so_far(loss: Float[Tensor, "E K"]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _run(loaded: Loaded, examples: Sequence[Example], plan: Plan, shape: Shapes) -> dict[str, Float[Tensor, ...]]:
+def _run(
+    loaded: Loaded, examples: Sequence[Example], plan: Plan, shape: Shapes
+) -> dict[str, Float[Tensor, ...]]:
     batch, text, total = batch_of(loaded, examples)
     predictor = RatePredictor(loaded.anatomy.heads, plan.rates)
     shares, answers = at_every_rate(loaded.model, predictor, plan.score, plan.layer, batch)
-    plain, columns = None, []
+    plain = None
+    columns = []
     for logits, kept in answers:
         chances = logits.float().log_softmax(-1)
         plain = chances if plain is None else plain  # the first rate keeps all
@@ -113,7 +123,13 @@ def _run(loaded: Loaded, examples: Sequence[Example], plan: Plan, shape: Shapes)
     loss, divergence, spent = (torch.stack(column, 1) for column in zip(*columns, strict=True))
     everything = total[:, None].expand_as(batch.answered).float()
     full = flops(shape, plan.layer, text, total, everything, batch.answered)
-    found = {"loss": loss, "divergence": divergence, "flops": spent, "full": full, "shares": shares.float()}
+    found = {
+        "loss": loss,
+        "divergence": divergence,
+        "flops": spent,
+        "full": full,
+        "shares": shares.float(),
+    }
     return {key: value.cpu() for key, value in found.items()}
 
 
@@ -123,9 +139,13 @@ def _resume(path: Path | None, facts: dict[str, str]) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
         stored = file.metadata()
     if stored.get("of") != facts["of"]:
-        raise ValueError(f"{path} holds answers at another layer, ranking, rates or batch; give another file or folder")
+        raise ValueError(
+            f"{path} holds answers at another layer, ranking, rates or batch; give another file or folder"
+        )
     if stored.get("source") != facts["source"]:
-        raise ValueError(f"{path} holds answers of another model or other data; give another file or folder")
+        raise ValueError(
+            f"{path} holds answers of another model or other data; give another file or folder"
+        )
     return load_file(path)
 
 

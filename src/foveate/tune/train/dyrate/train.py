@@ -54,7 +54,8 @@ def train(
         ValueError: a budget that no rate of the grid reaches, a layer outside the decoder, a folder of another plan,
             model or data, or fewer examples in a batch than processes.
     """
-    together, shape = launched(), shapes(loaded.model)
+    together = launched()
+    shape = shapes(loaded.model)
     _check_sizes(plan, len(shape.layers), together.count)
     _check_budget(loaded, examples, plan, shape)
     source = source_of(loaded.model, examples)
@@ -62,7 +63,9 @@ def train(
         if plan.exact:
             path = answers or folder / ANSWERS
             chosen = examples[: plan.steps * plan.batch]
-            return fit(tabulate(loaded, chosen, plan, path, source, report, together), plan).to(loaded.model.device)
+            return fit(tabulate(loaded, chosen, plan, path, source, report, together), plan).to(
+                loaded.model.device
+            )
         return _descend(loaded, examples, plan, folder, source, report, save_every, together)
 
 
@@ -78,8 +81,12 @@ def _descend(
 ) -> RatePredictor:
     """Stochastic gradients through soft masks."""
     shape = shapes(loaded.model)
-    predictor = RatePredictor(loaded.anatomy.heads, plan.rates, plan.response).to(loaded.model.device)
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    predictor = RatePredictor(loaded.anatomy.heads, plan.rates, plan.response).to(
+        loaded.model.device
+    )
+    optimizer = torch.optim.AdamW(
+        predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0
+    )
     for step in range(resume(folder, plan, source, predictor, optimizer), plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.lr_at(step / plan.steps)
@@ -112,7 +119,9 @@ def _frozen(model: Any) -> Iterator[None]:
 
 def _check_sizes(plan: Plan, depth: int, processes: int) -> None:
     if not 0 <= plan.layer < depth:
-        raise ValueError(f"layer={plan.layer}; expected 0 to {depth - 1}, the layers of this decoder")
+        raise ValueError(
+            f"layer={plan.layer}; expected 0 to {depth - 1}, the layers of this decoder"
+        )
     if plan.batch < processes:
         raise ValueError(f"batch={plan.batch}; expected {processes} or more, one for every process")
 
@@ -121,9 +130,14 @@ def _check_budget(loaded: Loaded, examples: Sequence[Example], plan: Plan, shape
     inputs, prompt = encode(loaded, [examples[i % len(examples)] for i in range(plan.batch)])
     text, total = sizes(loaded.model, inputs, prompt)
     answered = inputs["attention_mask"][:, prompt:].bool()
-    floors = [least_ratio(shape, layer, text, total, answered, plan.rates[-1]) for layer in range(plan.layer + 1)]
+    floors = [
+        least_ratio(shape, layer, text, total, answered, plan.rates[-1])
+        for layer in range(plan.layer + 1)
+    ]
     if not floors[-1] <= plan.budget <= 1:
-        lower = ", ".join(f"{floor:.3f} before layer {layer}" for layer, floor in enumerate(floors[:-1]))
+        lower = ", ".join(
+            f"{floor:.3f} before layer {layer}" for layer, floor in enumerate(floors[:-1])
+        )
         raise ValueError(
             f"budget={plan.budget:g} is out of reach: dropping as much as the rates allow before layer {plan.layer} "
             f"still costs {floors[-1]:.3f} of the unpruned FLOPs on this data ({lower or 'there is no lower layer'}); "
@@ -150,7 +164,9 @@ def _step(
     for part in parts:
         chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
         uniform = torch.rand(len(part), len(plan.rates), generator=noise)
-        found = through_masks(loaded.model, predictor, batch_of(loaded, chosen), plan, shape, uniform, tau)
+        found = through_masks(
+            loaded.model, predictor, batch_of(loaded, chosen), plan, shape, uniform, tau
+        )
         _add(found.gradients, predictor, len(part) / len(share))
         for key, value in found.figures.items():
             seen[key] = seen.get(key, 0.0) + value * len(part) / len(share)
@@ -159,7 +175,9 @@ def _step(
             p.grad = together.mean(p.grad)
     optimizer.step()
     if not math.isfinite(seen["loss"]):
-        raise FloatingPointError(f"the loss of step {step + 1} is {seen['loss']}; try a lower learning rate")
+        raise FloatingPointError(
+            f"the loss of step {step + 1} is {seen['loss']}; try a lower learning rate"
+        )
     return seen
 
 
