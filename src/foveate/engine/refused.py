@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 CROSS = "images are read by cross-attention layers, not as tokens of the sequence, so there is none to drop"
-RECURRENT = "the decoder mixes in layers (linear attention, convolution or state space) through which a dropped token's "
-RECURRENT += "neighbours would change, so dropping would not be masking"
+RECURRENT = "the decoder mixes in layers (linear attention, convolution or state space) through which a dropped "
+RECURRENT += "token's neighbours would change, so dropping would not be masking"
 PER_LAYER = "every decoder layer gets inputs of its own per token, which the engine does not gather"
 CODES = "images are codes of the vocabulary, and no placeholder id tells them from text"
 
