@@ -82,9 +82,7 @@ def of_the_model(name: str) -> list[str]:
         f"{scenes['pictures']} test scenes (`foveate eval {model}{drawn}`) and {easy['pictures']} pictures of "
         f"easy-vqa's test split (`foveate eval {model}--tasks easy-vqa --pictures {easy['pictures']}`), both with "
         "`--tokenizer words`, in % with 95 % bootstrap intervals over pictures (CIDEr x 100). An object counts as "
-        "right if size, texture, colour, shape and place all are."
-        # Answers of an older command, which `foveate eval` only judged, say so.
-        + (f" {scenes['source']}" if "source" in scenes else ""),
+        "right if size, texture, colour, shape and place all are.",
         "",
         *quality(both[0] | both[1]),
     ]
