@@ -69,9 +69,7 @@ def fixed(table: Table, ratio: float) -> Point:
     return Point(float(loss) / len(table.loss), float(spent / table.full.double().sum()))
 
 
-def hindsight(
-    table: Table, ratio: float, group: Int[Tensor, E] | None = None
-) -> Int[Tensor, "E"]:  # noqa: UP037
+def hindsight(table: Table, ratio: float, group: Int[Tensor, E] | None = None) -> Int[Tensor, "E"]:  # noqa: UP037
     """The rate of each answer that together lose least, at no more than `ratio` of the FLOPs.
 
     By a price on FLOPs (Everett 1963): exact for the FLOPs that it comes to. It has seen the answers, so no predictor
