@@ -125,6 +125,7 @@ class Engine:
         self.busy = threading.Lock()
         self.handles: list[Any] = []
         self.names = names_of(body, self.decoder)
+        self.reach = max([1, *(method.needs.back for method in methods)])
         form = known_tower(body) if looked_at(methods) else None
         self.tower = (
             None
@@ -266,7 +267,14 @@ class Engine:
             else self.tower.sight(kwargs["inputs_embeds"], visual, first, record.spend)
         )
         setting = Setting(
-            self.adapter, self.methods, self.watch, self.depth, backend, special, self.names.cache
+            adapter=self.adapter,
+            methods=self.methods,
+            watch=self.watch,
+            layers=self.depth,
+            backend=backend,
+            special=special,
+            cache_name=self.names.cache,
+            reach=self.reach,
         )
         return Forward(
             setting,

@@ -39,6 +39,7 @@ class Setting:
         backend: transformers' name of the attention implementation.
         special: whether the family's masks are more than causal order and padding.
         cache_name: what this transformers calls the KV cache.
+        reach: how many layers back a score may look at attention.
     """
 
     adapter: Adapter
@@ -48,6 +49,7 @@ class Setting:
     backend: str
     special: bool
     cache_name: str
+    reach: int
 
 
 class Forward:
@@ -102,8 +104,7 @@ class Forward:
         self.ran: list[Slots] = []
         self.positions = Positions()
         self.masks: dict[tuple[Any, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
-        reach = max([1, *(method.needs.back for method in self.methods)])
-        self.seen = Lookback(setting.adapter, reach, ledger, self.past, real, cache, record)
+        self.seen = Lookback(setting.adapter, setting.reach, ledger, self.past, real, cache, record)
         self.notes = dict(ledger.notes)
 
     def engage(self, on: bool, whole: bool = True) -> None:
@@ -117,7 +118,8 @@ class Forward:
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """What layer `index` shall be called with, or None for what it was given."""
-        check_layer_call(index, kwargs)
+        if self.ledger.step == 0:  # a decode step's layers are called as its prefill's were
+            check_layer_call(index, kwargs)
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         given = hidden
         if self.deep is not None:
