@@ -191,7 +191,7 @@ def test_fitprune_fits_what_attention_allows() -> None:
 
 def naive_fit(made: object, embeds: Tensor, owners: list[int], tolerance: float) -> Tensor:
     """Tokens that each layer of one sample runs with, by the paper's recipe."""
-    from oracle import Oracle, Situation  # noqa: PLC0415
+    from oracles.oracle import Oracle, Situation  # noqa: PLC0415
 
     def received(s: Situation) -> list[dict[int, float]]:
         most = {
