@@ -90,7 +90,7 @@ def demo(
         console.print(quality_tables(found))
 
 
-def _show(truths: dict[str, str], table: list[comparison.Row]) -> None:
+def _show(truths: dict[str, str], table: list[comparison.Contestant]) -> None:
     """Answers picture by picture (path -> what was drawn), and their cost."""
     for index, (path, truth) in enumerate(truths.items()):
         _print_answers(path, truth, [(row.spec, row.answers[index]) for row in table])
@@ -124,7 +124,7 @@ def _about(model: str) -> str:
     return f"model: [bold]scenes[/bold] (for smol, with a real language model inside: {escape(how_to_install())})"
 
 
-def judged(loaded: Loaded, table: list[comparison.Row], samples: list[Sample]) -> Figures:
+def judged(loaded: Loaded, table: list[comparison.Contestant], samples: list[Sample]) -> Figures:
     """Figures of the samples' answers under every method, from `report.figures`, with a progress bar."""
     runs = {}
     with Progress(console=errors, transient=True) as progress:

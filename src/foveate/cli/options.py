@@ -60,7 +60,7 @@ VisualTokens = Annotated[
     int | None, typer.Option(min=0, help="Of a sample, in place of what the pictures make.")
 ]
 OutputTokens = Annotated[int, typer.Option(min=1, help="Tokens generated.")]
-Picture = Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
+PictureFile = Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples at once.")]
 Layers = Annotated[
     int | None, typer.Option(min=1, help="Depth of the decoder, in place of the model's.")

@@ -38,7 +38,7 @@ def mask(
         str, typer.Argument(help="The image; or scene:N, the held-out scene number N.")
     ],
     method: Spec,
-    out: options.Picture,
+    out: options.PictureFile,
     prompt: Prompt = language.DESCRIPTION_PROMPTS[0],
     model: options.Model = "scenes",
     frames: Annotated[int, typer.Option(min=1, max=12, help="Steps to show.")] = 6,
@@ -62,7 +62,7 @@ def mask(
 @app.command("rate")
 def rate(
     method: Spec,
-    out: options.Picture,
+    out: options.PictureFile,
     images: Annotated[
         list[str] | None, typer.Argument(help="Images; held-out scenes if none is given.")
     ] = None,

@@ -17,7 +17,7 @@ def pareto(
     reports: Annotated[
         list[Path], typer.Argument(help="report.json of `foveate eval --save`; several budgets.")
     ],
-    out: options.Picture,
+    out: options.PictureFile,
     figure: Annotated[
         str, typer.Option(help="A figure of the reports.")
     ] = "descriptions object-recall",

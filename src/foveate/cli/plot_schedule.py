@@ -15,7 +15,7 @@ from .output import console
 
 def schedule(
     files: Annotated[list[Path], typer.Argument(help="Files that `foveate search` wrote.")],
-    out: options.Picture,
+    out: options.PictureFile,
 ) -> None:
     """Visual tokens kept per layer, a staircase for every schedule."""
     options.check_picture(out)

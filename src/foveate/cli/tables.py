@@ -10,12 +10,12 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from ..timing.comparison import Row
+from ..timing.comparison import Contestant
 from ..tune.search.premise import MASS, SHARES, Premise
 from .output import console, flops
 
 
-def compared(rows: Sequence[Row]) -> Table:
+def compared(rows: Sequence[Contestant]) -> Table:
     """Kept tokens, FLOPs, KV cache and time of each row; beside the first, as ratios to it. Fits 80 columns."""
     legend = "x: of unpruned FLOPs and KV cache, computed; times faster, measured here"
     out = Table(caption=legend, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

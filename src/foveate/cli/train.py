@@ -18,7 +18,7 @@ from ..processes import launched
 from ..tune.chats import folder_examples
 from ..tune.examples import Example, Examples, file_examples, scene_examples
 from ..tune.train.dyrate.adapting import Beside, compare
-from ..tune.train.dyrate.judge import Judged, calibrate, judge, ratio_of
+from ..tune.train.dyrate.judge import HeldOut, calibrate, judge, ratio_of
 from ..tune.train.dyrate.plan import Plan
 from ..tune.train.dyrate.train import ANSWERS, source_of, train
 from ..versions import versions
@@ -188,7 +188,7 @@ def _card(
     plan: Plan,
     data: Path | None,
     unusable: int,
-    found: Judged,
+    found: HeldOut,
     calibrated: float,
     beside: Beside,
 ) -> Card:
@@ -221,7 +221,7 @@ def _card(
     )
 
 
-def _print(found: Judged, beside: Beside, plan: Plan, count: int, out: Path) -> None:
+def _print(found: HeldOut, beside: Beside, plan: Plan, count: int, out: Path) -> None:
     console.print(
         f"held out ({count} examples): FLOPs {found.ratio:.3f} of unpruned (budget {plan.budget:g}), cross-entropy "
         f"{found.loss:.4f}; unpruned {found.unpruned_loss:.4f}; at the same FLOPs one rate for all "

@@ -9,7 +9,7 @@ from typing import Any
 from ..engine.anatomy import Anatomy, anatomy_of, hollow
 from ..engine.sizes import TowerShape
 from .flops import Shapes
-from .pictures import Picture
+from .pictures import PictureSize
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -39,7 +39,7 @@ class Architecture:
         """Parameters of the decoder's layers and its head."""
         return sum(layer.stored for layer in self.shapes.layers) + self.shapes.head
 
-    def vision_flops(self, pictures: Iterable[Picture]) -> float:
+    def vision_flops(self, pictures: Iterable[PictureSize]) -> float:
         """Of tower and projector, in closed form (see `vision`, which counts them on a live model)."""
         return sum(self.tower.flops(p.tiles, p.projected, p.windows) for p in pictures)
 

@@ -27,7 +27,7 @@ _ANY_TOWER = ("llava", "vipllava", *ANYRES)  # may be built around other towers,
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureSize:
     """One picture on its way.
 
     Attributes:
@@ -43,7 +43,7 @@ class Picture:
     windows: int | None = None
 
 
-def picture(config: Any, size: Size | None = None, tiles: int = 1) -> Picture:
+def picture(config: Any, size: Size | None = None, tiles: int = 1) -> PictureSize:
     """Of a picture of `size` pixels.
 
     Args:
@@ -75,7 +75,7 @@ def picture(config: Any, size: Size | None = None, tiles: int = 1) -> Picture:
         return _dynamic(vision, _sized(config, size), int(merge))
     patches = (_side(vision.image_size) // _side(vision.patch_size)) ** 2
     tokens = _per_tile(config, patches)
-    return Picture(tiles * tokens, (patches,) * tiles, tiles * tokens)
+    return PictureSize(tiles * tokens, (patches,) * tiles, tiles * tokens)
 
 
 def _side(value: Any) -> int:
@@ -104,12 +104,12 @@ def _sized(config: Any, size: Size | None) -> Size:
     return size
 
 
-def _dynamic(vision: Any, size: Size, merge: int) -> Picture:
+def _dynamic(vision: Any, size: Size, merge: int) -> PictureSize:
     """Qwen-VL's kin: sides rounded to whole merged patches."""
     unit = int(vision.patch_size) * merge
     wide, high = (max(1, round(side / unit)) for side in size)
     window = getattr(vision, "window_size", None)
-    return Picture(
+    return PictureSize(
         wide * high,
         (wide * high * merge**2,),
         wide * high,
@@ -126,7 +126,7 @@ def _windows(wide: int, high: int, side: int) -> int:
     return squares(wide) * squares(high)
 
 
-def _anyres(config: Any, size: Size | None) -> Picture:
+def _anyres(config: Any, size: Size | None) -> PictureSize:
     """LLaVA-NeXT: an overview, and tiles whose padding is cut off, with a newline token after each row.
 
     LLaVA-OneVision's are scaled down as well, where they are more than `vision_aspect_ratio` says, like anyres_max_9.
@@ -148,4 +148,4 @@ def _anyres(config: Any, size: Size | None) -> Picture:
     if ratio > 1.1:
         rows = int(rows // ratio)
         columns = int(columns // ratio)
-    return Picture(patches + rows * columns + rows, (patches,) * tiles, patches * tiles)
+    return PictureSize(patches + rows * columns + rows, (patches,) * tiles, patches * tiles)

@@ -10,7 +10,7 @@ from ..core.method import Method
 from .architecture import Architecture
 from .conventions import MLP, prefill
 from .flops import Cost, cost_of_counts, kept_by
-from .pictures import Picture, Size, picture
+from .pictures import PictureSize, Size, picture
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Request:
     visual: int
     new_tokens: int
     batch: int = 1
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[PictureSize, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("text", 1), ("visual", 0), ("new_tokens", 1), ("batch", 1)):
@@ -66,7 +66,7 @@ def request(
     """
     if images < 0:
         raise ValueError(f"images={images}; expected 0 or more")
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[PictureSize, ...] = ()
     if images:
         try:
             pictures = (picture(config, size, tiles),) * images

@@ -17,7 +17,7 @@ from .clock import Timed, generate_timed
 
 
 @dataclass
-class Row:
+class Contestant:
     """A method as given, its methods (None: the plain model), and what came of it on each prompt."""
 
     spec: str
@@ -34,19 +34,22 @@ class Row:
         return statistics.fmean(trace.mean_kept() for trace in self.traces)
 
 
-def rows_of(specs: Iterable[str]) -> list[Row]:
+def rows_of(specs: Iterable[str]) -> list[Contestant]:
     """The unpruned model, then every method once.
 
     Raises:
         ValueError: a spec is wrong.
     """
-    return [Row("unpruned", None), *(Row(spec, parse(spec)) for spec in dict.fromkeys(specs))]
+    return [
+        Contestant("unpruned", None),
+        *(Contestant(spec, parse(spec)) for spec in dict.fromkeys(specs)),
+    ]
 
 
 def run(
     loaded: Loaded,
     prompts: Sequence[dict[str, Any]],
-    rows: list[Row],
+    rows: list[Contestant],
     new: int,
     repeats: int,
     tick: Callable[[], None],
@@ -77,7 +80,7 @@ def run(
             row.further.append(statistics.median(t.further for t in done))
 
 
-def as_dict(row: Row, base: Row) -> dict[str, Any]:
+def as_dict(row: Contestant, base: Contestant) -> dict[str, Any]:
     """A row for JSON; times in seconds."""
     return {
         "method": row.spec,

@@ -16,7 +16,7 @@ from ...cost.flops import Cost, Shapes, cost_of_counts, shapes
 from ...models.loaded import Loaded
 from ..examples import Example, encode
 from ..train.dyrate.rollout import batch_of, sizes
-from .prefix import Ran
+from .prefix import LayerInput
 from .runner import Runner
 
 CostOf = Callable[[Sequence[float]], float]
@@ -110,7 +110,7 @@ def measure_layer(
             stay = torch.tensor(
                 [c < batch.prompt and c not in gone for c in state.columns[0].tolist()]
             )
-            ran = Ran(
+            ran = LayerInput(
                 len(runner.layers) // 2,
                 state.hidden[:, stay.to(state.hidden.device)],
                 state.columns[:, stay],

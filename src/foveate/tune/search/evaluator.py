@@ -17,7 +17,7 @@ from ...processes import ALONE, Processes
 from ..examples import Example
 from ..train.dyrate.rollout import batch_of
 from .objective import Objective, Trial, greedy
-from .prefix import State
+from .prefix import Prefix
 from .runner import Runner
 
 Keep = Sequence[float]
@@ -67,7 +67,7 @@ class Evaluator:
         self.cache_bytes = cache_bytes
         self.depth = len(self.runner.layers)
         self.batches = -(-len(examples) // batch)
-        self.held: dict[int, State] = {}
+        self.held: dict[int, Prefix] = {}
         self.plain: dict[int, Tensor] = {}
         self.held_bytes = self.most_bytes = 0
         self.last: dict[int, float] = {}
@@ -137,7 +137,7 @@ class Evaluator:
         )
         return self.objective.of(trial)
 
-    def _enter(self, index: int, keep: tuple[float, ...]) -> State:
+    def _enter(self, index: int, keep: tuple[float, ...]) -> Prefix:
         """The deepest state known on the way of `keep`; on the way, what enters the layer after `prefix` is held."""
         held = self.held.get(index)
         state = held if held is not None and held.keep == keep[: held.layer] else self._start(index)
@@ -150,11 +150,11 @@ class Evaluator:
             self._let(index, state)
         return state
 
-    def _start(self, index: int) -> State:
+    def _start(self, index: int) -> Prefix:
         batch, _, _ = batch_of(self.loaded, self.examples[self._rows(index)])
         return self.runner.start(batch)
 
-    def _plain(self, index: int, state: State | None = None) -> Tensor:
+    def _plain(self, index: int, state: Prefix | None = None) -> Tensor:
         """The unpruned model's states, held if there is room."""
         if index in self.plain:
             return self.plain[index]
@@ -163,7 +163,7 @@ class Evaluator:
             self.plain[index] = out
         return out
 
-    def _let(self, index: int, state: State) -> None:
+    def _let(self, index: int, state: Prefix) -> None:
         """Holds a batch's state in place of the one before, if there is room."""
         old = self.held.pop(index, None)
         self.held_bytes -= 0 if old is None else old.bytes

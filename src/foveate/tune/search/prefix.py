@@ -14,7 +14,7 @@ from ..train.dyrate.rollout import Batch
 
 
 @dataclass(frozen=True)
-class Ran:
+class LayerInput:
     """What a layer ran on: its input (B T D) and the columns of its rows (B T), -1 at fills."""
 
     layer: int
@@ -23,7 +23,7 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class State:
+class Prefix:
     """What enters a layer. Tensors are never written to, so that many trials may start here.
 
     Attributes:
@@ -41,7 +41,7 @@ class State:
     hidden: Float[Tensor, "B T D"]
     columns: Int[Tensor, "B T"]
     prompt: Prompt
-    trail: tuple[Ran, ...] = ()
+    trail: tuple[LayerInput, ...] = ()
     keep: tuple[float, ...] = ()
     notes: dict[str, Tensor] = field(default_factory=dict)
     found: dict[tuple[int, ...] | None, Tensor] = field(default_factory=dict)

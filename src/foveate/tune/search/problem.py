@@ -12,7 +12,7 @@ from .evaluator import Evaluator
 from .journal import Journal
 
 Keep = Sequence[float]
-Report = Callable[[str], None]
+Say = Callable[[str], None]
 RECIPE = "recipe"  # begins the journal's keys of what statistics gave
 
 
@@ -60,7 +60,7 @@ class Problem:
         first: int = 2,
         journal: Journal | None = None,
         seed: int = 0,
-        report: Report | None = None,
+        report: Say | None = None,
         recipe: Callable[[float], Sequence[float]] | None = None,
     ) -> None:
         if not 0 <= first < layers:

@@ -26,7 +26,7 @@ from ...engine.attention.rows import attention_rows, take_rows
 from ...engine.checks import check_model, check_teacher_forcing
 from ..tower_view import Look, watched
 from ..train.dyrate.rollout import Batch
-from .prefix import Prompt, Ran, State, Tally
+from .prefix import LayerInput, Prefix, Prompt, Tally
 
 
 class _Reached(Exception):  # noqa: N818
@@ -63,7 +63,7 @@ class Runner:
         self.tally = Tally()
 
     @torch.no_grad()
-    def start(self, batch: Batch) -> State:
+    def start(self, batch: Batch) -> Prefix:
         """The batch's embeddings, as they enter layer 0."""
         caught: list[tuple[Tensor, dict[str, Any]]] = []
 
@@ -84,7 +84,7 @@ class Runner:
         real = batch.inputs["attention_mask"].bool()
         columns = torch.where(real, torch.arange(real.shape[1], device=real.device), -1)
         visual = self.anatomy.visual(batch.inputs["input_ids"])
-        return State(0, hidden, columns, self._prompt(batch, kwargs, look(visual)))
+        return Prefix(0, hidden, columns, self._prompt(batch, kwargs, look(visual)))
 
     def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: Look | None) -> Prompt:
         config = self.body.config
@@ -104,13 +104,13 @@ class Runner:
         return Prompt(batch, tokens, visual.sum(1), (cos, sin), places, extra, look)
 
     @torch.no_grad()
-    def advance(self, state: State, share: float) -> State:
+    def advance(self, state: Prefix, share: float) -> Prefix:
         """Drops down to `share` of the visual tokens before the layer, then runs it."""
         hidden, columns = self._dropped(state, share)
-        ran = Ran(state.layer, hidden, columns)
+        ran = LayerInput(state.layer, hidden, columns)
         out = self.run_layer(ran, state.prompt)
         trail = (*state.trail, ran)[-self.reach :]
-        return State(
+        return Prefix(
             state.layer + 1,
             out,
             columns,
@@ -120,14 +120,14 @@ class Runner:
             dict(state.notes),
         )
 
-    def to_end(self, state: State, keep: Sequence[float]) -> Float[Tensor, "B S D"]:
+    def to_end(self, state: Prefix, keep: Sequence[float]) -> Float[Tensor, "B S D"]:
         """Normalised states that predict the answers' words, after running the remaining layers with `keep[layer]`."""
         for share in keep[state.layer :]:
             state = self.advance(state, share)
         return self.answers(state)
 
     @torch.no_grad()
-    def answers(self, state: State) -> Float[Tensor, "B S D"]:
+    def answers(self, state: Prefix) -> Float[Tensor, "B S D"]:
         """As `to_end`, of a state after the last layer: row s predicts column prompt + s."""
         batch = state.prompt.batch
         samples, length = batch.inputs["input_ids"].shape
@@ -139,7 +139,7 @@ class Runner:
             take_rows(state.hidden, where[:, batch.prompt - 1 : length - 1].to(state.hidden.device))
         )
 
-    def _dropped(self, state: State, share: float) -> tuple[Tensor, Tensor]:
+    def _dropped(self, state: Prefix, share: float) -> tuple[Tensor, Tensor]:
         """The rows that stay, right-aligned."""
         drops = share < (1.0, *state.keep)[-1]
         notices = self.score.takes_notice(state.layer, 0)
@@ -168,7 +168,7 @@ class Runner:
         columns = torch.where(stay.gather(1, order), state.columns.gather(1, order), -1)
         return take_rows(state.hidden, order.to(state.hidden.device)), columns
 
-    def ranked(self, state: State, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
+    def ranked(self, state: Prefix, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """The score at this state, computed for the first trial that asks; if it hangs on the counts, for each anew."""
         key = tuple(counts.tolist()) if self.score.needs.counts else None
         if not state.found:
@@ -177,7 +177,7 @@ class Runner:
             state.found[key] = self.score(view, counts)
         return state.found[key]
 
-    def view(self, state: State) -> View:
+    def view(self, state: Prefix) -> View:
         """What the engine would show before the layer in the prompt's prefill."""
         prompt, tokens = state.prompt.batch.prompt, state.prompt.tokens
         rows = torch.where(
@@ -205,7 +205,7 @@ class Runner:
             recall=lambda index: self._recall(state, index),
         )
 
-    def _attend(self, state: State, index: int, queries: Tensor) -> Tensor:
+    def _attend(self, state: Prefix, index: int, queries: Tensor) -> Tensor:
         """Attention of layer `index` from the prompt's columns `queries` to all its columns.
 
         The answer's columns are fills here: a prefill has not seen them.
@@ -228,7 +228,7 @@ class Runner:
         slot = torch.where(held < 0, prompt, held)[:, None, None].expand(shares.shape)
         return out.scatter_add(-1, slot, shares)[..., :prompt]
 
-    def _recall(self, state: State, index: int) -> Tensor:
+    def _recall(self, state: Prefix, index: int) -> Tensor:
         """Keys of layer `index` by column of the prompt, heads side by side; 0 where it held none."""
         ran = next(r for r in state.trail if r.layer == index)
         prompt = state.prompt.batch.prompt
@@ -245,7 +245,7 @@ class Runner:
         cos, sin = (take_rows(part, columns.clamp(min=0)) for part in prompt.positions)
         return cos, sin
 
-    def run_layer(self, ran: Ran, prompt: Prompt) -> Tensor:
+    def run_layer(self, ran: LayerInput, prompt: Prompt) -> Tensor:
         """The layer's output (B T D)."""
         masked = bool((ran.columns < 0).any())
         plain = not masked and needless(self.backend, ran.columns.shape[1], 0)
@@ -276,7 +276,7 @@ class _Ranked(Score):
     """The runner's score at one state, from what other trials have found there."""
 
     runner: Runner
-    state: State
+    state: Prefix
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """As the runner's score."""

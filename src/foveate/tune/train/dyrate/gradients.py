@@ -21,7 +21,7 @@ from .rollout import Batch, answer_losses, over_words, roll_out, unpruned_logits
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MaskedGradients:
     """Gradients of the loss, one for each of the predictor's parameters, and the figures of the progress line."""
 
     gradients: Sequence[Tensor]
@@ -36,7 +36,7 @@ def through_masks(
     shape: Shapes,
     uniform: Float[Tensor, "B K"],
     tau: float,
-) -> Estimate:
+) -> MaskedGradients:
     """Gumbel-Softmax, straight-through: backward through the model to the weights of the key columns (the paper).
 
     Where the most attended key is a dropped one, the answer's loss is almost vertical in that key's weight, although
@@ -72,7 +72,7 @@ def through_masks(
         "flops": ratio.item(),
         "kept": share,
     }
-    return Estimate(_gradients(predictor, plan, quality, price), figures)
+    return MaskedGradients(_gradients(predictor, plan, quality, price), figures)
 
 
 def _gumbel(logits: Tensor, uniform: Tensor, tau: float) -> Tensor:

@@ -21,7 +21,7 @@ from .rollout import Batch, answer_losses, batch_of, counts, roll_out, unpruned_
 
 
 @dataclass(frozen=True)
-class Judged:
+class HeldOut:
     """A predictor with its likeliest rates on some examples.
 
     Attributes:
@@ -45,7 +45,7 @@ def likeliest(logits: Tensor) -> Tensor:
 @torch.no_grad()
 def judge(
     loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan
-) -> Judged:
+) -> HeldOut:
     """What the predictor does with its likeliest rates, as inference takes them."""
     sums = torch.zeros(4, dtype=torch.float64)
     kept = []
@@ -70,7 +70,7 @@ def judge(
     by_step = [[row[s] for row in kept if len(row) > s] for s in range(longest)]
     means = tuple(sum(column) / len(column) for column in by_step)
     ours, full, loss, plain = sums.tolist()
-    return Judged(ours / full, loss / len(examples), plain / len(examples), means)
+    return HeldOut(ours / full, loss / len(examples), plain / len(examples), means)
 
 
 def calibrate(
@@ -108,7 +108,7 @@ def calibrate(
 def ratio_of(
     loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan
 ) -> float:
-    """`Judged.ratio` alone, without running what would only tell the loss."""
+    """`HeldOut.ratio` alone, without running what would only tell the loss."""
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(examples), plan.batch):
         made = batch_of(loaded, examples[start : start + plan.batch])

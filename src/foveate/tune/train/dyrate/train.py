@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from .flops import least_ratio
 from .gradients import through_masks
 from .plan import Plan, resume, save
 from .rollout import batch_of, sizes
-from .table import tabulate
+from .table import Report, tabulate
 
-Report = Callable[[dict[str, float]], None]
 ANSWERS = "answers.safetensors"
 
 
