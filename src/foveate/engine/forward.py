@@ -14,9 +14,8 @@ from ..core.tokens import Kind
 from ..core.view import View
 from .adapters import Adapter
 from .assumptions import Cache, check_filled, check_layer_call
-from .attention.lookback import Lookback
+from .attention.lookback import Lookback, Ran
 from .attention.masks import OwnMask, for_backend, needless, own_mask
-from .attention.ran import Ran
 from .attention.rows import replace_rows, take_rows
 from .cache.layer import KeptLayer
 from .cache.ledger import Ledger
