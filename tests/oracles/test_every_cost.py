@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 import foveate
@@ -32,8 +32,8 @@ from foveate.timing import race as bench
 from models.families import FAMILIES, build, model
 from models.prompts import features, prompt, together
 from models.tiny import IMAGE, VIDEO
+from oracles.counting import MAPPING
 
-CPU_SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 GROUPED = torch.ops.aten._grouped_mm
 METHODS = {
     "plain": (),
@@ -44,13 +44,6 @@ MIXTURES = ("qwen3_vl_moe", "glm4v_moe", "aria")
 STEPS = 3
 
 
-def attention_flops(
-    q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    """As torch's own, which refuses keys of fewer heads than queries before 2.13."""
-    return int(sdpa_flop_count(q, [*k[:1], q[1], *k[2:]], [*v[:1], q[1], *v[2:]]))
-
-
 def grouped_flops(rows: Any, weights: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """Each row goes through the matrix of one expert."""
     return 2 * rows[0] * rows[1] * weights[2]
@@ -59,7 +52,7 @@ def grouped_flops(rows: Any, weights: Any, *args: Any, out_shape: Any = None, **
 @contextmanager
 def counting(made: Any) -> Iterator[FlopCounterMode]:
     """Counts with frozen weights: the counter hooks onto gradients, which Idefics2's latents have not under no_grad."""
-    mapping = {CPU_SDPA: attention_flops, GROUPED: grouped_flops}
+    mapping = {**MAPPING, GROUPED: grouped_flops}
     free = [p for p in made.parameters() if p.requires_grad]
     for p in free:
         p.requires_grad_(False)
