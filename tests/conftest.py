@@ -55,3 +55,34 @@ def data() -> Any:
 
     rows = scene_examples("train", 5, kinds=("position", "shape")).rows
     return Data("scenes", rows[:3], rows[3:])
+
+
+OLD = (  # (part of a test's file, part of its name, why it cannot run on transformers before 5.23)
+    (
+        "test_every_cost",
+        "aria",
+        "Aria's layers do not say how many experts run, so their cost is refused",
+    ),
+    ("test_every_cost", "nobody_says", "it takes away what Aria's layers do not say there"),
+    (
+        "test_every_cost",
+        "cost_knows_every_family[perception_lm]",
+        "PerceptionLM cannot be built without timm",
+    ),
+    (
+        "test_cost",
+        "without_a_cache_every_step_prunes_anew_at_the_cost_that_torch_counts[st3]",
+        "the tower runs at every step",
+    ),
+    ("commands", "smolvlm", "SmolVLM's picture processor wants torchvision"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what an old transformers lacks; see `make test-oldest`."""
+    from models.tiny import NEWEST  # noqa: PLC0415 - after the import hook
+
+    for item in [] if NEWEST else items:
+        for file, name, reason in OLD:
+            if file in str(item.path) and name in item.name:
+                item.add_marker(pytest.mark.skip(reason=reason))
