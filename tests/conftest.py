@@ -57,24 +57,28 @@ def data() -> Any:
     return Data("scenes", rows[:3], rows[3:])
 
 
+WANTS = "its picture processor wants torchvision there"
 OLD = (  # (part of a test's file, part of its name, why it cannot run on transformers before 5.23)
     (
         "test_every_cost",
         "aria",
-        "Aria's layers do not say how many experts run, so their cost is refused",
+        "Aria's layers do not say how many experts run: their cost is refused",
     ),
     ("test_every_cost", "nobody_says", "it takes away what Aria's layers do not say there"),
     (
         "test_every_cost",
-        "cost_knows_every_family[perception_lm]",
+        "knows_every_family[perception_lm]",
         "PerceptionLM cannot be built without timm",
     ),
     (
         "test_cost",
-        "without_a_cache_every_step_prunes_anew_at_the_cost_that_torch_counts[st3]",
-        "the tower runs at every step",
+        "without_a_cache_every_step",
+        "without a cache the tower runs at every step there",
     ),
-    ("commands", "smolvlm", "SmolVLM's picture processor wants torchvision"),
+    ("test_loading", "module_without_sdpa", "the module takes sdpa there"),
+    ("test_loading", "only_text", WANTS),  # these two are of SmolVLM
+    ("test_loading", "saved_again", WANTS),
+    *(("commands", family, WANTS) for family in ("smolvlm", "idefics2", "idefics3", "ovis2")),
 )
 
 
