@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from ..engine.anatomy import Anatomy, anatomy_of
+from ..engine.until import until
 
 _TEXT = (
     "input_ids",
@@ -45,10 +46,6 @@ class _Untold(ModuleTracker):
 
     def __exit__(self, *args: object) -> None:
         pass
-
-
-class _Reached(Exception):  # noqa: N818  (no error: the decoder's turn has come)
-    """All pictures have become tokens."""
 
 
 def vision_flops(model: Any, inputs: Mapping[str, Any]) -> float:
@@ -88,21 +85,11 @@ def _form(value: Tensor) -> Hashable:
 
 
 def _counted(anatomy: Anatomy, inputs: Mapping[str, Any]) -> float:
-    def stop(*_: Any) -> None:
-        raise _Reached
-
-    handle = anatomy.decoder.register_forward_pre_hook(stop)
     counter = FlopCounterMode(display=False, custom_mapping={_ON_CPU: _attention})
-    counter.mod_tracker = (
-        _Untold()
-    )  # its own asks every module for gradients, which some have not (Idefics2)
-    try:
-        with torch.no_grad(), _countable(anatomy.vision), counter:
-            anatomy.model(**inputs)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
+    # its own tracker asks every module for gradients, which some have not (Idefics2)
+    counter.mod_tracker = _Untold()
+    with until(anatomy.decoder), torch.no_grad(), _countable(anatomy.vision), counter:
+        anatomy.model(**inputs)
     return float(counter.get_total_flops())
 
 

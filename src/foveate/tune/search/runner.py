@@ -24,13 +24,10 @@ from ...engine.assumptions import without_cache
 from ...engine.attention.masks import for_backend, may_see, needless
 from ...engine.attention.rows import attention_rows, take_rows
 from ...engine.checks import check_model, check_teacher_forcing
+from ...engine.until import states_of, until
 from ..tower_view import Look, watched
 from ..train.dyrate.rollout import Batch
 from .prefix import LayerInput, Prefix, Prompt, Tally
-
-
-class _Reached(Exception):  # noqa: N818
-    """The first layer is about to run."""
 
 
 class Runner:
@@ -65,21 +62,10 @@ class Runner:
     @torch.no_grad()
     def start(self, batch: Batch) -> Prefix:
         """The batch's embeddings, as they enter layer 0."""
-        caught: list[tuple[Tensor, dict[str, Any]]] = []
-
-        def catch(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append((args[0] if args else kwargs["hidden_states"], kwargs))
-            raise _Reached
-
-        handle = self.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            with watched(self.anatomy, self.score) as look:
-                self.model(**batch.inputs, use_cache=False)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        hidden, kwargs = caught[0]
+        first = self.layers[0]
+        with until(first) as caught, watched(self.anatomy, self.score) as look:
+            self.model(**batch.inputs, use_cache=False)
+        hidden, kwargs = states_of(caught[first]), caught[first][1]
         self.tally.towers += len(hidden)
         real = batch.inputs["attention_mask"].bool()
         columns = torch.where(real, torch.arange(real.shape[1], device=real.device), -1)

@@ -15,11 +15,8 @@ from ....core.tokens import TokenMap, classify
 from ....core.view import View
 from ....engine.anatomy import Anatomy
 from ....engine.attention.rows import attention_rows
+from ....engine.until import states_of, until
 from ...tower_view import Look, watched
-
-
-class _Reached(Exception):  # noqa: N818
-    """The prune layer is about to run."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +36,12 @@ class Below:
 def run_below(anatomy: Anatomy, score: Score, layer: int, inputs: dict[str, Tensor]) -> Below:
     """Runs the layers below `layer`, and the tower, over prompts and answers."""
     visual = anatomy.visual(inputs["input_ids"])
-    caught: dict[int, tuple[Tensor, dict[str, Any]]] = {}
-
-    def catch(index: int) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught[index] = (args[0] if args else kwargs["hidden_states"], kwargs)
-            if index == layer:
-                raise _Reached
-
-        return hook
-
-    layers = anatomy.layers
-    last = max(0, layer - 1)
-    handles = [
-        layers[i].register_forward_pre_hook(catch(i), with_kwargs=True) for i in {last, layer}
-    ]
-    try:
-        with watched(anatomy, score) as look:
-            anatomy.model(**inputs, use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Below(caught[last][0], *caught[layer], look(visual))
+    pruned = anatomy.layers[layer]
+    last = anatomy.layers[max(0, layer - 1)]
+    with until(pruned, last) as caught, watched(anatomy, score) as look:
+        anatomy.model(**inputs, use_cache=False)
+    states, kwargs = states_of(caught[pruned]), caught[pruned][1]
+    return Below(states_of(caught[last]), states, kwargs, look(visual))
 
 
 def rows_at(values: Float[Tensor, "_ T D"], columns: Int[Tensor, "B R"]) -> Float[Tensor, "B R D"]:
