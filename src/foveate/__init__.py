@@ -2,7 +2,7 @@
 
 from . import methods
 from .artefacts.schedules import ScheduleFile, load_schedule
-from .core.contract import Merge, Needs, Schedule, Score
+from .core.contract import Merge, Needs, Schedule, Score, Weigh
 from .core.method import Method
 from .core.tokens import Kind, TokenMap
 from .core.view import View
@@ -26,6 +26,7 @@ __all__ = [
     "TokenMap",
     "Trace",
     "View",
+    "Weigh",
     "__version__",
     "apply",
     "load",

@@ -12,13 +12,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .tower import Layer
 from .view import View
+
+if TYPE_CHECKING:
+    from .weighing import AtCut
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,37 @@ class Merge(Part):
     def follows(self) -> Score | None:
         """The score from whose findings the merge goes on, if it works with no other."""
         return None
+
+    @property
+    def clusters(self) -> bool:
+        """Whether every dropped token goes into one kept token, so that `owners` can tell which."""
+        return False
+
+    def owners(
+        self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
+    ) -> Int[Tensor, "B N"]:
+        """For each entry of `view.visual` the kept one that it goes into: itself if it stays, -1 if none.
+
+        Args:
+            view: the state before the layer.
+            keep: which entries stay.
+            counts: tokens that the schedule wanted to stay of each sample.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no clusters")
+
+
+class Weigh(Part):
+    """What a kept token weighs: for how many tokens it speaks."""
+
+    strength: float = 1.0
+
+    @abstractmethod
+    def owners(self, at: AtCut) -> Int[Tensor, "B N"]:
+        """Whom each token joins: itself if it stays, -1 if nobody."""
+
+    def numbers(self, at: AtCut, owner: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+        """For how many tokens each that stays speaks from now on; other entries are not read."""
+        return at.summed(owner)
 
 
 PlainScore = Callable[[View], Tensor]

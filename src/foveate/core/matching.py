@@ -94,9 +94,16 @@ class IntoOwners(Mix):
     def __call__(
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Float[Tensor, "n n"]:
-        """Weights of the merge; what stays against the matching stays as it is."""
+        """Weights of the merge."""
+        owner = self.owners(picture, stay, counts)
+        return shared_out(owner, torch.ones(len(owner), device=owner.device))
+
+    clusters = True
+
+    def owners(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Int[Tensor, n]:
+        """As the matching has it; what stays against it is its own."""
         owner = self.matching.owners(picture)
         itself = torch.arange(len(owner), device=owner.device)
-        return shared_out(
-            torch.where(stay, itself, owner), torch.ones(len(owner), device=owner.device)
-        )
+        return torch.where(stay, itself, owner)

@@ -130,6 +130,17 @@ class Mix(Part):
             counts: tokens that the schedule wanted to stay of each sample, all images together.
         """
 
+    @property
+    def clusters(self) -> bool:
+        """Whether every dropped token goes into one kept token, as `owners` tells."""
+        return False
+
+    def owners(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Int[Tensor, n]:
+        """The token that each of the image's tokens goes into; what names a token that does not stay is lost."""
+        raise NotImplementedError(f"{type(self).__name__} has no clusters")
+
 
 def allotted(view: View, count: Count, counts: Int[Tensor, B]) -> dict[tuple[int, int], int]:
     """How many tokens each image keeps: `count`, or its share where a schedule wants another total.
@@ -277,6 +288,21 @@ class MixImage(Merge):
             states = picture.states()
             view.spend(2.0 * rows.numel() * states.shape[1])
             out[picture.sample, picture.places[stay]] = (rows @ states).to(out.dtype)
+        return out
+
+    @property
+    def clusters(self) -> bool:
+        """As the matrix has it."""
+        return self.weights.clusters
+
+    def owners(
+        self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
+    ) -> Int[Tensor, "B N"]:
+        """Image by image; -1 for tokens of earlier turns."""
+        out = torch.full(view.visual.shape, -1, device=view.visual.device)
+        for picture in pictures(view):
+            into = self.weights.owners(picture, picture.of(keep), counts)
+            out[picture.sample, picture.places] = picture.places[into]
         return out
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -39,6 +39,42 @@ class TokenMap:
     def are(self, kind: Kind) -> Bool[Tensor, "B C"]:
         """Which columns are of `kind`."""
         return self.kind == int(kind)
+
+    def places(
+        self, columns: Int[Tensor, "B N"]
+    ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B N 2"], Float[Tensor, "B N"]]:
+        """Where in its image each token is: its image, its place there, and the image's area.
+
+        Args:
+            columns: of visual tokens; -1 at fills, which get any values.
+
+        Returns:
+            The image's number; row and column on its grid, or 0 and the token's number in the image where there is no
+            grid; cells of the grid, or the image's number of tokens squared where there is none.
+        """
+        index = columns.clamp(min=0)
+        image = self.image.gather(1, index)
+        number = self._numbers().gather(1, index)
+        if self.grid is not None:
+            height, width = self.grid
+            inside = number % (height * width)
+            place = torch.stack([inside // width, inside % width], -1)
+            return image, place, torch.full_like(image, height * width, dtype=torch.float32)
+        size = torch.zeros_like(self.image).scatter_add(
+            1, self.image.clamp(min=0), self.image.ge(0).long()
+        )
+        place = torch.stack([torch.zeros_like(number), number], -1)
+        return image, place, size.gather(1, image.clamp(min=0)).float() ** 2
+
+    def _numbers(self) -> Int[Tensor, "B C"]:
+        """Each visual token's number in its image, counted from 0; images follow one another."""
+        visual = self.image >= 0
+        count = visual.long().cumsum(1) - 1
+        start = torch.where(visual, count, 2**40)
+        first = torch.full_like(self.image, 2**40).scatter_reduce(
+            1, self.image.clamp(min=0), start, "amin"
+        )
+        return torch.where(visual, count - first.gather(1, self.image.clamp(min=0)), 0)
 
     def extended(self, other: TokenMap) -> TokenMap:
         """This map followed by the columns of `other`, whose images are counted on from ours."""

@@ -40,6 +40,7 @@ class View:
         spend: counts FLOPs that a decision costs, over all samples, as `torch.utils.flop_counter` would: of products of
             matrices. Attention rows are counted by the engine.
         recall: computes `keys`; given by the engine.
+        numbers: for how many tokens each entry of `visual` speaks here (see `weighing`); None: each for itself.
     """
 
     layer: int
@@ -57,6 +58,7 @@ class View:
     look: Callable[[Any, Any, Tensor], Tensor] | None = None
     spend: Callable[[float], None] = _uncounted
     recall: Callable[[int], Tensor] | None = None
+    numbers: Float[Tensor, "B N"] | None = None
 
     @property
     def alive(self) -> Int[Tensor, B]:

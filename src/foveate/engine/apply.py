@@ -20,7 +20,7 @@ from .anatomy import anatomy_of
 from .assumptions import Cache, DynamicCache, names_of
 from .cache.layer import KeptLayer, adopt, not_ours
 from .cache.ledger import Ledger
-from .checks import check_call, check_model, check_tower, special_masks
+from .checks import check_call, check_model, check_tower, check_weights, special_masks
 from .deepstack import DeepStack
 from .forward import Forward, Setting
 from .handover import Call, padding_mask, placeholders, regular
@@ -72,6 +72,7 @@ def apply(
     _check_methods(methods, anatomy.depth, anatomy.family)
     check_model(anatomy.model, body, adapter)
     check_tower(body, looked_at(methods))
+    check_weights(anatomy.decoder, methods)
     return _applied(adapter, body, methods, watch)
 
 
@@ -307,8 +308,13 @@ class Engine:
         if old is None:
             return Ledger(tokens, count, 0, total, text)
         known = old.tokens.with_responses(old.columns).extended(tokens)
-        return Ledger(
-            known, old.columns + count, 0, old.total + total, old.text + text, old.alive, old.notes
+        return replace(
+            old,
+            tokens=known,
+            columns=old.columns + count,
+            step=0,
+            total=old.total + total,
+            text=old.text + text,
         )
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

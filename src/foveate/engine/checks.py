@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.method import Method
 from ..core.tower import Layer
 from .adapters import Adapter
 from .assumptions import check_assumptions, checkpointing_off, missing
@@ -66,6 +67,17 @@ def check_tower(body: Any, layers: Sequence[Layer]) -> None:
         raise ValueError(
             "a method looks at the vision tower, which is compiled with torch.compile, and so skips the engine's "
             "hooks; pass the plain tower, or use a method that needs none, such as divprune"
+        )
+
+
+def check_weights(decoder: Any, methods: Sequence[Method]) -> None:
+    """Raises ValueError where attention could not add what kept tokens weigh."""
+    weighing = [method.name for method in methods if method.weigh is not None]
+    backend = str(decoder.config._attn_implementation)
+    if weighing and backend.startswith("flash"):
+        raise ValueError(
+            f"{weighing[0]} adds a bias to attention, which {backend} does not take; load the model with "
+            "attn_implementation='sdpa' or 'eager', or leave out weigh="
         )
 
 

@@ -17,8 +17,10 @@ from .assumptions import Cache, check_filled, check_layer_call
 from .attention.lookback import Lookback, Ran
 from .attention.masks import OwnMask, for_backend, needless, own_mask
 from .attention.rows import replace_rows, take_rows
+from .cache.handing import handed_on
 from .cache.layer import KeptLayer
 from .cache.ledger import Ledger
+from .cache.numbers import Numbers, each
 from .cache.slots import Slots
 from .deepstack import DeepStack
 from .positions import Positions
@@ -105,6 +107,7 @@ class Forward:
         self.masks: dict[tuple[Any, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
         self.seen = Lookback(setting.adapter, setting.reach, ledger, self.past, real, cache, record)
         self.notes = dict(ledger.notes)
+        self.numbers: list[Numbers | None] = list(ledger.numbers) or [None] * self.layers
 
     def engage(self, on: bool, whole: bool = True) -> None:
         """Tells the cache that the engine is running, and when it no longer is; and whether it has run to its end."""
@@ -131,7 +134,7 @@ class Forward:
         def row(coming: bool) -> Ran:
             at = {**kwargs, **self.positions.of(kwargs)}
             here = (at["position_embeddings"], self.rows, own, at.get("position_ids"))
-            return Ran(index, module, hidden, *here, coming=coming)
+            return Ran(index, module, hidden, *here, coming=coming, numbers=self.numbers[index])
 
         if self.setting.watch is not None:
             self.seen.coming = row(coming=True)
@@ -141,7 +144,8 @@ class Forward:
                 self.seen.coming = row(coming=True)
                 hidden = self._consult(method, index, hidden)
         moved = self.positions.of(kwargs)
-        if not (self.rows.untouched and self.past[index].untouched):
+        whole = self.rows.untouched and self.past[index].untouched
+        if not whole or self.numbers[index] is not None:
             moved["attention_mask"] = self._mask(index, hidden, kwargs.get("attention_mask"), own)
         self.seen.before.append(row(coming=False))
         self.ran.append(self.rows)
@@ -167,6 +171,7 @@ class Forward:
             hidden = replace_rows(
                 hidden, view.place(), keep, method.merge(view, keep, found.counts)
             )
+        self._weigh(method, view, keep, found.counts)
         # From the view's visual tokens (B N) to all columns (B C). Padding of the view is sent to a spare last column.
         alive = torch.ones((*view.tokens.kind.shape,), dtype=torch.bool, device=keep.device)
         gone = torch.where(view.mask & ~keep, view.visual, -1)
@@ -175,12 +180,37 @@ class Forward:
         )
         alive = alive[:, :-1]
         hidden = self._drop_rows(alive, hidden)
-        self._evict(index, alive)
+        self._evict(index, alive, method)
+        if method.weigh is not None:
+            self._note_lost(view, keep)
         # What was noted of this layer and deeper ones, by a method before this one, no longer holds.
         self.record.cuts = [cut for cut in self.record.cuts if cut[0] < index] + self._counts(
             index, hidden.shape[0]
         )
         return hidden
+
+    def _weigh(self, method: Method, view: View, keep: Tensor, counts: Tensor) -> None:
+        """New numbers of the kept tokens that run now, in this layer and all deeper ones."""
+        here = keep & (view.place() >= 0)
+        if method.weigh is None or not bool(here.any()):
+            return
+        numbers = method.numbers(method.weigh, view, keep, counts)
+        strength = method.weigh.strength
+        fresh = Numbers.ones(len(here), self.ledger.columns, self.device)
+        old = [fresh if layer is None else layer for layer in self.numbers[view.layer :]]
+        self.numbers[view.layer :] = each(
+            old,
+            lambda layer: layer.extended(self.ledger.columns).changed(
+                view.visual, here, numbers, strength
+            ),
+        )
+
+    def _note_lost(self, view: View, keep: Tensor) -> None:
+        """Notes how many tokens nobody speaks for after a cut."""
+        numbers = self.numbers[view.layer]
+        before = view.mask.float() if view.numbers is None else view.numbers * view.mask
+        after = keep.float() if numbers is None else numbers.of(view.visual) * keep
+        self.record.lost.append((view.layer, before.sum(1) - after.sum(1)))
 
     def _counts(self, index: int, batch: int) -> list[tuple[int, Tensor, Tensor]]:
         """(layer, visual rows, visual tokens cached) from `index` on, an entry where the cached ones change."""
@@ -236,8 +266,8 @@ class Forward:
         whole = stay.shape[1] if not len(gone) else stay.shape[1] - 1 - int(gone[-1])
         return whole if self.rows.table is None else min(whole, self.rows.tail)
 
-    def _evict(self, index: int, alive: Tensor) -> None:
-        """Takes dropped columns out of the caches of this layer and all deeper ones."""
+    def _evict(self, index: int, alive: Tensor, method: Method) -> None:
+        """Takes dropped columns out of the caches of this layer and all deeper ones; what stays may speak for them."""
         if self.real is not None:
             alive = alive & self.real
         plans: dict[
@@ -252,6 +282,10 @@ class Forward:
             _, slots, move = plans[id(old)]
             if move is not None and self.cache is not None:
                 kept: KeptLayer = self.cache.layers[layer]
+                tokens = self.ledger.tokens.with_responses(self.ledger.columns)
+                self.numbers[layer] = handed_on(
+                    self.numbers[layer], kept, old, alive, tokens, method, self.record.spend
+                )
                 kept.evict(slots, move)
             self.past[layer] = slots
 
@@ -265,6 +299,7 @@ class Forward:
         cached = self.past[min(index, self.layers - 1)]
         for columns in (cached.columns(batch, device), rows):
             present.scatter_(1, torch.where(columns < 0, self.ledger.columns, columns), True)
+        numbers = self.numbers[min(index, self.layers - 1)]
         visual = present[:, :-1] & tokens.are(Kind.IMAGE)
         count = visual.sum(1, keepdim=True)
         most = int(count.max()) if batch else 0
@@ -272,12 +307,13 @@ class Forward:
             (~visual).long().argsort(dim=1, stable=True)[:, :most]
         )  # columns of visual tokens, ascending (B N)
         mask = torch.arange(most, device=device) < count
+        columns = torch.where(mask, order, -1)
         return View(
             layer=index,
             step=self.ledger.step,
             layers=self.layers,
             total=self.ledger.total,
-            visual=torch.where(mask, order, -1),
+            visual=columns,
             mask=mask,
             hidden=hidden.to(device),
             rows=torch.where(
@@ -290,29 +326,41 @@ class Forward:
             look=None if self.sight is None else self.sight.look,
             spend=self.record.spend,
             recall=self.seen.keys,
+            numbers=None if numbers is None else numbers.of(columns),
         )
 
     def _mask(self, index: int, hidden: Tensor, given: Any, own: OwnMask | None) -> Tensor | None:
         past = self.past[index]
-        key = (id(past), id(self.rows), id(given) if own is not None else 0, hidden.device)
+        numbers = self.numbers[index]
+        key = (
+            id(past), id(self.rows), id(numbers), id(given) if own is not None else 0, hidden.device,
+        )  # fmt: skip
         if key not in self.masks:
-            rows = hidden.shape[1]
-            dead = (
-                past.masked
-                or self.rows.masked
-                or (self.padded and self.rows.untouched)
-                or self._hidden(past)
-            )
-            if not dead and own is None and needless(self.backend, rows, past.length):
-                mask = None
-            else:
-                asked = self.rows.columns(hidden.shape[0], self.device)
-                held = torch.cat([past.columns(hidden.shape[0], self.device), asked], 1)
-                mask = for_backend(self.backend, asked, held, self.real, hidden.dtype, own).to(
-                    hidden.device
-                )
-            self.masks[key] = ((past, self.rows, given), mask)
+            mask = self._made_mask(past, numbers, hidden, own)
+            self.masks[key] = ((past, self.rows, numbers, given), mask)
         return self.masks[key][1]
+
+    def _made_mask(
+        self, past: Slots, numbers: Numbers | None, hidden: Tensor, own: OwnMask | None
+    ) -> Tensor | None:
+        """The mask of a layer whose cache holds `past`; None where plain causal attention needs none."""
+        rows = hidden.shape[1]
+        dead = (
+            past.masked
+            or self.rows.masked
+            or (self.padded and self.rows.untouched)
+            or self._hidden(past)
+        )
+        plain = not dead and own is None
+        if plain and numbers is None and needless(self.backend, rows, past.length):
+            return None
+        asked = self.rows.columns(hidden.shape[0], self.device)
+        held = torch.cat([past.columns(hidden.shape[0], self.device), asked], 1)
+        bias = None if numbers is None else numbers.biases(held)
+        if bias is not None and plain and rows == 1:  # one query, which sees all that is held
+            return bias[:, None, None].to(hidden)
+        mask = for_backend(self.backend, asked, held, self.real, hidden.dtype, own, bias)
+        return mask.to(hidden.device)
 
     def _hidden(self, past: Slots) -> bool:
         """Whether the caller's mask hides tokens that the cache holds, as an edited mask may."""
@@ -340,8 +388,13 @@ class Forward:
                 layer.seen = self.ledger.columns
             alive = tuple((layer, fresh + cached) for layer, fresh, cached in self.record.cuts)
             tail = min(slots.tail for slots in joined.values())
+            weighs = any(numbers is not None for numbers in self.numbers)
             self.cache.layers[0].ledger = replace(
-                self.ledger, alive=alive, notes=self.notes, tail=tail
+                self.ledger,
+                alive=alive,
+                numbers=tuple(self.numbers) if weighs else (),
+                notes=self.notes,
+                tail=tail,
             )
         if self.rows.untouched:
             return last

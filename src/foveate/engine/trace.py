@@ -37,6 +37,7 @@ class Pass:
         cached: whether keys and values are kept.
         control: FLOPs that schedules say they spent, per sample.
         spent: FLOPs of all samples together: rows of the vision tower, and what scores and merges say they spent.
+        lost: (layer, how many tokens nobody speaks for any more) of every cut by a method that weighs.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Pass:
     asked: list[tuple[int, int, int, int]] = field(default_factory=list)
     control: float = 0.0
     spent: float = 0.0
+    lost: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def spend(self, flops: float) -> None:
         """Adds to `spent`."""
@@ -114,6 +116,20 @@ class Trace:
             if bool(has.any()):
                 shares.append(((fresh + cached)[:, has] / start[has]).mean().item())
         return sum(shares) / len(shares) if shares else 1.0
+
+    def lost(self) -> float:
+        """Share of the visual tokens that nobody speaks for at the end, mean over samples and forwards that cut.
+
+        It is 0 without weights. A method that weighs lets every kept token speak for what joined it. What an image
+        held is lost if the image keeps nothing.
+        """
+        shares = []
+        for done in self.passes:
+            gone = sum(tokens for _, tokens in done.lost)
+            has = done.total > 0
+            if isinstance(gone, Tensor) and bool(has.any()):
+                shares.append((gone[has] / done.total[has]).mean().item())
+        return sum(shares) / len(shares) if shares else 0.0
 
     def save(self, path: str | Path) -> None:
         """Writes the rows as JSON."""

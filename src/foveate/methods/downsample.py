@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..core.merging import IntoNearest
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import Even
+from ..core.weighing import Cell, Mean
 
 
 def downsample(layer: int = 0, keep: float | int = 0.25, pool: bool = False) -> Method:
@@ -26,6 +26,5 @@ def downsample(layer: int = 0, keep: float | int = 0.25, pool: bool = False) -> 
         ValueError: a negative layer, or `keep` out of range.
     """
     name = f"downsample:layer={layer},keep={spelled(keep)}" + (",pool=true" if pool else "")
-    return Method(
-        Even(), Cut(layer, keep), merge=IntoNearest() if pool else None, within="image", name=name
-    )
+    merge = Mean(Cell(), cutoff=-1.0) if pool else None
+    return Method(Even(), Cut(layer, keep), merge, within="image", name=name)

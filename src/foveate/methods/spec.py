@@ -18,7 +18,14 @@ from ..core.contract import Merge, Score
 from ..core.method import Method
 from ..core.scores import RANKINGS
 
-PARTS = ("score", "schedule", "merge", "within")
+PARTS = ("score", "schedule", "merge", "within", "weigh")
+SPEAKING = (
+    "weigh",
+    "merge",
+    "strength",
+    "place",
+    "cutoff",
+)  # knobs of every method: `Method.weighted`
 MARK = "?"  # in place of the value of a knob that is to be tuned
 
 
@@ -55,7 +62,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Composed:
-    """``score=...,schedule=...,merge=...,within=...``.
+    """``score=...,schedule=...,merge=...,within=...,weigh=...``.
 
     Attributes:
         parts: each part's text, by `PARTS`, read; in the order given.
@@ -138,8 +145,9 @@ def _read_composed(text: str) -> Composed:
             if key in texts:
                 raise ValueError(f"{text!r} gives {key} twice; give it once")
             texts[key] = value.strip()
-        else:
-            texts[key] += f",{piece}"
+        else:  # a knob of the part before; weigh and merge take theirs without a colon, as all methods do
+            first = key in ("weigh", "merge") and ":" not in texts[key]
+            texts[key] += f"{':' if first else ','}{piece.strip()}"
     for needed in ("score", "schedule"):
         if not texts.get(needed):
             raise ValueError(f"{text!r} has no {needed}; expected score=NAME:...,schedule=NAME:...")
@@ -152,8 +160,11 @@ def parse(text: str) -> list[Method]:
     The value of a knob that has no default may come first and without its name: ``schedule:found.json``.
     A method may also be put together from others: ``score=dart,schedule=pdrop:keep=0.5`` ranks as the one does and
     keeps as many as the other. A score is a method's or a ranking (`core.scores.RANKINGS`), a schedule any method's;
-    ``merge=`` a method's or none (by default what the score's method does), ``within=`` sample or image. A part's
-    knobs follow its colon; of those, score, schedule, merge and within are taken for parts.
+    ``merge=`` a method's, mean or none (by default what the score's method does), ``within=`` sample or image. A part's
+    knobs follow its colon; of those, score, schedule, merge, within and weigh are taken for parts.
+
+    Every method, and every one of parts, takes the knobs of `Method.weighted` in addition, by which kept tokens speak
+    for the dropped: ``divprune:keep=0.125,weigh=nearest,merge=mean``. Without them nothing is weighed.
 
     Raises:
         ValueError: unknown method or knob, or a value of the wrong type; says what was meant, if that can be told.
@@ -196,6 +207,21 @@ def _naming(part: str, whole: str, several: bool) -> Iterator[None]:
 
 def _made(spec: Named) -> Method:
     """The method of this name with these knobs."""
+    own = spec.without(*SPEAKING)
+    return _weighted(_made_alone(own), dict(pair for pair in spec.knobs if pair[0] in SPEAKING))
+
+
+def _weighted(method: Method, given: dict[str, str]) -> Method:
+    """`method` with kept tokens that speak for the dropped, as these knobs have it; as it is if there are none."""
+    if not given:
+        return method
+    hints = get_type_hints(Method.weighted)
+    values = {key: _value(method.name, key, text, hints[key]) for key, text in given.items()}
+    return method.weighted(**{"weigh": "none", "merge": "own", **values})
+
+
+def _made_alone(spec: Named) -> Method:
+    """The method of this name with these knobs, all of which are its own."""
     factories = methods.factories()
     if spec.name not in factories:
         meant = _meant(spec.name, factories)
@@ -206,14 +232,20 @@ def _made(spec: Named) -> Method:
     for key, value in spec.knobs:
         if not key and not needed:
             if value not in known:
+                every = (*known, *SPEAKING)
+                if value in SPEAKING:
+                    raise ValueError(
+                        f"{value!r} in {str(spec)!r} has no value; expected {value}=value"
+                    )
                 raise ValueError(
-                    f"{spec.name} has no knob {value!r}{_meant(value, known)}; it has {', '.join(known)}"
+                    f"{spec.name} has no knob {value!r}{_meant(value, every)}; it has {', '.join(every)}"
                 )
             raise ValueError(f"{value!r} in {str(spec)!r} has no value; expected {value}=value")
         knob = key or needed[0]
         if knob not in known:
             raise ValueError(
-                f"{spec.name} has no knob {knob!r}{_meant(knob, known)}; it has {', '.join(known)}"
+                f"{spec.name} has no knob {knob!r}{_meant(knob, (*known, *SPEAKING))}; "
+                f"it has {', '.join((*known, *SPEAKING))}"
             )
         if knob in given:
             raise ValueError(f"{str(spec)!r} gives {knob} twice; give it once")
@@ -233,20 +265,28 @@ def _composed(spec: Composed) -> Method:
     with _naming(f"schedule={given['schedule']}", whole, several=True):
         schedule = _made(given["schedule"]).schedule
     other = given.get("merge", Named(""))
-    if other.name == "none":
+    speaking: dict[str, str] = {}
+    if other.name == "mean":
+        speaking |= {"merge": "mean", **dict(other.knobs)}
+    elif other.name == "none":
         merge = None
     elif other.name:
         with _naming(f"merge={other}", whole, several=True):
             merge = _made(other).merge
         if merge is None:
             raise ValueError(
-                f"{str(other)!r} merges nothing; expected a method that merges, or none"
+                f"{str(other)!r} merges nothing; expected a method that merges, mean or none"
             )
+    if "weigh" in given:
+        speaking |= {"weigh": given["weigh"].name, **dict(given["weigh"].knobs)}
     within = str(given.get("within", "sample"))
     chosen: Literal["sample", "image"] = _value(
         "a method of parts", "within", within, Literal["sample", "image"]
     )
-    made = Method(score, schedule, merge, chosen, name=whole)
+    made = Method(score, schedule, merge, chosen, name="method of parts")
+    with _naming("weigh and merge", whole, several=bool(speaking)):
+        made = _weighted(made, speaking)
+    made = made.named(whole)
     made.check_parts()
     return made
 

@@ -74,19 +74,41 @@ class IntoContextual(Mix):
     ) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
         itself = torch.eye(len(picture), device=stay.device)
-        keys = picture.keys()
-        shares = picture.view.once(
-            ("allotted", self.count), lambda: allotted(picture.view, self.count, counts)
-        )
-        count = shares[picture.sample, picture.image]
-        targets = self.base.targets(picture, count) & stay
+        targets = self._targets(picture, stay, counts)
         if not bool(targets.any()):
             return itself
-        into = nearest(picture.cosines(keys, keys), targets)
+        into = self.owners(picture, stay, counts)
         others = shared_out(into, (~stay).float())
         if self.base.sums:
             return itself + others
         return torch.where(targets[:, None], shared_out(into, (~stay | targets).float()), itself)
+
+    clusters = True
+
+    def owners(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Int[Tensor, n]:
+        """The contextual token most like each that is dropped; all others are their own."""
+
+        def find() -> Tensor:
+            targets = self._targets(picture, stay, counts)
+            itself = torch.arange(len(picture), device=stay.device)
+            if not bool(targets.any()):
+                return itself
+            keys = picture.keys()
+            return torch.where(stay, itself, nearest(picture.cosines(keys, keys), targets))
+
+        found: Tensor = picture.once(("contextual", *stay.tolist()), find)
+        return found
+
+    def _targets(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Bool[Tensor, n]:
+        """The contextual tokens, as far as they stay."""
+        shares = picture.view.once(
+            ("allotted", self.count), lambda: allotted(picture.view, self.count, counts)
+        )
+        return self.base.targets(picture, shares[picture.sample, picture.image]) & stay
 
 
 def visionzip(

@@ -67,9 +67,22 @@ class IntoSimilar(Mix):
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
-        states = picture.states()
-        into = nearest(picture.cosines(states, states), stay)
+        into = self.owners(picture, stay, counts)
         return shared_out(into, torch.ones(len(picture), device=into.device))
+
+    clusters = True
+
+    def owners(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Int[Tensor, n]:
+        """The kept token most like each."""
+
+        def find() -> Tensor:
+            states = picture.states()
+            return nearest(picture.cosines(states, states), stay)
+
+        found: Tensor = picture.once(("similar", *stay.tolist()), find)
+        return found
 
 
 def vscan1(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..assumptions import Cache
 from ..cache.ledger import Ledger
+from ..cache.numbers import Numbers
 from ..cache.slots import Slots
 from ..trace import Pass
 from .masks import OwnMask, may_see
@@ -32,6 +33,7 @@ class Ran:
         own: the family's own mask, or None where attention is causal.
         places: position ids of its rows (b R), where the layer was given any.
         coming: whether it is about to run, so that its keys are not cached yet.
+        numbers: for how many tokens each column speaks in it, or None where each speaks for itself.
     """
 
     index: int
@@ -42,6 +44,7 @@ class Ran:
     own: OwnMask | None = None
     places: Tensor | None = None
     coming: bool = False
+    numbers: Numbers | None = None
 
     def queries(
         self, adapter: Adapter, asked: Int[Tensor, "B Q"], columns: int
@@ -89,8 +92,9 @@ class Ran:
         allowed = may_see(asked, held, real, self.own) & (asked >= 0)[:, :, None]
         softcap = getattr(attention, "attn_logit_softcapping", None)
         keys = keys.to(queries.device)
+        bias = None if self.numbers is None else self.numbers.biases(held).to(queries.device)
         shares = attention_rows(
-            queries, keys, attention.scaling, allowed.to(queries.device), softcap
+            queries, keys, attention.scaling, allowed.to(queries.device), softcap, bias
         ).to(device)
         out = shares.new_zeros((*shares.shape[:-1], columns + 1))
         slot = torch.where(held < 0, columns, held)[:, None, None].expand(shares.shape)

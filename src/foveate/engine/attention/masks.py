@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SUPPORTED = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
@@ -69,12 +69,19 @@ def for_backend(
     real: Bool[Tensor, "B C"] | None,
     dtype: torch.dtype,
     own: OwnMask | None = None,
+    bias: Float[Tensor, "B S"] | None = None,
 ) -> Tensor:
-    """The mask as `backend` wants it: bool (B 1 R S), additive (B 1 R S), or flash attention's key mask (B S)."""
+    """The mask as `backend` wants it: bool (B 1 R S), additive (B 1 R S), or flash attention's key mask (B S).
+
+    With a `bias` of the keys it is additive under sdpa too. Flash attention takes none (`checks` refuses it before).
+    """
     if backend.startswith("flash"):
         alive = keys >= 0
         return (alive if real is None else alive & real.gather(1, keys.clamp(min=0))).long()
     seen = may_see(queries, keys, real, own)[:, None]
+    if bias is not None:
+        added = bias[:, None, None].to(dtype).expand(seen.shape)
+        return added.masked_fill(~seen, torch.finfo(dtype).min)
     if backend == "eager":
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(
             ~seen, torch.finfo(dtype).min

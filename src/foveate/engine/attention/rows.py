@@ -57,16 +57,19 @@ def attention_rows(
     scaling: float,
     allowed: Bool[Tensor, "B Q S"],
     softcap: float | None = None,
+    bias: Float[Tensor, "B S"] | None = None,
 ) -> Float[Tensor, "B H Q S"]:
     """Softmax of the scaled products in float32; rows that may look at nothing are zeros.
 
-    `softcap` c squeezes the products x into c tanh(x / c), as Gemma 2 does.
+    `softcap` c squeezes the products x into c tanh(x / c), as Gemma 2 does. `bias` is then added, of every key.
     """
     batch, _, rows, _ = queries.shape
     grouped = queries.view(batch, keys.shape[1], -1, rows, queries.shape[-1]).float()
     products = torch.einsum("bkgqe,bkse->bkgqs", grouped, keys.float()) * scaling
     if softcap is not None:
         products = softcap * torch.tanh(products / softcap)
+    if bias is not None:
+        products = products + bias.float()[:, None, None, None]
     products = products.flatten(1, 2).masked_fill(~allowed[:, None], -torch.inf)
     return products.softmax(-1).nan_to_num(0.0)
 

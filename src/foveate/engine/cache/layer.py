@@ -157,6 +157,24 @@ class KeptLayer(DynamicLayer):
         self._show(move.length)
         self.slots = slots
 
+    def replace(
+        self,
+        place: Int[Tensor, "B N"],
+        keys: Float[Tensor, "B N H D"],
+        values: Float[Tensor, "B N H E"],
+    ) -> None:
+        """Writes keys and values of some slots anew; the slots of a sample are all different."""
+        if self._buffers is None:
+            return
+        if not self._in_place(self._buffers[0]):
+            self._buffers = (self._buffers[0].clone(), self._buffers[1].clone())
+            self._in_graph = torch.is_grad_enabled()
+        for buffer, new in zip(self._buffers, (keys, values), strict=True):
+            heads = new.transpose(1, 2).to(buffer)
+            index = place.to(buffer.device)[:, None, :, None].expand(heads.shape)
+            buffer.scatter_(2, index, heads)
+        self._show(self.length)
+
     def get_seq_length(self) -> int:
         """Tokens of the input so far. Dropped tokens count, so that positions are never renumbered."""
         return self.seen

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ...core.tokens import Kind, TokenMap
+from .numbers import Numbers, each
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Ledger:
         total: visual tokens that each sample has been given.
         text: tokens so far that are neither visual nor padding.
         alive: (layer, visual tokens in the caches from it on), by ascending layer.
+        numbers: for how many tokens each column speaks in each layer's cache; empty where each speaks for itself.
         notes: what scores and schedules remember; see `View.notes`.
         tail: columns at the end that every layer still holds, and that can so be taken back.
     """
@@ -32,6 +34,7 @@ class Ledger:
     total: Int[Tensor, B]
     text: Int[Tensor, B]
     alive: tuple[tuple[int, Int[Tensor, B]], ...] = ()
+    numbers: tuple[Numbers | None, ...] = ()
     notes: dict[str, Tensor] = field(default_factory=dict)
     tail: int = 0
 
@@ -62,6 +65,7 @@ class Ledger:
             total=self.total - images,
             text=text,
             alive=tuple((layer, counts - images) for layer, counts in self.alive),
+            numbers=each(self.numbers, lambda numbers: numbers.cropped(columns)),
             notes={key: values[:, :columns] for key, values in self.notes.items()},
             tail=self.tail - count,
         )
@@ -77,5 +81,6 @@ class Ledger:
             total=rows(self.total),
             text=rows(self.text),
             alive=alive,
+            numbers=each(self.numbers, lambda numbers: numbers.reindexed(rows)),
             notes=notes,
         )

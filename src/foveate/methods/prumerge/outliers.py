@@ -66,12 +66,29 @@ class IntoOutliers(Mix):
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
-        keys = picture.keys()
         weight = picture.attention().clamp(min=1e-12)
+        if self.clusters:
+            return shared_out(self.owners(picture, stay, counts), weight)
+        keys = picture.keys()
         similar = picture.cosines(keys, keys)
-        if self.merging == "nearest":
-            return shared_out(nearest(similar, stay), weight)
         order = similar.fill_diagonal_(-torch.inf).argsort(dim=1, descending=True, stable=True)
         near = order[:, : min(NEIGHBOURS, len(picture) - 1)]
         itself = torch.eye(len(picture), device=similar.device)
         return itself.scatter(1, near, weight[near])
+
+    @property
+    def clusters(self) -> bool:
+        """Where a token goes into one other."""
+        return self.merging == "nearest"
+
+    def owners(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Int[Tensor, n]:
+        """The kept token whose key is most like each one's."""
+
+        def find() -> Tensor:
+            keys = picture.keys()
+            return nearest(picture.cosines(keys, keys), stay)
+
+        found: Tensor = picture.once(("nearest", *stay.tolist()), find)
+        return found

@@ -112,6 +112,14 @@ class Recycling(Merge):
         size = torch.zeros_like(sums[..., 0]).scatter_add(1, owner, view.mask.float())
         return sums / size.clamp(min=1)[..., None]
 
+    clusters = True
+
+    def owners(
+        self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
+    ) -> Int[Tensor, "B N"]:
+        """The centres; what is dropped and not recycled names itself, and is lost."""
+        return self.score.owners(view, counts)
+
 
 def density_peaks(
     points: Float[Tensor, "R D"], count: int
