@@ -94,7 +94,7 @@ def _forced(
     )
     words = answer[None, :-1]
     # A method that drops while decoding wants its words one by one, as `generate` brings them.
-    pieces = words.split(1, 1) if decodes else (words,)
+    pieces = torch.split(words, 1, 1) if decodes else (words,)
 
     with apply(model, *methods) if methods else nullcontext():
         out = model(**inputs, use_cache=True)
