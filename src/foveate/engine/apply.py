@@ -23,7 +23,7 @@ from .cache.ledger import Ledger
 from .checks import check_call, check_model, check_tower, special_masks
 from .deepstack import DeepStack
 from .forward import Forward, Setting
-from .handover import Call, padding_mask, placeholders, regular
+from .handover import CallState, padding_mask, placeholders, regular
 from .modules import decoder_of
 from .tower.form import known_tower
 from .tower.watch import Watch, looked_at
@@ -121,7 +121,7 @@ class Engine:
         self.decoder = decoder_of(body)
         self.depth = len(self.decoder.layers)
         self.trace = Trace(self.depth, tuple(m.name for m in methods))
-        self.call = Call()
+        self.call = CallState()
         self.busy = threading.Lock()
         self.handles: list[Any] = []
         self.names = names_of(body, self.decoder)

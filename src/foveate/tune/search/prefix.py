@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...core.tokens import TokenMap
-from ..tower_view import Look
+from ..tower_view import TowerReader
 from ..train.dyrate.rollout import Batch
 
 
@@ -67,7 +67,7 @@ class Prompt:
     positions: tuple[Tensor, Tensor]
     ids: Tensor | None
     extra: dict[str, Any]
-    look: Look | None = None
+    look: TowerReader | None = None
 
 
 @dataclass

@@ -12,7 +12,7 @@ from .evaluator import Evaluator
 from .journal import Journal
 
 Keep = Sequence[float]
-Say = Callable[[str], None]
+ReportTrial = Callable[[str], None]  # gets the schedule about to be run
 RECIPE = "recipe"  # begins the journal's keys of what statistics gave
 
 
@@ -60,7 +60,7 @@ class Problem:
         first: int = 2,
         journal: Journal | None = None,
         seed: int = 0,
-        report: Say | None = None,
+        report: ReportTrial | None = None,
         recipe: Callable[[float], Sequence[float]] | None = None,
     ) -> None:
         if not 0 <= first < layers:

@@ -25,7 +25,7 @@ from ...engine.attention.masks import for_backend, may_see, needless
 from ...engine.attention.rows import attention_rows, take_rows
 from ...engine.checks import check_model, check_teacher_forcing
 from ...engine.until import states_of, until
-from ..tower_view import Look, watched
+from ..tower_view import TowerReader, tower_watched
 from ..train.dyrate.rollout import Batch
 from .prefix import LayerInput, Prefix, Prompt, Tally
 
@@ -63,16 +63,16 @@ class Runner:
     def start(self, batch: Batch) -> Prefix:
         """The batch's embeddings, as they enter layer 0."""
         first = self.layers[0]
-        with until(first) as caught, watched(self.anatomy, self.score) as look:
+        with until(first) as caught, tower_watched(self.anatomy, self.score) as reader_of:
             self.model(**batch.inputs, use_cache=False)
         hidden, kwargs = states_of(caught[first]), caught[first][1]
         self.tally.towers += len(hidden)
         real = batch.inputs["attention_mask"].bool()
         columns = torch.where(real, torch.arange(real.shape[1], device=real.device), -1)
         visual = self.anatomy.visual(batch.inputs["input_ids"])
-        return Prefix(0, hidden, columns, self._prompt(batch, kwargs, look(visual)))
+        return Prefix(0, hidden, columns, self._prompt(batch, kwargs, reader_of(visual)))
 
-    def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: Look | None) -> Prompt:
+    def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: TowerReader | None) -> Prompt:
         config = self.body.config
         own = ("hidden_states", "position_embeddings", "position_ids", "attention_mask")
         extra = {k: v for k, v in without_cache(kwargs).items() if k not in own}

@@ -35,7 +35,7 @@ from .costs import Sizes, cost_of, measure_layer, ratios
 from .evaluator import Evaluator
 from .journal import Journal
 from .objective import OBJECTIVES
-from .problem import RECIPE, Problem, Say
+from .problem import RECIPE, Problem, ReportTrial
 from .runner import Runner
 from .strategies import search, settled
 
@@ -119,7 +119,7 @@ def find_schedule(
     name: str = "",
     record: Path | None = None,
     processes: Processes = ALONE,
-    report: Say | None = None,
+    report: ReportTrial | None = None,
 ) -> ScheduleFile:
     """Searches a schedule, and judges it on held-out examples.
 
@@ -194,7 +194,7 @@ def _problem(
     sizes: Sizes,
     judge: Evaluator,
     journal: Journal,
-    report: Say | None,
+    report: ReportTrial | None,
 ) -> Problem:
     """The calibration examples as a problem."""
 

@@ -16,7 +16,7 @@ from ....core.view import View
 from ....engine.anatomy import Anatomy
 from ....engine.attention.rows import attention_rows
 from ....engine.until import states_of, until
-from ...tower_view import Look, watched
+from ...tower_view import TowerReader, tower_watched
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Below:
     last: Tensor
     hidden: Tensor
     kwargs: dict[str, Any]
-    look: Look | None
+    look: TowerReader | None
 
 
 @torch.no_grad()
@@ -38,10 +38,10 @@ def run_below(anatomy: Anatomy, score: Score, layer: int, inputs: dict[str, Tens
     visual = anatomy.visual(inputs["input_ids"])
     pruned = anatomy.layers[layer]
     last = anatomy.layers[max(0, layer - 1)]
-    with until(pruned, last) as caught, watched(anatomy, score) as look:
+    with until(pruned, last) as caught, tower_watched(anatomy, score) as reader_of:
         anatomy.model(**inputs, use_cache=False)
     states, kwargs = states_of(caught[pruned]), caught[pruned][1]
-    return Below(states_of(caught[last]), states, kwargs, look(visual))
+    return Below(states_of(caught[last]), states, kwargs, reader_of(visual))
 
 
 def rows_at(values: Float[Tensor, "_ T D"], columns: Int[Tensor, "B R"]) -> Float[Tensor, "B R D"]:
