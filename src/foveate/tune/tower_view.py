@@ -23,8 +23,8 @@ def tower_watched(
 ) -> Iterator[Callable[[Bool[Tensor, "B T"]], TowerReader | None]]:
     """Hooks the tower within the block, if `score` needs it, and keeps what a forward run there computes.
 
-    The block gets a function. Called after that forward with the visual columns (B T), it returns the `View.look` of
-    the forward, or None if `score` needs no tower or no column is visual.
+    The block gets a function. Called after that forward with the visual columns (B T), it returns
+    the `View.look` of the forward, or None if `score` needs no tower or no column is visual.
     """
     layers = score.needs.tower
     form = known_tower(anatomy.body) if layers else None

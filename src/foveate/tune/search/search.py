@@ -48,7 +48,8 @@ class Search:
         algorithm: a strategy, by name.
         knobs: the strategy's own; what is not given is its default.
         objective: one of `objective.OBJECTIVES`.
-        cost: what a budget is a share of: keep (mean share of tokens), flops, kv (bytes) or seconds (measured).
+        cost: what a budget is a share of: keep (mean share of tokens), flops, kv (bytes) or seconds
+            (measured).
         ranking: by what tokens are ranked, as `methods.score_of` takes it: last, mix, dart...
         within: as `Method` has it.
         first: the first layer before which tokens may leave.
@@ -133,7 +134,8 @@ def find_schedule(
         report: called with a line before every trial that is run.
 
     Raises:
-        ValueError: a plan that fits no such model or data, a budget out of reach, or another search's record.
+        ValueError: a plan that fits no such model or data, a budget out of reach, or another
+            search's record.
     """
     plan = replace(plan, knobs=settled(plan.algorithm, plan.knobs))
     facts = model_facts(loaded.model, name)

@@ -11,12 +11,14 @@ from .psigmoid import flattened, solved
 def fitprune(problem: Problem, budget: float, precision: float = 0.01) -> Sequence[float]:
     """Drops at each layer what its attention misses least, as much as the budget asks for; no trial is judged.
 
-    Paper: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", Ye et
-    al., arXiv 2409.10197; the recipe is `foveate.tune.fitprune.Recipe`, its alpha follows from the budget by bisection.
+    Paper: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large
+    Language Models", Ye et al., arXiv 2409.10197; the recipe is `foveate.tune.fitprune.Recipe`, its
+    alpha follows from the budget by bisection.
 
-    Deviations: between the two alphas that enclose the budget shares are mixed linearly, so that it is met exactly.
-    Tokens are ranked by the search's ranking; for the paper's own, ``score=fitprune,schedule=schedule:found.json``.
-    The paper drops from the second layer on: start at layer 1.
+    Deviations: between the two alphas that enclose the budget shares are mixed linearly, so that it
+    is met exactly. Tokens are ranked by the search's ranking; for the paper's own,
+    ``score=fitprune,schedule=schedule:found.json``. The paper drops from the second layer on: start
+    at layer 1.
 
     Args:
         problem: what is searched.

@@ -1,9 +1,9 @@
 """G-Search: shallow to deep, the least that each layer can do with (arXiv 2412.00556).
 
-A trial at layer l keeps rho there and in all deeper layers, the most permissive completion, since a dropped token
-cannot come back. If the essential counts never grow with depth and rankings are nested, passing is monotone in rho,
-bisection finds the least, and the result is minimal in every layer. Where that fails the search still ends, and what
-it returns has passed.
+A trial at layer l keeps rho there and in all deeper layers, the most permissive completion, since a
+dropped token cannot come back. If the essential counts never grow with depth and rankings are
+nested, passing is monotone in rho, bisection finds the least, and the result is minimal in every
+layer. Where that fails the search still ends, and what it returns has passed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ def gsearch(
 
     Paper: arXiv 2412.00556, G-Search.
 
-    Deviations: reconstructed from the abstract. The first layer searched is bisected; deeper ones look just below the
-    layer before, then twice as far each time, since most layers need what it needs.
+    Deviations: reconstructed from the abstract. The first layer searched is bisected; deeper ones
+    look just below the layer before, then twice as far each time, since most layers need what it
+    needs.
 
     Args:
         problem: what is searched.
         tolerance: quality given up, against the unpruned model, over all layers together.
-        variant: "bisect" a grid, or "bayes": the best of quality - weight x cost among what passes, per layer.
+        variant: "bisect" a grid, or "bayes": the best of quality - weight x cost among what passes,
+            per layer.
         stride: layers that share a count; only every `stride`-th is searched.
         grid: counts are multiples of 1 / grid.
-        trials, weight: of bayes: trials of each layer, and weight of the cost ratio, in units of quality.
+        trials, weight: of bayes: trials of each layer, and weight of the cost ratio, in units of
+            quality.
 
     Raises:
         ValueError: a negative tolerance, or stride, grid or trials below 1.

@@ -15,20 +15,24 @@ def psigmoid(
 ) -> Sequence[float]:
     """The best falling sigmoid over depth that costs `budget`.
 
-    Paper: arXiv 2412.00556, P-Sigmoid; keep(l) = floor + (1 - floor) / (1 + exp(slope (l - alpha))).
+    Paper: arXiv 2412.00556, P-Sigmoid; keep(l) = floor + (1 - floor) / (1 + exp(slope (l -
+    alpha))).
 
-    Deviations: reconstructed; reviews print a curve that would rise with depth. alpha follows from the budget by
-    bisection, so slope and floor alone are searched, by a Gaussian process and expected improvement. Layers before the
-    first that may drop keep all, and the rest is solved for what is left of the budget.
+    Deviations: reconstructed; reviews print a curve that would rise with depth. alpha follows from
+    the budget by bisection, so slope and floor alone are searched, by a Gaussian process and
+    expected improvement. Layers before the first that may drop keep all, and the rest is solved for
+    what is left of the budget.
 
     Args:
         problem: what is searched.
-        budget: cost over the unpruned model's, in the search's unit: mean keep rate, FLOPs, KV bytes or seconds.
+        budget: cost over the unpruned model's, in the search's unit: mean keep rate, FLOPs, KV
+            bytes or seconds.
         trials: schedules tried.
         warm: a schedule file, G-Search's say; its fit is tried first.
 
     Raises:
-        ValueError: a budget out of reach, fewer than 1 trial, no such file or one of another depth; or optuna missing.
+        ValueError: a budget out of reach, fewer than 1 trial, no such file or one of another depth;
+            or optuna missing.
     """
     if trials < 1:
         raise ValueError(f"trials={trials}; expected 1 or more")
