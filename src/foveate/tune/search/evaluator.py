@@ -129,6 +129,7 @@ class Evaluator:
         return best < floor * whole - 1e-9 * whole
 
     def _rows(self, index: int) -> slice:
+        """Which examples a batch has."""
         return slice(index * self.batch, (index + 1) * self.batch)
 
     @torch.no_grad()
@@ -177,6 +178,7 @@ class Evaluator:
         return state
 
     def _start(self, index: int) -> Prefix:
+        """What enters layer 0, of a batch."""
         batch, _, _ = batch_of(self.loaded, self.examples[self._rows(index)])
         return self.runner.start(batch)
 

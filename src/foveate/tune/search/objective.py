@@ -124,7 +124,7 @@ def metric(name: str, judge: Callable[[str, str], float], ceiling: float = 1.0) 
         values = [float(judge(answer, right)) for answer, right in pairs]
         return torch.tensor(values, dtype=torch.float64)
 
-    return Objective(name, of, False, ceiling)
+    return Objective(name, of, by_word=False, ceiling=ceiling)
 
 
 def judged(name: str, answer: str, right: str) -> float:
@@ -137,16 +137,14 @@ def judged(name: str, answer: str, right: str) -> float:
 
 # Metrics that single answers have.
 PER_ANSWER = ("anls", "object-recall", "object-precision", "rouge-l")
-OBJECTIVES = {
-    made.name: made
-    for made in (
-        Objective("kl", divergence, True, 0.0),
-        Objective("likelihood", likelihood, True, 0.0),
-        Objective("first-kl", first_divergence, False, 0.0),
-        Objective("exact", exact, False, 1.0),
-        *(metric(name, partial(judged, name)) for name in PER_ANSWER),
-    )
-}
+_OBJECTIVES = [
+    Objective("kl", divergence, by_word=True, ceiling=0.0),
+    Objective("likelihood", likelihood, by_word=True, ceiling=0.0),
+    Objective("first-kl", first_divergence, by_word=False, ceiling=0.0),
+    Objective("exact", exact, by_word=False, ceiling=1.0),
+    *(metric(name, partial(judged, name)) for name in PER_ANSWER),
+]
+OBJECTIVES = {objective.name: objective for objective in _OBJECTIVES}
 
 
 @torch.no_grad()

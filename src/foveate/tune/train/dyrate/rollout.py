@@ -225,6 +225,7 @@ def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
 
 
 def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
+    """The views before the prune layer, after running the layers below it."""
     anatomy = anatomy_of(model)
     check_teacher_forcing(anatomy.adapter, anatomy.body)
     below = run_below(anatomy, score, layer, batch.inputs)
@@ -309,6 +310,7 @@ def _layers(
 
 
 def _logits(anatomy: Anatomy, hidden: Tensor) -> Tensor:
+    """Logits of the states that leave the last layer."""
     logits: Tensor = anatomy.head(anatomy.decoder.norm(hidden))
     return logits
 

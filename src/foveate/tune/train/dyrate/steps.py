@@ -74,7 +74,8 @@ class Steps:
         present: which entries of `columns` are tokens; samples with fewer have fills behind (B N).
         tokens: what every column of the prompt is.
         notes: as of `View`.
-        asked: the layer whose attention the views have: the one before the prune layer, or layer 0.
+        attention_layer: the layer whose attention the views have: the one before the prune layer,
+            or layer 0.
         keys: of that layer, at every column (B H T E).
     """
 
@@ -102,8 +103,8 @@ class Steps:
         self.columns = (~visual).long().argsort(dim=1, stable=True)[:, :most]
         self.present = torch.arange(most, device=ids.device) < self.total[:, None]
         self.notes: dict[str, Tensor] = {}
-        self.asked = max(0, layer - 1)
-        module = self.layers[self.asked]
+        self.attention_layer = max(0, layer - 1)
+        module = self.layers[self.attention_layer]
         self.keys = self.adapter.keys(module, below.last, below.kwargs["position_embeddings"])
 
     def tokens_at(self, step: int) -> TokenMap:
@@ -111,7 +112,7 @@ class Steps:
         return self.tokens.with_responses(self.prompt + step)
 
     def held(self, alive: Bool[Tensor, "B N"], columns: int) -> Bool[Tensor, "B C"]:
-        """Which of the first `columns` columns the layer `asked` still has in its cache.
+        """Which of the first `columns` columns the `attention_layer` still has in its cache.
 
         A layer below the prune layer has all that are no padding. Layer 0, where it is the prune
         layer itself, has lost what was dropped.
@@ -123,7 +124,7 @@ class Steps:
         return F.pad(self.real, (0, 1)).scatter(1, gone, False)[:, :columns]
 
     def attend(self, tokens: TokenMap, alive: Tensor, index: int, queries: Tensor) -> Tensor:
-        """Attention (B H Q C) of the layer `asked`, from some columns to all columns so far.
+        """Attention (B H Q C) of the `attention_layer`, from some columns to all columns so far.
 
         Args:
             tokens: what the columns so far are.
@@ -134,7 +135,7 @@ class Steps:
         Raises:
             ValueError: the layer is not the one whose keys are at hand.
         """
-        if index != self.asked:
+        if index != self.attention_layer:
             raise ValueError(
                 "training ranks by the layer before the prune layer; "
                 "this ranking looks further back"

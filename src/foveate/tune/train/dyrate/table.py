@@ -180,6 +180,7 @@ def _own(path: Path | None, processes: Processes) -> Path | None:
 
 def _in_order(parts: list[dict[str, Tensor]]) -> Table:
     """The table of all processes' rows, in the order of the examples."""
-    rows = {key: torch.cat([part[key] for part in parts if part]) for key in parts[0]}
+    filled = [part for part in parts if part]  # a process may have had no batch
+    rows = {key: torch.cat([part[key] for part in filled]) for key in filled[0]}
     order = rows.pop("at").argsort()
     return Table(**{key: value[order] for key, value in rows.items()})
