@@ -1,8 +1,12 @@
 """One teacher-forced pass that equals decoding with eviction, step by step, and has gradients.
 
-Layers below the prune layer run as they are, once. From the attention of the last of them the predictor chooses a
-rate for every step; kept sets only shrink, so the choice at step t masks keys for the row of step t alone, and all
-rows can run at once. DyRate, 2501.14204, Section III-C; masks of key columns, not of query rows (eq. 6, as settled).
+Layers below the prune layer run as they are, once. From the attention of the last of them the
+predictor chooses a rate for every step. Kept sets only shrink, so the choice at step t masks keys
+for the row of step t alone, and all rows can run at once. DyRate, 2501.14204, Section III-C; masks
+of key columns, not of query rows (eq. 6, as settled).
+
+Shapes: B samples, T columns of prompt and answer, S steps, N visual tokens of the sample with the
+most, K rates, H heads, V words of the vocabulary, R rows that run.
 """
 
 from __future__ import annotations
@@ -37,8 +41,8 @@ class Batch:
     """Prompts with their answers.
 
     Attributes:
-        inputs: keyword arguments of the model: `input_ids` (B T), `attention_mask` (B T), pixels. A prompt is padded on
-            its left, an answer on its right.
+        inputs: keyword arguments of the model: `input_ids` (B T), `attention_mask` (B T), pixels.
+            A prompt is padded on its left, an answer on its right.
         prompt: columns of the prompts, the same for all.
     """
 
@@ -86,10 +90,12 @@ def roll_out(
         layer: the prune layer.
         batch: prompts with answers.
         choose: from the predictor's logits to a one-hot choice.
-        decode: whether the predictor decides before decode steps too; else its choice at the prefill stays.
+        decode: whether the predictor decides before decode steps too; else its choice at the
+            prefill stays.
 
     Raises:
-        ValueError: the score looks back further than one layer, or the decoder is of a form that is not supported.
+        ValueError: the score looks back further than one layer, or the decoder is of a form that
+            is not supported.
     """
     views, chosen = _decide(model, predictor, score, layer, batch, choose, decode)
     if decode or chosen.weight.requires_grad:
@@ -109,28 +115,38 @@ def counts(
     choose: Choose,
     decode: bool = True,
 ) -> Float[Tensor, "B S"]:
-    """`Rollout.kept` alone: what is kept is known before the prune layer, so nothing above is run."""
-    return _decide(model, predictor, score, layer, batch, choose, decode)[1].kept
+    """`Rollout.kept` alone.
+
+    What is kept is known before the prune layer, so nothing above is run.
+    """
+    _, chosen = _decide(model, predictor, score, layer, batch, choose, decode)
+    return chosen.kept
 
 
 @torch.no_grad()
 def at_every_rate(
     model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch
 ) -> tuple[Float[Tensor, "B H 4"], Iterator[tuple[Float[Tensor, "B S V"], Float[Tensor, "B S"]]]]:
-    """What the predictor sees at the prefill; and at each of its rates, chosen there and kept, logits and kept counts.
+    """Every rate of the predictor, chosen at the prefill and kept.
 
     Layers below the prune layer run once, and above it only what is kept.
+
+    Returns:
+        What the predictor sees at the prefill; and for each rate, when it is asked for, the
+        answers' logits and the kept counts.
     """
     views = _views(model, score, layer, batch)
     view = views.view(0, views.present)
-    place = _place(score, view)
-    counts = predictor.keep(views.total)
+    place = _place(score, view)  # (B N)
+    keep_counts = predictor.keep(views.total)  # (B K)
 
     @torch.no_grad()
     def answers() -> Iterator[tuple[Tensor, Tensor]]:
-        for keep in counts.unbind(-1):
-            alive = views.present & ((place < keep[:, None]) | (view.visual == view.newest))
-            kept = alive.sum(1)[:, None].expand_as(batch.answered).float()
+        for keep in keep_counts.unbind(-1):  # (B)
+            # The newest token stays whatever its place, as in the engine: its state is the output.
+            stays = (place < keep[:, None]) | (view.visual == view.newest)
+            alive = views.present & stays
+            kept = alive.sum(1)[:, None].expand_as(batch.answered).float()  # the same at each step
             yield _run_kept(views, alive, layer), kept
 
     return shares_by_type(view), answers()
@@ -138,7 +154,13 @@ def at_every_rate(
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What the predictor chose: every token's weight at every step, how many stay, and the rates, with gradients."""
+    """What the predictor chose at each step, with gradients.
+
+    Attributes:
+        weight: of every visual token: 1 if it is alive, 0 if not.
+        kept: how many stay.
+        choice: the rates, one-hot.
+    """
 
     weight: Float[Tensor, "B S N"]
     kept: Float[Tensor, "B S"]
@@ -154,98 +176,121 @@ def _decide(
     choose: Choose,
     decode: bool,
 ) -> tuple[Steps, _Chosen]:
+    """Runs the layers below the prune layer and lets the predictor choose, step by step.
+
+    Each step starts from what the one before left alive. Without `decode` there is one choice, the
+    prefill's, and it is repeated over all steps.
+    """
     views = _views(model, score, layer, batch)
     steps = batch.inputs["input_ids"].shape[1] - batch.prompt
-    alive = views.present
-    kept = []
+    alive = views.present  # (B N)
     weights = []
+    kept = []
     choices = []
     for step in range(steps if decode else 1):
         view = views.view(step, alive)
         with torch.no_grad():
-            shares = shares_by_type(view)
-            place = _place(score, view)
-        choice = choose(predictor(shares))
-        stays = (place[:, None] < predictor.keep(views.total)[..., None]).to(
-            choice.dtype
-        )  # (B K N)
+            shares = shares_by_type(view)  # (B H 4)
+            place = _place(score, view)  # (B N)
+        choice = choose(predictor(shares))  # (B K), one-hot
+        # stays[b, k, n] = 1 if rate k keeps token n: it is among the first keep[b, k] by its place.
+        keep = predictor.keep(views.total)  # (B K)
+        stays = (place[:, None] < keep[..., None]).to(choice.dtype)
+        # The sum over k picks the row of the chosen rate, and carries its gradient to the choice.
         chosen = torch.einsum("bk,bkn->bn", choice, stays)
-        chosen = torch.where(
-            view.visual == view.newest, 1.0, chosen
-        )  # as the engine has it: its state is the output
+        # The newest token stays whatever its place, as in the engine: its state is the output.
+        chosen = torch.where(view.visual == view.newest, 1.0, chosen)
         alive = alive & (chosen > 0.5)
-        # Forward, sets only shrink. Backward, each step answers for its own set: through a product over the steps, no
-        # step could learn to keep what the others, whose choices are as likely to change, drop anyway.
+        # Straight-through: the value is `alive`, the gradient is that of `chosen`. Forward, sets
+        # only shrink. Backward, each step answers for its own set: through a product over the
+        # steps, no step could learn to keep what the others, whose choices are as likely to
+        # change, drop anyway.
         soft = alive.float() + chosen - chosen.detach()
-        choices.append(choice)
-        kept.append(soft.sum(1))
         weights.append(soft)
-    found = [torch.stack(values, 1) for values in (weights, kept, choices)]
-    return views, _Chosen(
-        *(f if decode else f[:, :1].expand(-1, steps, *f.shape[2:]) for f in found)
-    )
+        kept.append(soft.sum(1))
+        choices.append(choice)
+
+    def over_steps(values: list[Tensor]) -> Tensor:
+        """(B S ...) of the steps' values, or of the prefill's alone, which then holds for all."""
+        stacked = torch.stack(values, 1)
+        return stacked if decode else stacked.expand(-1, steps, *stacked.shape[2:])
+
+    return views, _Chosen(over_steps(weights), over_steps(kept), over_steps(choices))
 
 
 def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
-    """How many of the tokens alive are ranked before each."""
+    """How many of the tokens alive are ranked before each: 0 for the best."""
     score.take_notice(view)
     return places(score(view, view.alive), view.mask)
 
 
 def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
+    """The views before the prune layer, after running the layers below it."""
     anatomy = anatomy_of(model)
     check_teacher_forcing(anatomy.adapter, anatomy.body)
-    return Steps(
-        anatomy, layer, batch.inputs, batch.prompt, run_below(anatomy, score, layer, batch.inputs)
-    )
+    below = run_below(anatomy, score, layer, batch.inputs)
+    return Steps(anatomy, layer, batch.inputs, batch.prompt, below)
 
 
 def _run_above(views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Tensor:
-    """The prune layer and those above it, with each row seeing what was alive at its step; the answers' logits."""
+    """Runs the prune layer and those above it; each row sees what was alive at its step.
+
+    All rows run at once, those of dropped tokens too: nobody sees them, but a weight that is 0 now
+    has a gradient.
+
+    Returns:
+        Logits of the answers' words (B S V).
+    """
     prompt = views.prompt
     below = views.below
     batch, length = views.real.shape
     steps = weights.shape[1]
-    row_step = (torch.arange(length, device=weights.device) - prompt + 1).clamp(0, steps - 1)
+    device = weights.device
+    # Rows of the prompt run at step 0. The row in column prompt + t - 1 runs at step t.
+    row_step = (torch.arange(length, device=device) - prompt + 1).clamp(0, steps - 1)
     by_row = weights[:, row_step]  # (B T N)
-    weight = torch.ones(batch, length, length, device=weights.device)
-    index = torch.where(views.present, views.columns, length)[:, None].expand(-1, length, -1)
-    weight = F.pad(weight, (0, 1)).scatter(2, index, by_row)[..., :length]
-    own = torch.eye(length, dtype=torch.bool, device=weights.device)
+    # From visual tokens to key columns: weight[b, row, index[b, n]] = by_row[b, row, n], and 1 for
+    # the columns of text. Entries past a sample's tokens write to a spare last column.
+    index = torch.where(views.present, views.columns, length)  # (B N)
+    index = index[:, None].expand(-1, length, -1)  # (B T N), the same for all rows
+    weight = torch.ones(batch, length, length + 1, device=device)
+    weight = weight.scatter(2, index, by_row)[..., :length]  # (B T T)
+    # A row sees itself in any case, so that no row, padding's included, has an empty softmax.
+    own = torch.eye(length, dtype=torch.bool, device=device)
     weight = torch.where(own, 1.0, weight)
-    seen = (
-        torch.ones(length, length, dtype=torch.bool, device=weights.device).tril()
-        & views.real[:, None]
-    ) | own
-    kwargs = {
-        k: v
-        for k, v in without_cache(below.kwargs).items()
-        if k not in ("hidden_states", "attention_mask")
-    }
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    seen = (causal & views.real[:, None]) | own  # (B T T)
+    ours = ("hidden_states", "attention_mask")
+    kwargs = {k: v for k, v in without_cache(below.kwargs).items() if k not in ours}
     hidden = _layers(views.anatomy, layer, below.hidden, kwargs, seen, weight)
     return _logits(views.anatomy, hidden[:, prompt - 1 : length - 1])
 
 
 def _run_kept(views: Steps, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
     """As `_run_above` where one set holds for all rows: what was dropped is not run at all."""
-    real = views.real
+    real = views.real  # (B T)
     below = views.below
     prompt = views.prompt
-    dead = torch.where(views.present & ~alive, views.columns, real.shape[1])
-    stays = ~F.pad(torch.zeros_like(real), (0, 1)).scatter(1, dead, True)[:, :-1]
-    columns = (~stays).long().argsort(dim=1, stable=True)[:, : int(stays.sum(1).max())]
-    there = (stays & real).gather(1, columns)
-    seen = there[:, None] & (columns[:, None] <= columns[..., None])
-    seen = seen | torch.eye(columns.shape[1], dtype=torch.bool, device=seen.device)
-    kwargs = {
-        "position_embeddings": tuple(
-            rows_at(t, columns) for t in below.kwargs["position_embeddings"]
-        )
-    }
-    hidden = _layers(
-        views.anatomy, layer, rows_at(below.hidden, columns), kwargs, seen, seen.to(torch.float32)
-    )
-    return _logits(views.anatomy, rows_at(hidden, (stays.cumsum(1) - 1)[:, prompt - 1 : -1]))
+    length = real.shape[1]
+    # Which columns were dropped (B T): scatter marks them, all else writes to a spare last column.
+    gone = torch.where(views.present & ~alive, views.columns, length)  # (B N)
+    dropped = F.pad(torch.zeros_like(real), (0, 1)).scatter(1, gone, True)[:, :-1]
+    stays = ~dropped
+    # The columns that run (B R): a stable sort brings those that stay to the front, in their order.
+    # A sample that keeps fewer than R is filled up with dropped ones, which `there` leaves out.
+    longest = int(stays.sum(1).max())
+    columns = dropped.long().argsort(dim=1, stable=True)[:, :longest]
+    there = (stays & real).gather(1, columns)  # (B R)
+    # Causal by columns, not by rows: seen[b, q, k] if column k is real and not right of column q.
+    seen = there[:, None] & (columns[:, None] <= columns[..., None])  # (B R R)
+    seen = seen | torch.eye(longest, dtype=torch.bool, device=seen.device)
+    cos, sin = below.kwargs["position_embeddings"]
+    kwargs = {"position_embeddings": (rows_at(cos, columns), rows_at(sin, columns))}
+    hidden = rows_at(below.hidden, columns)
+    hidden = _layers(views.anatomy, layer, hidden, kwargs, seen, seen.to(torch.float32))
+    # The way back: column c, if it stays, lies in the row that counts those that stay before it.
+    row = stays.cumsum(1) - 1  # (B T)
+    return _logits(views.anatomy, rows_at(hidden, row[:, prompt - 1 : -1]))
 
 
 def _layers(
@@ -256,6 +301,7 @@ def _layers(
     seen: Tensor,
     weight: Tensor,
 ) -> Tensor:
+    """States (B R D) after the layers from `first` on, under the mask and weights (B R R)."""
     with soft_keys(anatomy.decoder, seen, weight):
         for block in anatomy.layers[first:]:
             out = block(hidden, attention_mask=None, **kwargs)
@@ -264,12 +310,13 @@ def _layers(
 
 
 def _logits(anatomy: Anatomy, hidden: Tensor) -> Tensor:
+    """Logits of the states that leave the last layer."""
     logits: Tensor = anatomy.head(anatomy.decoder.norm(hidden))
     return logits
 
 
 def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, Tensor]:
-    """Text tokens of each prompt, and visual ones."""
+    """Text tokens of each prompt (B), and visual ones (B)."""
     ids = inputs["input_ids"][:, :prompt]
     real = inputs["attention_mask"][:, :prompt].bool()
     visual = anatomy_of(model).visual(ids)
@@ -277,22 +324,22 @@ def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, T
 
 
 def batch_of(loaded: Loaded, chosen: Sequence[Example]) -> tuple[Batch, Tensor, Tensor]:
-    """Examples as a batch on the model's device, with the text and the visual tokens of each prompt."""
+    """Examples as a batch on the model's device.
+
+    Returns:
+        The batch, and the number of text tokens and of visual tokens of each prompt (B).
+    """
     inputs, prompt = encode(loaded, chosen)
     text, total = sizes(loaded.model, inputs, prompt)
-    return (
-        Batch(loaded.moved(inputs), prompt),
-        text.to(loaded.model.device),
-        total.to(loaded.model.device),
-    )
+    device = loaded.model.device
+    return Batch(loaded.moved(inputs), prompt), text.to(device), total.to(device)
 
 
 def answer_losses(logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, B]:
     """Cross-entropy of each answer, mean over its words, in nats."""
-    words = batch.inputs["input_ids"][:, batch.prompt :]
-    return over_words(
-        F.cross_entropy(logits.float().transpose(1, 2), words, reduction="none"), batch
-    )
+    words = batch.inputs["input_ids"][:, batch.prompt :]  # (B S)
+    by_class = logits.float().transpose(1, 2)  # (B V S), as cross_entropy wants it
+    return over_words(F.cross_entropy(by_class, words, reduction="none"), batch)
 
 
 def over_words(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, B]:
@@ -303,6 +350,5 @@ def over_words(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, B]:
 @torch.no_grad()
 def unpruned_logits(model: Any, batch: Batch) -> Tensor:
     """Logits (B S V) of the answers' words with all tokens."""
-    hidden = model(**batch.inputs, use_cache=False).logits
-    logits: Tensor = hidden[:, batch.prompt - 1 : -1]
-    return logits
+    logits: Tensor = model(**batch.inputs, use_cache=False).logits  # (B T V)
+    return logits[:, batch.prompt - 1 : -1]  # the row before a word predicts it
