@@ -22,6 +22,9 @@ form that is expected.
 | `deepstack_visual_embeds`, `visual_pos_masks` are arguments | a DeepStack's decoder | 5.17 to 5.24 |
 | `gradient_checkpointing` says that a layer runs twice | decoder or layer | 5.17 to 5.24 |
 | a mask is None, 2-D (flash attention) or 4-D, bool or additive | what a layer is given | 5.17 to 5.24 |
+| a mask is a `BlockMask`, or 4-D and additive | flex attention's function | 5.24 |
+| the function that attends is found by the name in `config`, at every call | attention | 5.17 to 5.24 |
+| that function's output is (B R H E), and `softcap` is its argument where products are capped | attention | 5.24 |
 | rotations are cosines and sines (b T E) | what a layer is given | 5.17 to 5.24 |
 | the methods that `KeptLayer` overrides exist | `DynamicLayer` | 5.17 to 5.24 |
 | `layers`, `offloading`, `layer_class_to_replicate` | `DynamicCache` | 5.17 to 5.24 |
@@ -38,6 +41,7 @@ from typing import Any, get_args
 
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from ..versions import TRANSFORMERS, versions
 
@@ -312,6 +316,8 @@ def check_layer_call(index: int, kwargs: dict[str, Any]) -> None:
             f"layer {index} was called with {found}; expected cosines and sines (b T E), by name"
         )
     mask = kwargs.get("attention_mask")
+    if isinstance(mask, BlockMask):
+        return
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim not in (2, 4)):
         form = (
             f"{mask.ndim} dimensions" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"

@@ -11,6 +11,7 @@ from ..core.method import Method
 from ..core.tower import Layer
 from .adapters import Adapter
 from .assumptions import check_assumptions, checkpointing_off, missing
+from .attention.flash import why_not
 from .attention.masks import SUPPORTED
 from .decoders import PROVEN
 from .modules import decoder_of
@@ -73,12 +74,12 @@ def check_tower(body: Any, layers: Sequence[Layer]) -> None:
 def check_weights(decoder: Any, methods: Sequence[Method]) -> None:
     """Raises ValueError where attention could not add what kept tokens weigh."""
     weighing = [method.name for method in methods if method.weigh is not None]
-    backend = str(decoder.config._attn_implementation)
-    if weighing and backend.startswith("flash"):
-        raise ValueError(
-            f"{weighing[0]} adds a bias to attention, which {backend} does not take; load the model with "
-            "attn_implementation='sdpa' or 'eager', or leave out weigh="
-        )
+    if not weighing or not str(decoder.config._attn_implementation).startswith("flash"):
+        return
+    head = decoder.layers[0].self_attn.head_dim
+    reason = why_not(head, getattr(decoder.config, "attn_logit_softcapping", None))
+    if reason is not None:
+        raise ValueError(f"{weighing[0]} adds a bias to attention; {reason}, or leave out weigh=")
 
 
 def _compiled(part: Any) -> bool:
@@ -113,6 +114,7 @@ def check_teacher_forcing(adapter: Adapter, body: Any) -> None:
         "positions in time, height and width (M-RoPE)": "mrope_section" in rope,
         "queries that grow with their position": "llama_4_scaling_beta" in rope,
         "capped attention": getattr(config, "attn_logit_softcapping", None) is not None,
+        "attn_implementation='flex_attention'": config._attn_implementation == "flex_attention",
         "visual features between its layers (DeepStack)": bool(
             getattr(vision, "deepstack_visual_indexes", None)
         ),
