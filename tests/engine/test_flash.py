@@ -16,7 +16,8 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.schedules import Cut
 from foveate.core.scores import LastQuery
-from foveate.engine.attention.flash import attend_biased, why_not, widened
+from foveate.engine.attention.biased import attend_biased
+from foveate.engine.attention.flash import why_not, widened
 from foveate.engine.trace import Trace
 from foveate.methods import fastv, random, tome, vtw
 from models.families import model as family
@@ -322,7 +323,7 @@ def test_what_flash_attention_could_not_weigh_rightly_is_refused(
     with pytest.raises(ValueError, match="heads of up to 256, and one of 256 with a bias is 264"):
         foveate.apply(made, WEIGHED["once"])
     assert why_not(249, None) is None and why_not(255, None) is not None
-    config = SimpleNamespace(put_back=lambda: True)
+    config = SimpleNamespace(put_back=lambda: True, _attn_implementation="flash_attention_2")
     states = torch.zeros(1, 1, 1, 8)
     with pytest.raises(ValueError, match=r"speak for others.* caps its products at 9"):
         attend_biased(SimpleNamespace(config=config), *[states] * 3, None, softcap=9.0)

@@ -22,9 +22,9 @@ form that is expected.
 | `deepstack_visual_embeds`, `visual_pos_masks` are arguments | a DeepStack's decoder | 5.17 to 5.24 |
 | `gradient_checkpointing` says that a layer runs twice | decoder or layer | 5.17 to 5.24 |
 | a mask is None, 2-D (flash attention) or 4-D, bool or additive | what a layer is given | 5.17 to 5.24 |
-| a mask is a `BlockMask`, or 4-D and additive | flex attention's function | 5.24 |
+| a `BlockMask` or no mask, with `position_bias` (B H R S), is taken | flex attention's function | 5.17 to 5.24 |
 | the function that attends is found by the name in `config`, at every call | attention | 5.17 to 5.24 |
-| that function's output is (B R H E), and `softcap` is its argument where products are capped | attention | 5.24 |
+| it returns (B R H E), and is given `softcap` where products are capped | the function that attends | 5.17 to 5.24 |
 | rotations are cosines and sines (b T E) | what a layer is given | 5.17 to 5.24 |
 | the methods that `KeptLayer` overrides exist | `DynamicLayer` | 5.17 to 5.24 |
 | `layers`, `offloading`, `layer_class_to_replicate` | `DynamicCache` | 5.17 to 5.24 |

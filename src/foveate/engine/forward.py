@@ -14,7 +14,7 @@ from ..core.tokens import Kind
 from ..core.view import View
 from .adapters import Adapter
 from .assumptions import Cache, check_filled, check_layer_call, unsupported
-from .attention.flash import BiasedConfig
+from .attention.biased import BiasedConfig
 from .attention.lookback import Lookback, Ran
 from .attention.masks import OwnMask, added_in, for_backend, needless, own_mask
 from .attention.rows import replace_rows, take_rows
@@ -156,10 +156,8 @@ class Forward:
         moved = self.positions.of(kwargs)
         whole = self.rows.untouched and self.past[index].untouched
         if not whole or self.numbers[index] is not None:
-            moved["attention_mask"] = self._mask(index, hidden, kwargs.get("attention_mask"), own)
-        numbers = self.numbers[index]
-        if numbers is not None and self.flash:
-            self.biased = BiasedConfig(module.self_attn, self._bias(index, numbers, len(hidden)))
+            mask = self._mask(index, hidden, kwargs.get("attention_mask"), own)
+            moved["attention_mask"] = self._handed(index, module, mask, len(hidden))
         self.seen.before.append(row(coming=False))
         self.ran.append(self.rows)
         kwargs = {**kwargs, **moved}
@@ -353,9 +351,19 @@ class Forward:
         if self.biased is not None and self.biased.put_back():
             raise unsupported(
                 f"the attention of layer {index} does not look up its function by config._attn_implementation, so "
-                "nothing took what kept tokens weigh"
+                "nothing took its bias"
             )
         self.biased = None
+
+    def _handed(self, index: int, module: Any, mask: Tensor | None, batch: int) -> Tensor | None:
+        """The mask that layer `index` is called with; its attention is handed what the backend takes in another way."""
+        numbers = self.numbers[index]
+        if self.flash and numbers is not None:
+            self.biased = BiasedConfig(module.self_attn, self._bias(index, numbers, batch))
+        elif self.backend == "flex_attention" and mask is not None:
+            self.biased = BiasedConfig(module.self_attn, mask)
+            return None
+        return mask
 
     def _bias(self, index: int, numbers: Numbers, batch: int) -> Tensor:
         """What attention adds to products with each key that layer `index` is about to hold (B S)."""

@@ -10,85 +10,17 @@ what bfloat16 can hold, and l is the rest, rounded to the key's type. At most 2^
 
 Cost: keys and values of the whole cache are copied in every layer that holds such tokens, in every step. Head sizes of
 64 and 128 become 72 and 136, for which a kernel may take its next larger tile.
-
-Mechanism: transformers looks up the function that attends by the name in the attention module's configuration, and
-anyone may register such a function. While a layer with such tokens runs, its attention module has a `BiasedConfig` in
-place of its configuration. This names `attend_biased`, carries the bias, and is like the true one in all else.
-`attend_biased` puts the true one back, then calls the function that the true one names. Nothing else sees the change:
-the model's own configuration, other layers and other models keep their names.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..assumptions import AttentionInterface
-
-NAME = "foveate_biased_flash"
 STEP = 8  # kernels take heads of a multiple of this
 WIDEST = 256  # and no wider ones
 PARTS = 2  # of a bias: what bfloat16 holds of it, and the rest
-
-
-class BiasedConfig:
-    """An attention's configuration while its layer runs with a bias; it stands in the attention's `config`.
-
-    Args:
-        attention: of the layer that is about to run.
-        bias: what is added to scaled products with each key that it will hold, (B S).
-    """
-
-    def __init__(self, attention: Any, bias: Float[Tensor, "B S"]) -> None:
-        self.attention = attention
-        self.true = attention.config
-        self.bias = bias
-        self._attn_implementation = NAME
-        attention.config = self
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.true, name)
-
-    def put_back(self) -> bool:
-        """Gives the attention its configuration again. Returns whether this one was still there: nobody used it."""
-        waiting = self.attention.config is self
-        if waiting:
-            self.attention.config = self.true
-        return waiting
-
-
-def attend_biased(
-    module: Any,
-    query: Float[Tensor, "B H R E"],
-    key: Float[Tensor, "B K S E"],
-    value: Float[Tensor, "B K S V"],
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Float[Tensor, "B R H V"], Any]:
-    """transformers' attention function for a module whose configuration is a `BiasedConfig`.
-
-    Raises:
-        ValueError: the kernel could not be right with a bias.
-    """
-    config: BiasedConfig = module.config
-    config.put_back()
-    reason = why_not(query.shape[-1], kwargs.get("softcap"))
-    if reason is not None:
-        raise ValueError(
-            f"this cache's tokens speak for others that have left, which attention has to be told by a bias; {reason}"
-        )
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    wide = widened(query, key, value, config.bias, scaling)
-    attend = AttentionInterface()[module.config._attn_implementation]
-    out, shares = attend(module, *wide, attention_mask, scaling=scaling, **kwargs)
-    return out[..., : value.shape[-1]], shares
-
-
-AttentionInterface.register(NAME, attend_biased)
 
 
 def widened(
