@@ -29,6 +29,7 @@ form that is expected.
 | the methods that `KeptLayer` overrides exist | `DynamicLayer` | 5.17 to 5.24 |
 | `layers`, `offloading`, `layer_class_to_replicate` | `DynamicCache` | 5.17 to 5.24 |
 | `_attn_implementation` names the backend, and with `_internal` sets it | the text's config | 5.17 to 5.24 |
+| `_supports_flex_attn` says whether flex attention may be set | the decoder | 5.17 to 5.24 |
 """
 
 from __future__ import annotations
@@ -327,6 +328,11 @@ def check_layer_call(index: int, kwargs: dict[str, Any]) -> None:
         )
 
 
+def takes_flex(decoder: Any) -> bool:
+    """Whether transformers lets a decoder run flex attention."""
+    return bool(getattr(decoder, "_supports_flex_attn", False))
+
+
 def checkpointing_off(model: Any) -> str:
     """The call that turns gradient checkpointing off; transformers 5.24 has renamed it."""
     new = "activation_checkpointing_disable"
@@ -336,5 +342,6 @@ def checkpointing_off(model: Any) -> str:
 __all__ = [
     "CACHE_NAMES", "AttentionInterface", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer", "Names",
     "PreTrainedConfig", "UnsupportedTransformersError", "cache_name", "check_assumptions", "check_filled",
-    "check_layer_call", "checkpointing_off", "missing", "names_of", "rotary_of", "unsupported", "without_cache",
+    "check_layer_call", "checkpointing_off", "missing", "names_of", "rotary_of", "takes_flex", "unsupported",
+    "without_cache",
 ]  # fmt: skip
