@@ -24,13 +24,22 @@ runs such checks on your weights. The tests passed with transformers 5.17.0 and 
 ## Flash attention
 
 Proven: transformers' own flash path (which mask, which positions, what is unpadded) around kernels written in Python
-gives what sdpa gives: LLaVA and Qwen2.5-VL, alone and in ragged batches, in the prefill and in decode steps, LLaVA in a
-second turn too (tests/engine/test_flash.py). Read in transformers 5.23, not run: the mask that is given covers exactly
-the keys in the cache, and its end the rows that run, which is where transformers looks for the queries; keys are views
-of a larger buffer with their last dimension contiguous, all that the kernels ask for; float32 states are cast there as
-without Foveate. Not proven: no real kernel, of flash attention 2 or 3, was ever run with Foveate. Families with masks
-of their own (marked *), sliding windows or queries scaled by position are refused under it, since its kernels would
-count over the tokens that are left.
+gives what sdpa gives: LLaVA and Qwen2.5-VL, alone and in ragged batches, in the prefill and in decode steps, LLaVA in
+a second turn too, with and without weights of kept tokens (tests/engine/test_flash.py). Read in transformers 5.23,
+not run: the mask that is given covers exactly the keys in the cache, and its end the rows that run, which is where
+transformers looks for the queries; without weights, keys are views of a larger buffer with their last dimension
+contiguous, all that the kernels ask for; float32 states are cast there as without Foveate. Not proven: no real
+kernel, of flash attention 2 or 3, was ever run with Foveate. Families with masks of their own (marked *), sliding
+windows or queries scaled by position are refused under it, since its kernels would count over the tokens that are
+left. Weights are refused under it where products are capped, or where heads are wider than 254.
+
+## Flex attention
+
+Proven: it gives what sdpa gives (eager for PaliGemma 2), for LLaVA in two turns, alone and in ragged batches, with
+and without weights, and in `generate` for Gemma 3, PaliGemma, PaliGemma 2, Cohere 2, LLaVA-NeXT and Ministral 3,
+whose masks, caps and scales are more than causal attention (tests/engine/test_flex.py). The kernel compiled for a CPU
+was run for one sample. Not proven: no kernel on a GPU was ever run with Foveate. transformers has no flex attention
+for decoders with positions in time, height and width. Training and searching refuse it.
 
 ## What is proven
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_right_is_refused_at_apply() -> None:
     with pytest.raises(ValueError, match="gradient checkpointing"):
         foveate.apply(fresh, fastv())
     checkpointing(fresh, False)
-    fresh.set_attn_implementation("flex_attention")
+    fresh.set_attn_implementation("paged|eager")
     with pytest.raises(ValueError, match="attn_implementation"):
         foveate.apply(fresh, fastv())
     fresh.set_attn_implementation("sdpa")

@@ -10,8 +10,7 @@ from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 from ..engine.apply import apply
-from ..engine.attention.masks import SUPPORTED
-from ..engine.checks import special_masks
+from ..engine.checks import backends, special_masks
 from ..models.loaded import Loaded
 from ..models.processors import pictures_only, pictures_only_note
 from ..versions import TORCH, TRANSFORMERS, versions
@@ -79,9 +78,7 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
         "positions": "time, height and width (M-RoPE)" if "mrope_section" in rope else "in a row",
         "masks": "the family's own" if special_masks(adapter, text) else "causal",
         "attention": text._attn_implementation,
-        "attention supported": [
-            b for b in SUPPORTED if not (b[:5] == "flash" and special_masks(adapter, text))
-        ],
+        "attention supported": backends(adapter, anatomy.decoder),
         "placeholder ids": list(anatomy.visual_tokens),
         "visual tokens per image": tokens_per_image(loaded),
         "structure tokens": adapter.structure + ("" if adapter.stays else " (may be dropped)"),

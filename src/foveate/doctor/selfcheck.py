@@ -78,14 +78,14 @@ def self_check(model: Any, inputs: Inputs) -> list[Check]:
         inputs: of the model, as its processor gives them, on its device.
 
     Raises:
-        ValueError: as `apply` does; no visual tokens; or flash attention, whose masks no hook can edit.
+        ValueError: as `apply` does; no visual tokens; or flash or flex attention, whose masks no hook can edit.
     """
     decoder = anatomy_of(model).decoder
     depth = len(decoder.layers)
     backend = decoder.config._attn_implementation
-    if backend.startswith("flash"):
+    if backend not in ("sdpa", "eager"):
         raise ValueError(
-            f"the self-check edits masks, which {backend} has not; run it with sdpa or eager"
+            f"the self-check edits dense masks, which {backend} has not; run it with sdpa or eager"
         )
     plain = model(**inputs).logits[0].float()
     size = plain.abs().max().item()

@@ -28,11 +28,16 @@ can show is checked in the run: the cache that the engine prepared must be the o
 | `gradient_checkpointing` says that a layer runs twice | decoder or layer | 5.17 to 5.24 |
 | a mask is None, or 2-D (flash attention) or 4-D | what a layer is given | 5.17 to 5.24 |
 | a 4-D mask is bool or additive | what a layer is given | 5.17 to 5.24 |
+| a `BlockMask` or none, with `position_bias` (B H R S) | flex attention's function | 5.17 to 5.24 |
+| the function that attends is found by `config`'s name | attention, at every call | 5.17 to 5.24 |
+| it returns (B R H E) | the function that attends | 5.17 to 5.24 |
+| it is given `softcap` where products are capped | the function that attends | 5.17 to 5.24 |
 | rotations are cosines and sines (b T E) | what a layer is given | 5.17 to 5.24 |
 | the methods that `KeptLayer` overrides exist | `DynamicLayer` | 5.17 to 5.24 |
 | `layers`, `offloading`, `layer_class_to_replicate` | `DynamicCache` | 5.17 to 5.24 |
 | `_attn_implementation` names the backend | the text's config | 5.17 to 5.24 |
 | `_attn_implementation_internal` sets it | the text's config | 5.17 to 5.24 |
+| `_supports_flex_attn` says whether flex may be set | the decoder | 5.17 to 5.24 |
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ from typing import Any, get_args
 
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from ..versions import TRANSFORMERS, versions
 
@@ -354,6 +360,8 @@ def check_layer_call(index: int, kwargs: dict[str, Any]) -> None:
             f"layer {index} was called with {found}; expected cosines and sines (b T E), by name"
         )
     mask = kwargs.get("attention_mask")
+    if isinstance(mask, BlockMask):
+        return
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim not in (2, 4)):
         form = (
             f"{mask.ndim} dimensions" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
@@ -361,6 +369,11 @@ def check_layer_call(index: int, kwargs: dict[str, Any]) -> None:
         raise unsupported(
             f"layer {index} was called with an attention_mask of {form}; expected 2 or 4 dimensions"
         )
+
+
+def takes_flex(decoder: Any) -> bool:
+    """Whether transformers lets a decoder run flex attention."""
+    return bool(getattr(decoder, "_supports_flex_attn", False))
 
 
 def checkpointing_off(model: Any) -> str:
@@ -372,5 +385,6 @@ def checkpointing_off(model: Any) -> str:
 __all__ = [
     "CACHE_NAMES", "AttentionInterface", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer", "Names",
     "PreTrainedConfig", "UnsupportedTransformersError", "cache_name", "check_assumptions", "check_filled",
-    "check_layer_call", "checkpointing_off", "missing", "names_of", "rotary_of", "unsupported", "without_cache",
+    "check_layer_call", "checkpointing_off", "missing", "names_of", "rotary_of", "takes_flex", "unsupported",
+    "without_cache",
 ]  # fmt: skip

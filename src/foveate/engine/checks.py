@@ -10,7 +10,8 @@ from torch import Tensor
 from ..core.method import Method
 from ..core.tower import Layer
 from .adapters import Adapter
-from .assumptions import check_assumptions, checkpointing_off, missing
+from .assumptions import check_assumptions, checkpointing_off, missing, takes_flex
+from .attention.flash import why_not
 from .attention.masks import SUPPORTED
 from .decoders import PROVEN
 from .modules import decoder_of
@@ -33,8 +34,7 @@ def check_model(model: Any, body: Any, adapter: Adapter) -> None:
         )
     _check_decoder(body, decoder)
     check_assumptions(body, decoder)
-    scaled = "llama_4_scaling_beta" in (getattr(decoder.config, "rope_parameters", None) or {})
-    if backend.startswith("flash") and (scaled or special_masks(adapter, decoder.config)):
+    if backend.startswith("flash") and _counts_tokens(adapter, decoder.config):
         raise ValueError(
             f"{body.config.model_type} has sliding windows, images that see both ways or queries scaled by position, "
             f"which {backend} would count over the tokens that are left; call model.set_attn_implementation('sdpa')"
@@ -73,12 +73,12 @@ def check_tower(body: Any, layers: Sequence[Layer]) -> None:
 def check_weights(decoder: Any, methods: Sequence[Method]) -> None:
     """Raises ValueError where attention could not add what kept tokens weigh."""
     weighing = [method.name for method in methods if method.weigh is not None]
-    backend = str(decoder.config._attn_implementation)
-    if weighing and backend.startswith("flash"):
-        raise ValueError(
-            f"{weighing[0]} adds a bias to attention, which {backend} does not take; load the model with "
-            "attn_implementation='sdpa' or 'eager', or leave out weigh="
-        )
+    if not weighing or not str(decoder.config._attn_implementation).startswith("flash"):
+        return
+    head = decoder.layers[0].self_attn.head_dim
+    reason = why_not(head, getattr(decoder.config, "attn_logit_softcapping", None))
+    if reason is not None:
+        raise ValueError(f"{weighing[0]} adds a bias to attention; {reason}, or leave out weigh=")
 
 
 def _compiled(part: Any) -> bool:
@@ -89,6 +89,23 @@ def _compiled(part: Any) -> bool:
         or getattr(part, "_compiled_call_impl", None) is not None
         or hasattr(forward, "_torchdynamo_orig_callable")
     )
+
+
+def backends(adapter: Adapter, decoder: Any) -> list[str]:
+    """Attention implementations that a decoder may be run with."""
+    flash = not _counts_tokens(adapter, decoder.config)
+    taken = {
+        "flash_attention_2": flash,
+        "flash_attention_3": flash,
+        "flex_attention": takes_flex(decoder),
+    }
+    return [name for name in SUPPORTED if taken.get(name, True)]
+
+
+def _counts_tokens(adapter: Adapter, config: Any) -> bool:
+    """Whether attention depends on more than rotations and causal order, which flash attention's kernels count anew."""
+    scaled = "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {})
+    return scaled or special_masks(adapter, config)
 
 
 def special_masks(adapter: Adapter, config: Any) -> bool:
@@ -113,6 +130,7 @@ def check_teacher_forcing(adapter: Adapter, body: Any) -> None:
         "positions in time, height and width (M-RoPE)": "mrope_section" in rope,
         "queries that grow with their position": "llama_4_scaling_beta" in rope,
         "capped attention": getattr(config, "attn_logit_softcapping", None) is not None,
+        "attn_implementation='flex_attention'": config._attn_implementation == "flex_attention",
         "visual features between its layers (DeepStack)": bool(
             getattr(vision, "deepstack_visual_indexes", None)
         ),

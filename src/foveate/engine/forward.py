@@ -13,9 +13,10 @@ from ..core.method import Method
 from ..core.tokens import Kind
 from ..core.view import View
 from .adapters import Adapter
-from .assumptions import Cache, check_filled, check_layer_call
+from .assumptions import Cache, check_filled, check_layer_call, unsupported
+from .attention.biased import BiasedConfig
 from .attention.lookback import Lookback, Ran
-from .attention.masks import OwnMask, for_backend, needless, own_mask
+from .attention.masks import OwnMask, added_in, for_backend, needless, own_mask
 from .attention.rows import replace_rows, take_rows
 from .cache.handing import handed_on
 from .cache.layer import KeptLayer
@@ -85,6 +86,7 @@ class Forward:
         self.methods = setting.methods
         self.layers = setting.layers
         self.backend = setting.backend
+        self.flash = setting.backend.startswith("flash")
         self.ledger = ledger
         self.first = first
         self.count = count
@@ -105,12 +107,19 @@ class Forward:
         self.ran: list[Slots] = []
         self.positions = Positions()
         self.masks: dict[tuple[Any, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
+        self.biases: dict[
+            tuple[Any, ...], tuple[Any, Tensor]
+        ] = {}  # under flash attention; as masks
+        self.owns: dict[int, tuple[Any, OwnMask | None]] = {}  # by the mask given, which is held
+        self.biased: BiasedConfig | None = None  # of the layer that runs
         self.seen = Lookback(setting.adapter, setting.reach, ledger, self.past, real, cache, record)
         self.notes = dict(ledger.notes)
         self.numbers: list[Numbers | None] = list(ledger.numbers) or [None] * self.layers
 
     def engage(self, on: bool, whole: bool = True) -> None:
         """Tells the cache that the engine is running, and when it no longer is; and whether it has run to its end."""
+        if self.biased is not None:
+            self.biased.put_back()
         if self.cache is not None:
             first: KeptLayer = self.cache.layers[0]
             first.engaged = on
@@ -120,6 +129,7 @@ class Forward:
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """What layer `index` shall be called with, or None for what it was given."""
+        self._check_biased(index - 1)
         if self.ledger.step == 0:  # a decode step's layers are called as its prefill's were
             check_layer_call(index, kwargs)
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -129,7 +139,7 @@ class Forward:
             hidden = self.deep.added(
                 hidden, index - 1, torch.where(columns < 0, -1, columns - self.first)
             )
-        own = own_mask(kwargs.get("attention_mask"), self.first) if self.setting.special else None
+        own = self._own_mask(kwargs.get("attention_mask")) if self.setting.special else None
 
         def row(coming: bool) -> Ran:
             at = {**kwargs, **self.positions.of(kwargs)}
@@ -146,7 +156,8 @@ class Forward:
         moved = self.positions.of(kwargs)
         whole = self.rows.untouched and self.past[index].untouched
         if not whole or self.numbers[index] is not None:
-            moved["attention_mask"] = self._mask(index, hidden, kwargs.get("attention_mask"), own)
+            mask = self._mask(index, hidden, kwargs.get("attention_mask"), own)
+            moved["attention_mask"] = self._handed(index, module, mask, len(hidden))
         self.seen.before.append(row(coming=False))
         self.ran.append(self.rows)
         kwargs = {**kwargs, **moved}
@@ -329,6 +340,44 @@ class Forward:
             numbers=None if numbers is None else numbers.of(columns),
         )
 
+    def _own_mask(self, given: Any) -> OwnMask | None:
+        """The mask that the decoder gave, read once for all layers that are given it."""
+        if id(given) not in self.owns:
+            self.owns[id(given)] = (given, own_mask(given, self.first))
+        return self.owns[id(given)][1]
+
+    def _check_biased(self, index: int) -> None:
+        """Raises UnsupportedTransformersError if layer `index` ran without the bias that it was handed."""
+        if self.biased is not None and self.biased.put_back():
+            raise unsupported(
+                f"the attention of layer {index} does not look up its function by config._attn_implementation, so "
+                "nothing took its bias"
+            )
+        self.biased = None
+
+    def _handed(self, index: int, module: Any, mask: Tensor | None, batch: int) -> Tensor | None:
+        """The mask that layer `index` is called with; its attention is handed what the backend takes in another way."""
+        numbers = self.numbers[index]
+        if self.flash and numbers is not None:
+            self.biased = BiasedConfig(module.self_attn, self._bias(index, numbers, batch))
+        elif self.backend == "flex_attention" and mask is not None:
+            self.biased = BiasedConfig(module.self_attn, mask)
+            return None
+        return mask
+
+    def _bias(self, index: int, numbers: Numbers, batch: int) -> Tensor:
+        """What attention adds to products with each key that layer `index` is about to hold (B S)."""
+        past = self.past[index]
+        key = (id(past), id(self.rows), id(numbers))
+        if key not in self.biases:
+            self.biases[key] = ((past, self.rows, numbers), numbers.biases(self._held(past, batch)))
+        return self.biases[key][1]
+
+    def _held(self, past: Slots, batch: int) -> Tensor:
+        """Columns of the keys that a layer is about to hold (B S): those in its cache, and those that run."""
+        asked = self.rows.columns(batch, self.device)
+        return torch.cat([past.columns(batch, self.device), asked], 1)
+
     def _mask(self, index: int, hidden: Tensor, given: Any, own: OwnMask | None) -> Tensor | None:
         past = self.past[index]
         numbers = self.numbers[index]
@@ -343,8 +392,12 @@ class Forward:
     def _made_mask(
         self, past: Slots, numbers: Numbers | None, hidden: Tensor, own: OwnMask | None
     ) -> Tensor | None:
-        """The mask of a layer whose cache holds `past`; None where plain causal attention needs none."""
+        """The mask of a layer whose cache holds `past`; None where plain causal attention needs none.
+
+        It carries the bias of what weighs, but not under flash attention, whose masks cannot.
+        """
         rows = hidden.shape[1]
+        numbers = None if self.flash else numbers
         dead = (
             past.masked
             or self.rows.masked
@@ -355,11 +408,10 @@ class Forward:
         if plain and numbers is None and needless(self.backend, rows, past.length):
             return None
         if plain and numbers is not None and rows == 1 and self.ledger.step:
-            return numbers.along(past, 1)[:, None, None].to(
-                hidden
-            )  # one query, which sees all that is held
+            seen = numbers.along(past, 1)  # one query, which sees all that is held
+            return seen[:, None, None].to(hidden.device, added_in(self.backend, hidden.dtype))
         asked = self.rows.columns(hidden.shape[0], self.device)
-        held = torch.cat([past.columns(hidden.shape[0], self.device), asked], 1)
+        held = self._held(past, hidden.shape[0])
         bias = None if numbers is None else numbers.biases(held)
         mask = for_backend(self.backend, asked, held, self.real, hidden.dtype, own, bias)
         return mask.to(hidden.device)
@@ -373,6 +425,7 @@ class Forward:
 
     def finish(self, last: Tensor) -> Tensor:
         """Notes what each cache now holds, and gives dropped rows their place back in the output, as zeros."""
+        self._check_biased(self.layers - 1)
         if self.setting.watch is not None:
             self.setting.watch(self._view(self.layers, last))
         if self.cache is not None:

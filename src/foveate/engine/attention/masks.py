@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-SUPPORTED = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+SUPPORTED = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,16 @@ def may_see(
 
 
 def own_mask(given: Any, first: int) -> OwnMask | None:
-    """The mask that a decoder gives its layer, bool or additive (b 1 T C); None where it gives none: all is causal."""
+    """The mask that a decoder gives its layer; None where it gives none: all is causal.
+
+    Args:
+        given: bool or additive (b 1 T C), or flex attention's blocks, which are written out here.
+        first: column of the first row.
+    """
+    if isinstance(given, BlockMask):
+        batch, _, rows, columns = given.shape
+        device = str(given.kv_num_blocks.device)
+        return OwnMask(create_mask(given.mask_mod, batch, 1, rows, columns, device)[:, 0], first)
     if not isinstance(given, Tensor) or given.ndim != 4:
         return None
     return OwnMask((given if given.dtype == torch.bool else given == 0)[:, 0], first)
@@ -73,8 +83,10 @@ def for_backend(
 ) -> Tensor:
     """The mask as `backend` wants it: bool (B 1 R S), additive (B 1 R S), or flash attention's key mask (B S).
 
-    With a `bias` of the keys it is additive under sdpa too. Flash attention takes none (`checks` refuses it before).
+    With a `bias` of the keys the mask is additive under sdpa too. Flash attention gets its bias in another way
+    (`attention/flash.py`).
     """
+    dtype = added_in(backend, dtype)
     if backend.startswith("flash"):
         alive = keys >= 0
         return (alive if real is None else alive & real.gather(1, keys.clamp(min=0))).long()
@@ -82,11 +94,16 @@ def for_backend(
     if bias is not None:
         added = bias[:, None, None].to(dtype).expand(seen.shape)
         return added.masked_fill(~seen, torch.finfo(dtype).min)
-    if backend == "eager":
+    if backend != "sdpa":
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(
             ~seen, torch.finfo(dtype).min
         )
     return seen
+
+
+def added_in(backend: str, dtype: torch.dtype) -> torch.dtype:
+    """The type of an additive mask: the model's, but float32 under flex attention, whose products are float32."""
+    return torch.float32 if backend == "flex_attention" else dtype
 
 
 def needless(backend: str, rows: int, past: int) -> bool:
