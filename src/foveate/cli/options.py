@@ -24,7 +24,8 @@ Methods = Annotated[
     list[str] | None,
     typer.Option(
         "--method",
-        help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens). May be repeated.",
+        help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens), or with the knobs of every method "
+        "fastv:layer=2,keep=0.5,weigh=nearest,merge=mean (see `foveate methods`). May be repeated.",
     ),
 ]
 Model = Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")]
