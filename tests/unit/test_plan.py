@@ -99,7 +99,7 @@ def test_comparing_dropped_with_kept_tokens_is_planned_as_a_trace_counts_it(
         return cost_of_trace(foveate.cost.flops.shapes(made), trace).score
 
     methods = parse(spec)
-    own = parse(spec.split(",weigh")[0].split(",merge")[0])
+    own = parse(spec.partition(",weigh")[0].partition(",merge")[0])
     planned = cost_of(found, asked, methods).score
     assert planned == ran(methods) - ran(own)
     assert planned == products * 2 * 12 * 4 * found.shapes.layers[1].hidden

@@ -41,8 +41,7 @@ def cost(
     for spec, methods in {"unpruned": [], **specs}.items():
         row = plan.cost_of(found, request, methods)
         rows[spec] = {
-            "flops": {k: v for k, v in vars(row).items() if k != "kv_bytes"}
-            | {"total": row.flops},
+            "flops": {k: v for k, v in vars(row).items() if k != "kv_bytes"} | {"total": row.flops},
             "kv_bytes": row.kv_bytes,
             "ratio": row.ratio(base),
             "papers": plan.papers(found, request, methods),

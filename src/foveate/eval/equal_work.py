@@ -78,7 +78,8 @@ def marked(spec: str) -> str:
         )
     if first.name not in factories():
         parse(first.name)  # says what was meant
-    numbers = [knob for knob in knobs(first.name) if _kinds(first.name, knob)]
+    own = (knob for knob in knobs(first.name) if knob not in SPEAKING)
+    numbers = [knob for knob in own if _kinds(first.name, knob)]
     chosen = "keep" if "keep" in numbers else numbers[0] if len(numbers) == 1 else None
     if chosen is None:
         raise ValueError(

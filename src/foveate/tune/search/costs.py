@@ -114,6 +114,7 @@ def measure_layer(
                 len(runner.layers) // 2,
                 state.hidden[:, stay.to(state.hidden.device)],
                 state.columns[:, stay],
+                runner.ones(state) if gone and runner.weighting.weigh != "none" else None,
             )
             _wait(state.hidden)
             begin = time.perf_counter()

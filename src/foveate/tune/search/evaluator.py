@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...artefacts.weighting import UNWEIGHED, Weighting
 from ...core.contract import Score
-from ...core.method import Method
-from ...core.schedules import PerLayer
 from ...models.loaded import Loaded
 from ...processes import ALONE, Processes
 from ..examples import Example
@@ -36,6 +35,7 @@ class Evaluator:
         batch: examples per forward.
         cache_bytes: what may be held between trials, by this process; the rest is run anew every time.
         processes: that share the batches.
+        weighting: what kept tokens weigh, and whether they become means.
 
     Attributes:
         held_bytes: what is held now.
@@ -54,6 +54,7 @@ class Evaluator:
         batch: int = 8,
         cache_bytes: float = 2e9,
         processes: Processes = ALONE,
+        weighting: Weighting = UNWEIGHED,
     ) -> None:
         if not examples:
             raise ValueError("got no examples to judge schedules on; give at least one")
@@ -61,8 +62,7 @@ class Evaluator:
         self.examples = examples
         self.objective = objective
         self.batch = batch
-        self.runner = Runner(loaded.model, score, within)
-        self.within = within
+        self.runner = Runner(loaded.model, score, within, weighting)
         self.processes = processes
         self.cache_bytes = cache_bytes
         self.depth = len(self.runner.layers)
@@ -124,7 +124,7 @@ class Evaluator:
         state = self._enter(index, keep)
         examples = self.examples[self._rows(index)]
         longest = int(state.prompt.batch.answered.sum(1).max()) + 4
-        method = Method(self.runner.score, PerLayer(keep), within=self.within)
+        method = self.runner.method(self.runner.score, keep)
         model = self.runner.model
         whole = (1.0,) * self.depth
         trial = Trial(

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...artefacts.schedules import ScheduleFile
+from ...artefacts.weighting import UNWEIGHED, Weighting
 from ...core.contract import Score
 from ...core.method import Method
 from ...cost.flops import shapes
@@ -55,6 +56,7 @@ class Search:
         batch: examples per forward.
         cache_gb: what each process may hold between trials.
         seed: of strategies that draw, and of the bootstrap.
+        weighting: what kept tokens weigh, and whether they become means, in every trial and in the file.
     """
 
     algorithm: str = "gsearch"
@@ -67,6 +69,7 @@ class Search:
     batch: int = 8
     cache_gb: float = 2.0
     seed: int = 0
+    weighting: Weighting = UNWEIGHED
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -161,6 +164,8 @@ def _journal(
     """The record of this very search; the first process has the file, and all know what is in it."""
     facts = {"model": model, "data": data.facts(), **asdict(plan)}
     facts.pop("cache_gb")  # the same is found with any
+    if not plan.weighting.facts:
+        facts.pop("weighting")  # so that records of before weights and means were go on
     journal = Journal(record if together.index == 0 else None, facts)
     journal.known = together.of_first(journal.known)
     return journal
@@ -174,16 +179,18 @@ def _file(
     costs: dict[str, float],
 ) -> ScheduleFile:
     """The schedule with what is known of it before it is judged."""
+    elsewhere = ("ranking", "within", "seed", "weighting")
     return ScheduleFile(
         keep=keep,
         ranking=plan.ranking,
         within=plan.within,
         model=facts,
-        algorithm={k: v for k, v in asdict(plan).items() if k not in ("ranking", "within", "seed")},
+        algorithm={k: v for k, v in asdict(plan).items() if k not in elsewhere},
         seed=plan.seed,
         data=data.facts(),
         costs=costs,
         versions=versions(),
+        weighting=plan.weighting,
     )
 
 
@@ -199,7 +206,7 @@ def _problem(
     """The calibration examples as a problem."""
 
     def seconds() -> list[float]:
-        runner = Runner(loaded.model, plan.score)
+        runner = Runner(loaded.model, plan.score, weighting=plan.weighting)
         mine = measure_layer(runner, loaded, data.calibration[0])
         found: list[float] = judge.processes.of_first(mine)
         return found
@@ -253,7 +260,17 @@ def _evaluator(
 ) -> Evaluator:
     size = plan.cache_gb * 1e9
     made = OBJECTIVES[objective]
-    return Evaluator(loaded, examples, made, plan.score, plan.within, plan.batch, size, together)
+    return Evaluator(
+        loaded,
+        examples,
+        made,
+        plan.score,
+        plan.within,
+        plan.batch,
+        size,
+        together,
+        plan.weighting,
+    )
 
 
 def _scores(
