@@ -6,11 +6,14 @@ These are the knobs of `Method.weighted`, for methods that come from a file and 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast, get_args
 
 from ..core.method import MergeKind, Method, WeighKind
 from ..core.schedules import PerLayer
 from ..core.scores import Random
+
+WEIGHS = tuple(kind for kind in get_args(WeighKind) if kind != "clusters")
+MERGES = tuple(kind for kind in get_args(MergeKind) if kind != "own")
 
 
 @dataclass(frozen=True)
@@ -25,31 +28,33 @@ class Weighting:
         cutoff: of merge "mean".
 
     Raises:
-        ValueError: as `Method.weighted`; or a kind that needs a merge of the method's own, of which there is none.
+        ValueError: as `Method.weighted`; or a kind that needs a merge of the method's own, of which there is none here.
     """
 
-    weigh: WeighKind = "none"
-    merge: MergeKind = "none"
+    weigh: str = "none"
+    merge: str = "none"
     strength: float = 1.0
     place: float | None = None
     cutoff: float | None = None
 
     def __post_init__(self) -> None:
-        if self.weigh == "clusters" or self.merge == "own":
-            raise ValueError(
-                f"weigh={self.weigh} and merge={self.merge}: a schedule or a predictor has no merge of its own, whose "
-                "clusters or means these are; expected weigh=nearest, cell, mixed, uniform or none, and merge=mean or "
-                "none"
-            )
-        Method(Random(), PerLayer((1.0,))).weighted(
-            **asdict(self)
-        )  # refuses what does not go together
+        for key, kinds in (("weigh", WEIGHS), ("merge", MERGES)):
+            if getattr(self, key) not in kinds:
+                raise ValueError(
+                    f"{key}={getattr(self, key)!r}; expected one of {', '.join(kinds)} (a schedule or a predictor has "
+                    "no merge of its own)"
+                )
+        self._put(Method(Random(), PerLayer((1.0,))))  # refuses numbers that do not go together
 
     def on(self, method: Method) -> Method:
         """The method with these weights and means, under its own name; the method itself if there are none."""
         if self.weigh == "none" and self.merge == "none":
             return method
-        return method.weighted(**asdict(self)).named(method.name)
+        return self._put(method).named(method.name)
+
+    def _put(self, method: Method) -> Method:
+        weigh, merge = cast(WeighKind, self.weigh), cast(MergeKind, self.merge)
+        return method.weighted(weigh, merge, self.strength, self.place, self.cutoff)
 
     def told(self, **knobs: Any) -> Weighting:
         """These, with what is told instead; of the knobs of `Method.weighted`, None and merge "own" say nothing.

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..artefacts.weighting import Weighting
-from ..core.method import MergeKind, WeighKind
+from ..artefacts.weighting import MERGES, WEIGHS
 from ..core.scores import RANKINGS
 from ..cost import plan
 
@@ -38,12 +37,10 @@ Ranking = Annotated[
         help=f"Which tokens go first: {', '.join(RANKINGS)}; or a method, by its score.",
     ),
 ]
-Weigh = Annotated[
-    str, typer.Option(help="Whom dropped tokens join: none, nearest, cell, mixed or uniform.")
-]
+Weigh = Annotated[str, typer.Option(help=f"Whom dropped tokens join: {', '.join(WEIGHS)}.")]
 Merge = Annotated[
     str,
-    typer.Option(help="mean: a kept token becomes the mean of itself and what joined it; or none."),
+    typer.Option(help=f"{' or '.join(MERGES)}: whether kept tokens become means of what joins."),
 ]
 Strength = Annotated[float, typer.Option(help="Of --weigh: what log(n) is multiplied with.")]
 Place = Annotated[
@@ -171,14 +168,3 @@ def check_picture(out: Path) -> None:
         raise ValueError(f"cannot write {out}: there is no folder {out.parent}")
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"cannot write {out}: expected a name that ends in .png, .svg or .pdf")
-
-
-def weighting(
-    weigh: str, merge: str, strength: float, place: float | None, cutoff: float | None
-) -> Weighting:
-    """What the options of weights and means say together.
-
-    Raises:
-        ValueError: a kind that is not known, or a number that does not go with it.
-    """
-    return Weighting(cast(WeighKind, weigh), cast(MergeKind, merge), strength, place, cutoff)

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from ..artefacts.schedules import ScheduleFile
+from ..artefacts.weighting import Weighting
 from ..explore.schedule import plot_schedules
 from ..models.load import load
 from ..processes import launched
@@ -108,7 +109,7 @@ def search(
         "first": start_layer,
     }
     numbers |= {"batch": batch, "cache_gb": cache_gb, "seed": seed}
-    numbers["weighting"] = options.weighting(weigh, merge, strength, place, cutoff)
+    numbers["weighting"] = Weighting(weigh, merge, strength, place, cutoff)
     plan = _plan(algorithm=algorithm, knobs=settled(algorithm, knobs), **numbers)
     _check_paths(out, plot)
     used = _data(data, kinds, calibration, held_out)
