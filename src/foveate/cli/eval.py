@@ -282,37 +282,61 @@ def _lines(samples: Sequence[Sample], runs: dict[str, list[Record]]) -> list[str
     ]
 
 
+BESIDE = 4  # methods whose columns fit a terminal beside each other
+
+
 def _print(body: dict[str, Any], target: equal.Target | None) -> None:
-    """Figures down, methods across; differences to unpruned below each, bold where their interval leaves out 0."""
+    """Every figure of every method; differences to unpruned, bold where their interval leaves out 0."""
     methods = body["methods"]
+    gap = "against" if body["against"] else "difference"
+    keys = dict.fromkeys(key for m in methods.values() for key in m["figures"])
+    rows = {key: [_cell(m["figures"].get(key), gap) for m in methods.values()] for key in keys}
+    for key in ("flops", "prefill", "decode", "bytes", "tokens"):
+        cells = [_work(spec, m["work"], key, target) for spec, m in methods.items()]
+        rows[f"{key}, of unpruned"] = cells
+    table = _beside if len(methods) <= BESIDE else _below
+    console.print(table(list(methods), rows))
+    console.print(
+        f"{body['samples']} samples; figures in % (CIDEr x 100, MME in points) with 95 % bootstrap intervals over "
+        f"pictures; with them the paired difference to {body['against'] or 'unpruned'}, bold where the interval "
+        f"leaves out 0. Caption words: {body['tokenizer']}.",
+        highlight=False,
+    )
+
+
+def _beside(methods: Sequence[str], rows: dict[str, list[str]]) -> Table:
+    """Figures down, methods across: easy to compare, as long as the methods fit beside each other."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", overflow="fold")
     for spec in methods:
         table.add_column(
             spec.replace(":", ": ").replace(",", ", "), justify="right", overflow="fold"
         )
-    for key in dict.fromkeys(key for m in methods.values() for key in m["figures"]):
-        gap = "against" if body["against"] else "difference"
-        table.add_row(key, *(_cell(m["figures"].get(key), gap) for m in methods.values()))
-    table.add_section()
-    for key in ("flops", "prefill", "decode", "bytes", "tokens"):
-        cells = []
-        for spec, m in methods.items():
-            off = (
-                target
-                and key == target.work
-                and spec != "unpruned"
-                and abs(m["work"][key] - target.ratio) > 0.01
-            )
-            cells.append(f"[red]{m['work'][key]:.3f}[/red]" if off else f"{m['work'][key]:.3f}")
-        table.add_row(f"{key}, of unpruned", *cells)
-    console.print(table)
-    console.print(
-        f"{body['samples']} samples; figures in % (CIDEr x 100, MME in points) with 95 % bootstrap intervals over "
-        f"pictures; below them the paired difference to {body['against'] or 'unpruned'}, bold where the interval "
-        f"leaves out 0. Caption words: {body['tokenizer']}.",
-        highlight=False,
-    )
+    for key, cells in rows.items():
+        table.add_row(key, *cells)
+    return table
+
+
+def _below(methods: Sequence[str], rows: dict[str, list[str]]) -> Table:
+    """A part for each figure, methods down: for as many methods as there are."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+    table.add_column("", overflow="fold")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    for key, cells in rows.items():
+        table.add_section()
+        table.add_row(f"[bold]{key}[/bold]")
+        for spec, cell in zip(methods, cells, strict=True):
+            value, _, difference = cell.partition("\n")
+            table.add_row(f"  {spec.replace(',', ', ')}", value, difference)
+    return table
+
+
+def _work(spec: str, work: dict[str, float], key: str, target: equal.Target | None) -> str:
+    """A share of the unpruned model's work; red where the methods were to do equal work and this one does not."""
+    off = target and key == target.work and spec != "unpruned"
+    red = off and target is not None and abs(work[key] - target.ratio) > 0.01
+    return f"[red]{work[key]:.3f}[/red]" if red else f"{work[key]:.3f}"
 
 
 def _cell(found: dict[str, Any] | None, key: str) -> str:

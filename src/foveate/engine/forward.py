@@ -354,11 +354,13 @@ class Forward:
         plain = not dead and own is None
         if plain and numbers is None and needless(self.backend, rows, past.length):
             return None
+        if plain and numbers is not None and rows == 1 and self.ledger.step:
+            return numbers.along(past, 1)[:, None, None].to(
+                hidden
+            )  # one query, which sees all that is held
         asked = self.rows.columns(hidden.shape[0], self.device)
         held = torch.cat([past.columns(hidden.shape[0], self.device), asked], 1)
         bias = None if numbers is None else numbers.biases(held)
-        if bias is not None and plain and rows == 1:  # one query, which sees all that is held
-            return bias[:, None, None].to(hidden)
         mask = for_backend(self.backend, asked, held, self.real, hidden.dtype, own, bias)
         return mask.to(hidden.device)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from .slots import Slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,10 +19,12 @@ class Numbers:
     Attributes:
         counts: for how many tokens each column speaks; columns past the end speak for themselves.
         bias: what attention adds to products with the column's key: strength x log(count).
+        gathered: biases in the order of some slots, by the identity of their table; see `along`.
     """
 
     counts: Float[Tensor, "B C"]
     bias: Float[Tensor, "B C"]
+    gathered: dict[int, tuple[Slots, Tensor]] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def ones(batch: int, columns: int, device: torch.device) -> Numbers:
@@ -58,6 +62,21 @@ class Numbers:
     def biases(self, columns: Int[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         """Biases of these columns."""
         return torch.where(self._known(columns), self._at(self.bias, columns), 0.0)
+
+    def along(self, slots: Slots, more: int) -> Float[Tensor, "B S"]:
+        """Biases of what lies in `slots`, and of `more` new columns after it, gathered once for all decode steps.
+
+        Between two drops slots grow by their run alone, and its new columns speak for themselves: they add zeros.
+        """
+        batch, known = self.counts.shape
+        first, bias = self.gathered.get(id(slots.table), (None, None))
+        same = first is not None and first.table is slots.table and first.start == slots.start
+        if bias is None or first is None or not same or first.tail > slots.tail:
+            bias = self.biases(slots.columns(batch, self.bias.device))
+            if slots.start + slots.tail >= known:  # all columns after these speak for themselves
+                self.gathered.clear()
+                self.gathered[id(slots.table)] = (slots, bias)
+        return torch.nn.functional.pad(bias, (0, slots.length + more - bias.shape[1]))
 
     def _known(self, columns: Tensor) -> Tensor:
         return (columns >= 0) & (columns < self.counts.shape[1])

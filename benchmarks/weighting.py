@@ -1,0 +1,315 @@
+"""Weighted and averaged tokens: how far each method is from the unpruned model, off, weighted, averaged, both.
+
+    python benchmarks/weighting.py run scenes zoo      # divergences of a group of methods; goes on where it stopped
+    python benchmarks/weighting.py summary scenes      # docs/results/weighting-scenes.json
+    python benchmarks/weighting.py reasons scenes      # attention paid to the picture, and how near the nearest is
+    python benchmarks/weighting.py page                # the tables of docs/weighting.md, and its plot
+
+Divergences are of `foveate.eval.divergence`, on descriptions, captions and questions of test pictures that no other
+table uses. What each answer gave is kept in runs/weighting/, a line for every method and sample.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.progress import track
+
+import foveate
+from foveate import Kind
+from foveate.core.weighing import AtCut
+from foveate.eval.divergence import divergence, reference
+from foveate.eval.intervals import estimate
+from foveate.eval.tasks.bundled import bundled
+from foveate.inspect.attention import attention_shares
+from foveate.methods import parse
+from foveate.versions import versions
+
+ROOT = Path(__file__).parent.parent
+RUNS = ROOT / "runs" / "weighting"
+RESULTS = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "weighting.md"
+TASKS = ["descriptions", "captions", "questions"]
+FIRST = 30000  # of the test pictures; other tables begin at 1000, 3000, 7000 and 10000
+KEEPS = (0.5, 0.25, 0.125, 0.0625)
+VARIANTS = {
+    "off": "",
+    "averaged": "merge=mean",
+    "weighted": "weigh=nearest",
+    "both": "weigh=nearest,merge=mean",
+}
+BEFORE = (  # before the decoder
+    "divprune", "cdpruner", "visionzip", "vispruner", "flowcut", "vscan1", "tome", "downsample:layer=0",
+    "random:layer=0",
+)  # fmt: skip
+WITHIN = ("fastv:layer=2", "fastv:layer=2,ranking=received", "dart:layer=2", "random:layer=2")
+STAGED = (
+    "pdrop",
+    "vscan1:keep=0.5+vscan2:keep=0.5",
+    "prumerge",
+    "prumerge_plus",
+    "dymu",
+    "fitprune",
+)
+MERGING = ("tome", "visionzip", "vscan1", "prumerge", "dymu")  # whose own clusters can be weighed
+FEW = ("cdpruner", "visionzip", "tome", "fastv:layer=2", "random:layer=0", "downsample:layer=0")
+CUTOFFS = (-1.0, 0.5, 0.8, 0.9)
+MIXED = ("mixed,place=0.3", "mixed,place=1", "mixed,place=3", "mixed,place=10")
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+def joined(spec: str, knobs: str) -> str:
+    """`spec` with further knobs, on each of the methods that it joins."""
+    if not knobs:
+        return spec
+    return "+".join(f"{one}{',' if ':' in one else ':'}{knobs}" for one in spec.split("+"))
+
+
+def varied(bases: Iterable[str]) -> Iterator[str]:
+    """Methods, each in every variant."""
+    for base in bases:
+        yield from (joined(base, knobs) for knobs in VARIANTS.values())
+
+
+def zoo() -> Iterator[str]:
+    """All methods at all counts, and those that merge with the weights of their own clusters."""
+    yield from varied(joined(name, f"keep={keep}") for keep in KEEPS for name in (*BEFORE, *WITHIN))
+    yield from varied(STAGED)
+    for name in MERGING:
+        for base in [name] if name in STAGED else [f"{name}:keep={keep}" for keep in KEEPS]:
+            yield joined(base, "weigh=clusters")
+
+
+def few() -> Iterator[str]:
+    """For models that are slow."""
+    yield from varied(f"divprune:keep={keep}" for keep in KEEPS)
+    yield from varied(joined(name, "keep=0.25") for name in FEW)
+    yield "tome:keep=0.25,weigh=clusters"
+
+
+def kinds() -> Iterator[str]:
+    """Whom a dropped token joins."""
+    for keep in KEEPS[1:]:
+        for weigh in ("nearest", "cell", "uniform", *MIXED):
+            yield f"divprune:keep={keep},weigh={weigh}"
+            yield f"divprune:keep={keep},weigh={weigh},merge=mean"
+
+
+def knobs() -> Iterator[str]:
+    """Strength, cutoff, and the layer of the cut."""
+    for keep in KEEPS[1:]:
+        base = f"divprune:keep={keep},weigh=nearest,merge=mean"
+        yield from (f"{base},strength={strength}" for strength in (0.5, 0.75, 1.25))
+        yield from (f"{base},cutoff={cutoff}" for cutoff in CUTOFFS)
+        yield from (base.replace(":", f":layer={layer},") for layer in (1, 2, 3, 4))
+    yield from (f"fastv:layer=2,keep=0.25,weigh=nearest,merge=mean,cutoff={c}" for c in CUTOFFS)
+
+
+GROUPS = {"zoo": zoo, "few": few, "kinds": kinds, "knobs": knobs}
+
+
+def specs(group: str) -> Iterator[str]:
+    """The methods of a group."""
+    if group not in GROUPS:
+        raise typer.BadParameter(f"{group!r}; expected one of {', '.join(GROUPS)}")
+    return GROUPS[group]()
+
+
+@app.command()
+def run(
+    model: str,
+    group: str,
+    pictures: Annotated[int, typer.Option(help="Each gives a sample of every task.")] = 100,
+    only: Annotated[str, typer.Option(help="Methods whose text holds this.")] = "",
+) -> None:
+    """Takes divergences of a group of methods; what is there already is not taken again."""
+    torch.set_num_threads(1)
+    loaded = foveate.load(model)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    path = RUNS / f"{model}.jsonl"
+    known = {(row["spec"], row["sample"]) for row in rows(path)}
+    wanted = [spec for spec in dict.fromkeys(specs(group)) if only in spec]
+    with path.open("a") as out:
+        samples = list(bundled(TASKS, pictures, FIRST))
+        for sample in track(samples, description=f"{model}, {len(wanted)} methods"):
+            left = [spec for spec in wanted if (spec, sample.key) not in known]
+            if not left:
+                continue
+            inputs = loaded.inputs(sample.images(), sample.prompt)
+            given = reference(loaded, inputs, sample.max_new_tokens)
+            for spec in left:
+                found = divergence(loaded, given, parse(spec))
+                row = {"spec": spec, "sample": sample.key, "group": sample.group, **found._asdict()}
+                out.write(json.dumps(row) + "\n")
+            out.flush()
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Lines of a run; a last line that was cut off is left out."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+@app.command()
+def summary(model: str) -> None:
+    """Means with 95 % intervals, drawn over pictures, of every method that ran on all samples."""
+    by_spec: dict[str, list[dict[str, Any]]] = {}
+    for row in rows(RUNS / f"{model}.jsonl"):
+        by_spec.setdefault(row["spec"], []).append(row)
+    most = max(len(found) for found in by_spec.values())
+    methods = {}
+    for spec, found in by_spec.items():
+        if len(found) < most:
+            typer.echo(f"{spec} has {len(found)} of {most} samples and is left out")
+            continue
+        parts = np.array([(row["kl"], 1.0) for row in found])
+        groups = [row["group"] for row in found]
+        kl = estimate(parts, groups, lambda sums: sums[..., 0] / sums[..., 1])
+        methods[spec] = {
+            "kl": kl.value,
+            "low": kl.low,
+            "high": kl.high,
+            "agreement": float(np.mean([row["agreement"] for row in found])),
+        }
+    body = {"model": model, "samples": most, "first": FIRST, "tasks": TASKS, "versions": versions()}
+    path = RESULTS / f"weighting-{model}.json"
+    path.write_text(json.dumps({**body, "methods": methods}, indent=1) + "\n")
+    typer.echo(f"{len(methods)} methods, {most} samples: {path}")
+
+
+@app.command()
+def reasons(model: str, pictures: int = 20) -> None:
+    """Attention that answers pay to the picture, and the cosine between dropped tokens and their nearest kept one."""
+    torch.set_num_threads(1)
+    loaded = foveate.load(model)
+    samples = list(bundled(["captions"], pictures, FIRST))
+    inputs = [loaded.inputs(sample.images(), sample.prompt) for sample in samples]
+    bases = [f"{name}:keep={keep}" for keep in (0.25, 0.125) for name in ("divprune", "random")]
+    attention = {}
+    for spec in ("", *(joined(base, knobs) for base in bases for knobs in LOOKED_AT)):
+        shares = [
+            attention_shares(loaded.model, given, 40, *(parse(spec) if spec else ()))
+            for given in track(inputs, description=spec or "unpruned")
+        ]
+        attention[spec or "unpruned"] = float(np.mean([s[..., Kind.IMAGE].mean() for s in shares]))
+    nearness = {}
+    for name in BEFORE:
+        spec = joined(name, "keep=0.25")
+        found = torch.cat([cosines(loaded, given, parse(spec)[0]) for given in inputs])
+        nearness[spec] = {"mean": float(found.mean()), "worst tenth": float(found.quantile(0.1))}
+    body = {"model": model, "pictures": pictures, "attention": attention, "nearness": nearness}
+    (RESULTS / f"weighting-why-{model}.json").write_text(json.dumps(body, indent=1) + "\n")
+
+
+LOOKED_AT = ("", "weigh=uniform", "weigh=nearest", "weigh=nearest,merge=mean")
+
+
+@torch.inference_mode()
+def cosines(loaded: foveate.Loaded, inputs: dict[str, Any], method: foveate.Method) -> torch.Tensor:
+    """Of each token that leaves before layer 0, the cosine with the kept token that is most like it."""
+    found: list[torch.Tensor] = []
+
+    def look(view: foveate.View) -> None:
+        selected = method.select(view) if view.layer == 0 else None
+        if selected is not None:
+            found.append(AtCut.of_view(view, selected.keep).cosines().amax(2)[0])
+
+    # The method is applied too, so that the engine looks at the vision tower for it.
+    with foveate.apply(loaded.model, method, watch=look):
+        loaded.model(**inputs)
+    return torch.cat(found)
+
+
+@app.command()
+def page() -> None:
+    """Writes the tables of docs/weighting.md between their marks, and the plot."""
+    text = PAGE.read_text()
+    for model in ("scenes", "smol"):
+        for name, table in tables(model).items():
+            begin, end = f"<!-- {model} {name} -->", f"<!-- /{model} {name} -->"
+            if begin not in text or end not in text:
+                raise SystemExit(f"{PAGE} lacks {begin} or {end}")
+            before, after = text[: text.index(begin)], text[text.index(end) :]
+            text = "\n".join([before + begin, "", *table, "", after])
+    PAGE.write_text(text)
+
+
+def tables(model: str) -> dict[str, list[str]]:
+    """The tables of a model, by the name of their mark; without those of which nothing was measured."""
+    found = {}
+    path = RESULTS / f"weighting-{model}.json"
+    if path.is_file():
+        methods = json.loads(path.read_text())["methods"]
+        found["zoo"] = zoo_table(methods)
+        found["kinds"] = [
+            "| | divergence | next word alike |",
+            "|---|---:|---:|",
+            *(
+                f"| `{spec}` | {kl_cell(methods[spec])} | {100 * methods[spec]['agreement']:.1f} % |"
+                for group in ("kinds", "knobs")
+                for spec in specs(group)
+                if spec in methods
+            ),
+        ]
+    path = RESULTS / f"weighting-why-{model}.json"
+    if path.is_file():
+        why = json.loads(path.read_text())
+        found["why"] = [
+            "| | attention paid to the picture |",
+            "|---|---:|",
+            *(f"| `{spec}` | {100 * share:.1f} % |" for spec, share in why["attention"].items()),
+            "",
+            "| | cosine with the nearest kept token, mean | a tenth is below |",
+            "|---|---:|---:|",
+            *(
+                f"| `{spec}` | {row['mean']:.3f} | {row['worst tenth']:.3f} |"
+                for spec, row in why["nearness"].items()
+            ),
+        ]
+    return found
+
+
+def zoo_table(methods: dict[str, Any]) -> list[str]:
+    """Methods down, variants across."""
+    lines = [f"| | {' | '.join([*VARIANTS, 'own clusters'])} |", "|---" + "|---:" * 5 + "|"]
+    ones = [f"{name}:keep={keep}" for name in MERGING for keep in KEEPS]
+    bases = dict.fromkeys(
+        base for spec in specs("zoo") if (base := plain_of(spec)) in methods or base in ones
+    )
+    for base in bases:
+        variants = [joined(base, knobs) for knobs in (*VARIANTS.values(), "weigh=clusters")]
+        if not any(spec in methods for spec in variants[1:]):
+            continue
+        cells = [kl_cell(methods[spec]) if spec in methods else "" for spec in variants]
+        lines.append(f"| `{base}` | {' | '.join(cells)} |")
+    return lines
+
+
+def plain_of(spec: str) -> str:
+    """The method without weights and means."""
+    for knobs in sorted((*VARIANTS.values(), "weigh=clusters"), key=len, reverse=True):
+        if knobs:
+            spec = spec.replace(f",{knobs}", "").replace(f":{knobs}", "")
+    return spec
+
+
+def kl_cell(row: dict[str, Any]) -> str:
+    """A divergence with its interval."""
+    return f"{row['kl']:.4f} ({row['low']:.4f}-{row['high']:.4f})"
+
+
+if __name__ == "__main__":
+    app()
