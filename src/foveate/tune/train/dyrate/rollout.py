@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ....artefacts.weighting import UNWEIGHED, Weighting
 from ....core.contract import Score
 from ....core.features import shares_by_type
+from ....core.method import Method
 from ....core.predictor import RatePredictor
+from ....core.schedules import PerLayer
 from ....core.selection import places
 from ....core.view import View
 from ....engine.anatomy import Anatomy, anatomy_of
@@ -26,7 +29,8 @@ from ....engine.assumptions import without_cache
 from ....engine.checks import check_teacher_forcing
 from ....models.loaded import Loaded
 from ...examples import Example, encode
-from .attention import soft_keys
+from .attention import Spans, one_span, soft_keys
+from .speaking import Cut, Leaving, cut_by
 from .steps import Steps, rows_at, run_below
 
 Choose = Callable[[Tensor], Tensor]  # logits (B K) -> one-hot (B K), with a gradient or without
@@ -76,6 +80,7 @@ def roll_out(
     batch: Batch,
     choose: Choose,
     decode: bool = True,
+    weighting: Weighting = UNWEIGHED,
 ) -> Rollout:
     """Runs prompts and answers at once, under the keep sets that decoding with a cache would have.
 
@@ -87,15 +92,17 @@ def roll_out(
         batch: prompts with answers.
         choose: from the predictor's logits to a one-hot choice.
         decode: whether the predictor decides before decode steps too; else its choice at the prefill stays.
+        weighting: what kept tokens weigh, and whether they become means. Gradients take both as given.
 
     Raises:
         ValueError: the score looks back further than one layer, or the decoder is of a form that is not supported.
     """
-    views, chosen = _decide(model, predictor, score, layer, batch, choose, decode)
+    method = _speaking(score, weighting)
+    views, chosen = _decide(model, predictor, method, layer, batch, choose, decode)
     if decode or chosen.weight.requires_grad:
-        logits = _run_above(views, chosen.weight, layer)
+        logits = _run_above(views, chosen, layer, method)
     else:  # nothing is asked of what was dropped, and it never comes back
-        logits = _run_kept(views, chosen.weight[:, 0] > 0.5, layer)
+        logits = _run_kept(views, chosen.cut, chosen.weight[:, 0] > 0.5, layer)
     return Rollout(logits, chosen.kept, chosen.choice, views.total)
 
 
@@ -108,19 +115,27 @@ def counts(
     batch: Batch,
     choose: Choose,
     decode: bool = True,
+    weighting: Weighting = UNWEIGHED,
 ) -> Float[Tensor, "B S"]:
     """`Rollout.kept` alone: what is kept is known before the prune layer, so nothing above is run."""
-    return _decide(model, predictor, score, layer, batch, choose, decode)[1].kept
+    method = _speaking(score, weighting)
+    return _decide(model, predictor, method, layer, batch, choose, decode)[1].kept
 
 
 @torch.no_grad()
 def at_every_rate(
-    model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch
+    model: Any,
+    predictor: RatePredictor,
+    score: Score,
+    layer: int,
+    batch: Batch,
+    weighting: Weighting = UNWEIGHED,
 ) -> tuple[Float[Tensor, "B H 4"], Iterator[tuple[Float[Tensor, "B S V"], Float[Tensor, "B S"]]]]:
     """What the predictor sees at the prefill; and at each of its rates, chosen there and kept, logits and kept counts.
 
     Layers below the prune layer run once, and above it only what is kept.
     """
+    method = _speaking(score, weighting)
     views = _views(model, score, layer, batch)
     view = views.view(0, views.present)
     place = _place(score, view)
@@ -131,35 +146,42 @@ def at_every_rate(
         for keep in counts.unbind(-1):
             alive = views.present & ((place < keep[:, None]) | (view.visual == view.newest))
             kept = alive.sum(1)[:, None].expand_as(batch.answered).float()
-            yield _run_kept(views, alive, layer), kept
+            cut = cut_by(method, views.view(0, views.present), views.below.hidden, alive)
+            yield _run_kept(views, cut, alive, layer), kept
 
     return shares_by_type(view), answers()
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What the predictor chose: every token's weight at every step, how many stay, and the rates, with gradients."""
+    """What the predictor chose: every token's weight at every step, how many stay, and the rates, with gradients.
+
+    `cut` is what the choice at the prefill leaves.
+    """
 
     weight: Float[Tensor, "B S N"]
     kept: Float[Tensor, "B S"]
     choice: Float[Tensor, "B S K"]
+    cut: Cut
 
 
 def _decide(
     model: Any,
     predictor: RatePredictor,
-    score: Score,
+    method: Method,
     layer: int,
     batch: Batch,
     choose: Choose,
     decode: bool,
 ) -> tuple[Steps, _Chosen]:
+    score = method.score
     views = _views(model, score, layer, batch)
     steps = batch.inputs["input_ids"].shape[1] - batch.prompt
     alive = views.present
     kept = []
     weights = []
     choices = []
+    cut = Cut(views.below.hidden, None)
     for step in range(steps if decode else 1):
         view = views.view(step, alive)
         with torch.no_grad():
@@ -173,17 +195,28 @@ def _decide(
         chosen = torch.where(
             view.visual == view.newest, 1.0, chosen
         )  # as the engine has it: its state is the output
+        before = alive
         alive = alive & (chosen > 0.5)
+        with torch.no_grad():
+            if step == 0:
+                cut = cut_by(method, view, views.below.hidden, alive)
+            views.hand_over(method, cut, step, before, alive)
         # Forward, sets only shrink. Backward, each step answers for its own set: through a product over the steps, no
         # step could learn to keep what the others, whose choices are as likely to change, drop anyway.
         soft = alive.float() + chosen - chosen.detach()
         choices.append(choice)
         kept.append(soft.sum(1))
         weights.append(soft)
-    found = [torch.stack(values, 1) for values in (weights, kept, choices)]
-    return views, _Chosen(
-        *(f if decode else f[:, :1].expand(-1, steps, *f.shape[2:]) for f in found)
-    )
+    weight, some, choice = (torch.stack(values, 1) for values in (weights, kept, choices))
+    if not decode:  # the choice at the prefill stays
+        weight, choice = (part.expand(-1, steps, -1) for part in (weight, choice))
+        some = some.expand(-1, steps)
+    return views, _Chosen(weight, some, choice, cut)
+
+
+def _speaking(score: Score, weighting: Weighting) -> Method:
+    """A method with the score, the weights and the merge; the predictor says how many stay, not its schedule."""
+    return weighting.on(Method(score, PerLayer((1.0,))))
 
 
 def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
@@ -200,8 +233,9 @@ def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
     )
 
 
-def _run_above(views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Tensor:
+def _run_above(views: Steps, chosen: _Chosen, layer: int, method: Method) -> Tensor:
     """The prune layer and those above it, with each row seeing what was alive at its step; the answers' logits."""
+    weights = chosen.weight
     prompt = views.prompt
     below = views.below
     batch, length = views.real.shape
@@ -222,11 +256,15 @@ def _run_above(views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Ten
         for k, v in without_cache(below.kwargs).items()
         if k not in ("hidden_states", "attention_mask")
     }
-    hidden = _layers(views.anatomy, layer, below.hidden, kwargs, seen, weight)
+    alive = weights.detach() > 0.5
+    speaks = method.weigh is not None or method.merge is not None
+    leaving = Leaving(method, views.tokens, views.columns, alive, chosen.cut.numbers, prompt)
+    spans = leaving.spans if speaks else one_span
+    hidden = _layers(views.anatomy, layer, chosen.cut.hidden, kwargs, seen, weight, spans)
     return _logits(views.anatomy, hidden[:, prompt - 1 : length - 1])
 
 
-def _run_kept(views: Steps, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
+def _run_kept(views: Steps, cut: Cut, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
     """As `_run_above` where one set holds for all rows: what was dropped is not run at all."""
     real = views.real
     below = views.below
@@ -242,9 +280,10 @@ def _run_kept(views: Steps, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
             rows_at(t, columns) for t in below.kwargs["position_embeddings"]
         )
     }
-    hidden = _layers(
-        views.anatomy, layer, rows_at(below.hidden, columns), kwargs, seen, seen.to(torch.float32)
-    )
+    weight = seen.to(torch.float32)
+    if cut.numbers is not None:
+        weight = weight * cut.numbers.biases(columns).exp()[:, None]
+    hidden = _layers(views.anatomy, layer, rows_at(cut.hidden, columns), kwargs, seen, weight)
     return _logits(views.anatomy, rows_at(hidden, (stays.cumsum(1) - 1)[:, prompt - 1 : -1]))
 
 
@@ -255,8 +294,9 @@ def _layers(
     kwargs: dict[str, Any],
     seen: Tensor,
     weight: Tensor,
+    spans: Spans = one_span,
 ) -> Tensor:
-    with soft_keys(anatomy.decoder, seen, weight):
+    with soft_keys(anatomy.decoder, seen, weight, spans):
         for block in anatomy.layers[first:]:
             out = block(hidden, attention_mask=None, **kwargs)
             hidden = out[0] if isinstance(out, tuple) else out

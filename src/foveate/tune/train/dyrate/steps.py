@@ -11,12 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ....core.contract import Score
+from ....core.method import Method
 from ....core.tokens import TokenMap, classify
 from ....core.view import View
 from ....engine.anatomy import Anatomy
 from ....engine.attention.rows import attention_rows
 from ....engine.until import states_of, until
 from ...tower_view import Look, watched
+from .speaking import Cut, Held
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,14 @@ class Steps:
         self.notes: dict[str, Tensor] = {}
         self.asked = max(0, layer - 1)
         module = self.layers[self.asked]
-        self.keys = self.adapter.keys(module, below.last, below.kwargs["position_embeddings"])
+        keys = self.adapter.keys(module, below.last, below.kwargs["position_embeddings"])
+        self.held = Held((keys,), None)
 
     def tokens_at(self, step: int) -> TokenMap:
         """What every column is at `step`."""
         return self.tokens.with_responses(self.prompt + step)
 
-    def held(self, alive: Bool[Tensor, "B N"], columns: int) -> Bool[Tensor, "B C"]:
+    def holds(self, alive: Bool[Tensor, "B N"], columns: int) -> Bool[Tensor, "B C"]:
         """Of the columns so far, those that the layer asked for attention has: layer 0's own cache is cut, too."""
         if self.layer:
             return self.real[:, :columns]
@@ -106,8 +109,32 @@ class Steps:
             module, rows_at(self.below.last, queries.clamp(min=0)), (cos, sin)
         )
         before = torch.arange(columns, device=queries.device) <= queries[..., None]
-        allowed = before & self.held(alive, columns)[:, None] & (queries >= 0)[..., None]
-        return attention_rows(asked, self.keys[:, :, :columns], module.self_attn.scaling, allowed)
+        allowed = before & self.holds(alive, columns)[:, None] & (queries >= 0)[..., None]
+        keys = self.held.parts[0][:, :, :columns]
+        numbers = self.held.numbers
+        bias = None if numbers is None else numbers.bias[:, :columns]
+        return attention_rows(asked, keys, module.self_attn.scaling, allowed, bias=bias)
+
+    def hand_over(
+        self,
+        method: Method,
+        cut: Cut,
+        step: int,
+        before: Bool[Tensor, "B N"],
+        alive: Bool[Tensor, "B N"],
+    ) -> None:
+        """Tells what is asked for attention that tokens have left before `step`.
+
+        Layers below the prune layer lose none; but before layer 0 it is layer 0 itself that is asked, whose own cache
+        is cut, and whose keys and numbers then change as they do where it runs (`speaking`).
+        """
+        if self.layer:
+            return
+        if step:
+            self.held = self.held.after(method, self.tokens, self.columns, before, alive)
+            return
+        turned = self.below.kwargs["position_embeddings"]
+        self.held = Held((self.adapter.keys(self.layers[0], cut.hidden, turned),), cut.numbers)
 
     def view(self, step: int, alive: Bool[Tensor, "B N"]) -> View:
         """What the engine shows before the prune layer at `step`."""
