@@ -49,7 +49,7 @@ def schedule(
     name += ("" if ranking is None else f",ranking={ranking}") + (
         "" if within is None else f",within={within}"
     )
-    told = {
+    speaking = {
         "weigh": weigh,
         "merge": merge,
         "strength": strength,
@@ -61,6 +61,6 @@ def schedule(
         score_of(ranking or found.ranking),
         found.schedule,
         within=kind,
-        name=name + Weighting.spelled(**told),
+        name=name + Weighting.spelled(**speaking),
     )
-    return found.weighting.told(**told).on(plain)
+    return found.weighting.told(**speaking).on(plain)

@@ -53,7 +53,14 @@ def judge(
         made = batch_of(loaded, examples[start : start + plan.batch])
         batch, _, total = made
         found = roll_out(
-            loaded.model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode
+            loaded.model,
+            predictor,
+            plan.score,
+            plan.layer,
+            batch,
+            likeliest,
+            plan.decode,
+            plan.weighting,
         )
         losses = [
             float(answer_losses(logits, batch).sum())
@@ -113,7 +120,14 @@ def ratio_of(
     for start in range(0, len(examples), plan.batch):
         made = batch_of(loaded, examples[start : start + plan.batch])
         kept = counts(
-            loaded.model, predictor, plan.score, plan.layer, made[0], likeliest, plan.decode
+            loaded.model,
+            predictor,
+            plan.score,
+            plan.layer,
+            made[0],
+            likeliest,
+            plan.decode,
+            plan.weighting,
         )
         sums += torch.tensor(_spent(loaded.model, made, kept, plan), dtype=torch.float64)
     return float(sums[0] / sums[1])

@@ -7,12 +7,14 @@ import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ....artefacts.weighting import UNWEIGHED, Weighting
 from ....core.contract import Score
 from ....core.predictor import RatePredictor, rate_grid
 from ....methods.dyrate import ranked
@@ -33,7 +35,7 @@ class Plan:
     `decode` the predictor learns the choice of the prefill alone; `protect` is of `methods.dyrate`. `exact` runs
     `steps` batches of answers at every rate, and learns from that table (`exact.fit`), which wants neither `weight` nor
     temperatures; otherwise through soft masks, as the paper does. `clip` is the most that the gradient of CE and KL may
-    measure.
+    measure. `weighting` is what kept tokens weigh and whether they become means, in all of training.
 
     Raises:
         ValueError: no such ranking, or one that is not possible before the layer; `exact` while decoding; a
@@ -59,6 +61,7 @@ class Plan:
     decode: bool = True
     protect: str = "nothing"
     exact: bool = False
+    weighting: Weighting = UNWEIGHED
 
     def __post_init__(self) -> None:
         if self.exact and self.decode:
@@ -78,6 +81,14 @@ class Plan:
     def lr_at(self, done: float) -> float:
         """The learning rate when a share `done` of the steps is done: a cosine from `lr` to a tenth of it."""
         return self.lr * (0.55 + 0.45 * math.cos(math.pi * done))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The numbers as a checkpoint has them; one without weights and means says nothing of these, as those of before."""
+        found = asdict(self)
+        if not self.weighting.facts:
+            del found["weighting"]
+        return found
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -101,7 +112,7 @@ def save(
         tensors |= {
             f"optimizer/{p}/{k}": torch.as_tensor(v).cpu().contiguous() for k, v in state.items()
         }
-    facts = {"step": str(step), "plan": json.dumps(asdict(plan)), "source": source}
+    facts = {"step": str(step), "plan": json.dumps(plan.facts), "source": source}
     write(folder / "state.safetensors", tensors, facts)
 
 
@@ -130,7 +141,7 @@ def resume(
         return 0
     with safe_open(path, "pt") as file:
         facts = file.metadata()
-    if json.loads(facts["plan"]) != asdict(plan):
+    if json.loads(facts["plan"]) != plan.facts:
         raise ValueError(
             f"{path} belongs to another plan; give another folder, or the same numbers to resume"
         )
