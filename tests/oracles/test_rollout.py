@@ -257,6 +257,28 @@ def test_gradients_reach_the_predictor_and_nothing_else() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["nearest, mean", "cell"])
+def test_gradients_reach_the_predictor_past_weights_and_means(kind: str) -> None:
+    """Numbers and means are taken as given; which tokens are there is learned as ever."""
+    weighting = WEIGHTINGS[kind]
+    _, taught, _ = decoded("llava", "sdpa", "last", 1, "ragged", weighting)
+    made, predictor = model("llava"), tiny_predictor()
+    for p in made.parameters():
+        p.requires_grad_(False)
+
+    def straight(logits: Tensor) -> Tensor:
+        soft = logits.softmax(-1)
+        return likeliest(logits) + soft - soft.detach()
+
+    grads = []
+    for kind_of in (weighting, UNWEIGHED):
+        found = roll_out(made, predictor, RANKINGS["last"], 1, taught, straight, weighting=kind_of)
+        (grad,) = torch.autograd.grad(found.logits.square().mean(), [predictor.linear.weight])
+        assert bool(grad.isfinite().all()) and grad.abs().max() > 0
+        grads.append(grad)
+    assert not torch.allclose(*grads)
+
+
 def test_the_model_attends_as_before_afterwards() -> None:
     made, _, _ = rolled()
     inputs = batch("llava", LAYOUTS["one"]).inputs

@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The numbers as a checkpoint has them; one without weights and means says nothing of these, as those of before."""
+        """The numbers as checkpoints have them; those without weights and means say nothing of them, as ever."""
         found = asdict(self)
         if not self.weighting.facts:
             del found["weighting"]
