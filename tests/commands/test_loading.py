@@ -23,7 +23,7 @@ from models.processors import PROCESSORS, UNMADE
 from models.saved import model_of, save
 from models.tiny import IMAGE, VIDEO
 
-TORCHVISION = not processors.missing_packages()
+MISSING = set(processors.missing_packages())
 
 
 def picture(width: int, height: int) -> np.ndarray:
@@ -70,7 +70,8 @@ def test_a_saved_family_loads_and_runs(
     wanted = PROCESSORS[name]()
     assert type(loaded.processor).__name__ == wanted.kind
     said = capsys.readouterr().err
-    assert loaded.pictures_only == (wanted.video is not None and not TORCHVISION)
+    needed = {"torchvision", "num2words"} if name == "smolvlm" else {"torchvision"}
+    assert loaded.pictures_only == (wanted.video is not None and bool(needed & MISSING))
     assert ("pictures only" in said) == loaded.pictures_only
 
     side, pad = loaded.tokenizer.padding_side, loaded.tokenizer.pad_token
@@ -116,14 +117,14 @@ def test_only_text_is_a_chat_too(folder: Path) -> None:
         assert loaded.model(**inputs).logits.isfinite().all()
 
 
-@pytest.mark.skipif(TORCHVISION, reason="torchvision is installed")
+@pytest.mark.skipif("torchvision" not in MISSING, reason="torchvision is installed")
 def test_videos_are_refused_clearly_without_torchvision(folder: Path) -> None:
     loaded = load(str(save("qwen2_5_vl", folder / "qwen2_5_vl")))
     with pytest.raises(ValueError, match="pictures only"):
         loaded.processor(videos=[np.zeros((2, 16, 16, 3))], text=["<|video_pad|> what"])
 
 
-@pytest.mark.skipif(TORCHVISION, reason="torchvision is installed")
+@pytest.mark.skipif(not MISSING, reason="torchvision and num2words are installed")
 def test_a_processor_for_pictures_can_be_saved_again(folder: Path, tmp_path: Path) -> None:
     loaded = load(str(save("smolvlm", folder / "smolvlm")))
     loaded.model.save_pretrained(tmp_path)
@@ -131,6 +132,63 @@ def test_a_processor_for_pictures_can_be_saved_again(folder: Path, tmp_path: Pat
     again = load(str(tmp_path))
     first, second = (each.encode(CHATS) for each in (loaded, again))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def slopes(width: int, height: int) -> np.ndarray:
+    """A picture whose colours change slowly: however it is resized, no value is clipped."""
+    y, x = np.mgrid[:height, :width]
+    shades = [x / width, y / height, (x + y) / (width + height)]
+    return (255 * np.stack(shades, -1)).astype(np.uint8)
+
+
+# Hides torchvision from a new process, then encodes the chats of argv[2] by each family of argv[1].
+WITHOUT_TORCHVISION = """
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.partition(".")[0] == "torchvision"
+        return None if hidden else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+import torch
+from foveate.models.load import load
+from foveate.models.processors import missing_packages
+
+assert "torchvision" in missing_packages()
+folder, given, result = map(Path, sys.argv[1:])
+chats = torch.load(given, weights_only=False)
+families = sorted(place for place in folder.iterdir())
+torch.save({place.name: dict(load(str(place)).encode(chats)) for place in families}, result)
+"""
+
+
+@pytest.mark.skipif("torchvision" in MISSING, reason="torchvision is not installed")
+def test_pictures_are_the_same_without_torchvision(tmp_path: Path) -> None:
+    chats = [
+        ([slopes(400, 240)], "what is this ?"),
+        ([slopes(224, 224), slopes(200, 440)], "what is this and what is that ?"),
+    ]
+    (tmp_path / "families").mkdir()
+    here = {}
+    for name in PROCESSORS:
+        loaded = load(str(save(name, tmp_path / "families" / name)))
+        spread = getattr(loaded.processor.image_processor, "image_std", None) or [1.0]
+        here[name] = (loaded.encode(chats), min(spread))
+    torch.save(chats, tmp_path / "chats.pt")
+    paths = [str(tmp_path / part) for part in ("families", "chats.pt", "there.pt")]
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCHVISION, *paths], check=True)
+    there = torch.load(tmp_path / "there.pt", weights_only=False)
+    assert there.keys() == here.keys()
+    for name, (inputs, spread) in here.items():
+        assert there[name].keys() == inputs.keys(), name
+        for key, value in inputs.items():
+            # Picture processors resize at most twice, and each time round to one of 255 levels.
+            levels = 2.01 / 255 / spread if value.is_floating_point() else 0
+            torch.testing.assert_close(there[name][key], value, rtol=0, atol=levels)
 
 
 def test_a_module_without_sdpa_takes_what_it_has(folder: Path) -> None:

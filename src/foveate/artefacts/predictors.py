@@ -35,8 +35,8 @@ class Card:
         training: data, seed, metrics and versions.
         decode: whether it decides before decode steps too.
         protect: what its ranking spares while decoding.
-        weighting: what kept tokens weighed, and whether they became means, when it was trained. Cards of before have
-            none, and a card without weights and means says nothing of it.
+        weighting: what kept tokens weighed, and whether they became means, when it was trained. A
+            card without weights and means says nothing of it.
     """
 
     model: str

@@ -30,8 +30,8 @@ class ScheduleFile:
         costs: FLOPs ratio, mean share kept, KV bytes ratio.
         search: what searching cost.
         versions: of foveate, torch, transformers.
-        weighting: what kept tokens weighed, and whether they became means, when it was searched. Files of before have
-            none, and a file without weights and means says nothing of it.
+        weighting: what kept tokens weighed, and whether they became means, when it was searched. A
+            file without weights and means says nothing of it.
     """
 
     keep: tuple[float, ...]

@@ -28,7 +28,8 @@ class Weighting:
         cutoff: of merge "mean".
 
     Raises:
-        ValueError: as `Method.weighted`; or a kind that needs a merge of the method's own, of which there is none here.
+        ValueError: as `Method.weighted`; or a kind that needs a merge of the method's own, of which
+            there is none here.
     """
 
     weigh: str = "none"
@@ -41,8 +42,8 @@ class Weighting:
         for key, kinds in (("weigh", WEIGHS), ("merge", MERGES)):
             if getattr(self, key) not in kinds:
                 raise ValueError(
-                    f"{key}={getattr(self, key)!r}; expected one of {', '.join(kinds)} (a schedule or a predictor has "
-                    "no merge of its own)"
+                    f"{key}={getattr(self, key)!r}; expected one of {', '.join(kinds)} (a schedule "
+                    "or a predictor has no merge of its own)"
                 )
         self._put(Method(Random(), PerLayer((1.0,))))  # refuses numbers that do not go together
 
@@ -57,9 +58,10 @@ class Weighting:
         return method.weighted(weigh, merge, self.strength, self.place, self.cutoff)
 
     def told(self, **knobs: Any) -> Weighting:
-        """These, with what is told instead; of the knobs of `Method.weighted`, None and merge "own" say nothing.
+        """These, with what is told instead, of the knobs of `Method.weighted`.
 
-        Where another kind is told, the numbers that go with a kind start from their defaults.
+        None and merge "own" say nothing. Where another kind is told, the numbers that go with a kind
+        start from their defaults.
         """
         said = self._said(knobs)
         facts = asdict(self)
@@ -71,7 +73,7 @@ class Weighting:
 
     @staticmethod
     def spelled(**knobs: Any) -> str:
-        """What `told` was told, as the end of a method's name: ",weigh=nearest", or "" where nothing was said."""
+        """What `told` was told, as the end of a method's name: ",weigh=nearest", or ""."""
         said = Weighting._said(knobs)
         return "".join(
             f",{key}={value:g}" if isinstance(value, float) else f",{key}={value}"
@@ -84,7 +86,7 @@ class Weighting:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For a file: what differs from the defaults, so that files without weights and means are as ever."""
+        """For a file: what differs from the defaults. Files without weights and means are as ever."""
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)

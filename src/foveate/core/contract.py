@@ -1,10 +1,12 @@
 """The contract: what a score, a schedule and a merge are given, and what each of them may bring.
 
-Subclass `Score`, `Schedule` or `Merge`, write `__call__`, and override what else applies: everything has a default.
-A part that wraps others keeps them in its attributes, and forwards nothing: what they need and notice is found there.
-A `Method` takes plain functions of a view too; inside a wrapper such a function is `ScoreOf(function)`.
+Subclass `Score`, `Schedule` or `Merge`, write `__call__`, and override what else applies:
+everything has a default. A part that wraps others keeps them in its attributes, and forwards
+nothing: what they need and notice is found there. A `Method` takes plain functions of a view too;
+inside a wrapper such a function is `ScoreOf(function)`.
 
-Shapes: B samples, N visual tokens alive in the fullest sample, C columns of the input, D the decoder's width.
+Shapes: B samples, N visual tokens alive in the fullest sample, C columns of the input, D the
+decoder's width.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ class Needs:
     Attributes:
         back: how many layers back it reads attention; the engine holds that many.
         earliest: the first layer before which it works; 1 if it goes by the layer before.
-        in_prompt: True if it works in prefills alone, as where it compares hidden states of visual tokens.
+        in_prompt: True if it works in prefills alone, as where it compares hidden states of visual
+            tokens.
         tower: the layers of the vision tower that it looks at.
-        counts: True if its order of the first n tokens depends on n. A search then ranks anew for every count.
+        counts: True if its order of the first n tokens depends on n. A search then ranks anew for
+            every count.
     """
 
     back: int = 1
@@ -75,16 +79,22 @@ class Part(ABC):  # noqa: B024 - what must be written differs from kind to kind
     def notice(self, view: View) -> None:  # noqa: B027 - a default that does nothing, not a duty
         """Remembers something of this view, in `view.notes`.
 
-        It is called for every view on which the method is consulted, also where nothing is dropped. Parts of this one
-        have already been called; see `take_notice`.
+        It is called for every view on which the method is consulted, also where nothing is dropped.
+        Parts of this one have already been called; see `take_notice`.
         """
 
     def notices(self, layer: int, step: int) -> bool:
-        """Whether the part must see the view before `layer` at `step`, even if the schedule does not act there."""
+        """Whether the part must see the view before `layer` at `step`.
+
+        It then sees it even if the schedule does not act there.
+        """
         return False
 
     def made_of(self) -> Iterator[Part]:
-        """The parts that this one is made of: the values of its attributes, and the members of tuples there."""
+        """The parts that this one is made of.
+
+        They are the values of its attributes, and the members of tuples there.
+        """
         for value in vars(self).values():
             for member in value if isinstance(value, tuple) else (value,):
                 if isinstance(member, Part):
@@ -113,12 +123,14 @@ class Score(Part):
 
     @abstractmethod
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
-        """Scores of the visual tokens alive, higher = keep; of equal scores the earlier token is kept.
+        """Scores of the visual tokens alive, higher = keep.
+
+        Of equal scores the earlier token is kept.
 
         Args:
             view: the state before the layer.
-            counts: tokens that are to stay of each sample. Most scores do not look at it; one that does says so by
-                `Needs.counts`.
+            counts: tokens that are to stay of each sample. Most scores do not look at it; one that
+                does says so by `Needs.counts`.
 
         Returns:
             A score for each entry of `view.visual` (B N); what fills have is of no account.
@@ -137,11 +149,13 @@ class Schedule(Part):
         """
 
     def acts(self, layer: int, step: int) -> bool | None:
-        """Whether tokens may leave before `layer` at `step`; the engine spends nothing where none may.
+        """Whether tokens may leave before `layer` at `step`.
+
+        The engine spends nothing where none may.
 
         Returns:
-            None if that cannot be told beforehand; the schedule is then asked every time. By default what the
-            schedules say that this one is made of, and None if there are none.
+            None if that cannot be told beforehand; the schedule is then asked every time. By
+            default what the schedules say that this one is made of, and None if there are none.
         """
         told = [inner.acts(layer, step) for inner in self._inner()] or [None]
         return True if True in told else None if None in told else False
@@ -160,7 +174,10 @@ class Schedule(Part):
             inner.check(layers, family)
 
     def flops(self, layer: int) -> float:
-        """FLOPs of one decision before `layer`, for one sample; rows of attention are counted by the engine."""
+        """FLOPs of one decision before `layer`, for one sample.
+
+        Rows of attention are not among them: the engine counts those.
+        """
         return sum((inner.flops(layer) for inner in self._inner()), 0.0)
 
     def plan(self, total: int, layers: int) -> Sequence[int | float] | None:
@@ -171,8 +188,8 @@ class Schedule(Part):
             layers: depth of the decoder.
 
         Returns:
-            For each layer a number of tokens (int; `total` where none leaves), or a share of those that are left
-            there (float). None if that depends on the input.
+            For each layer a number of tokens (int; `total` where none leaves), or a share of those
+            that are left there (float). None if that depends on the input.
         """
         return None
 
@@ -191,7 +208,8 @@ class Merge(Part):
 
         Args:
             view: the state before the layer.
-            keep: which entries of `view.visual` stay. A prompt's last token stays, even if its score says otherwise.
+            keep: which entries of `view.visual` stay. A prompt's last token stays, even if its
+                score says otherwise.
             counts: tokens that the schedule wanted to stay of each sample.
         """
 
@@ -289,11 +307,13 @@ def as_merge(given: Merge | PlainMerge | None) -> Merge | None:
 def _plain(given: F, kind: type[Part]) -> F:
     """`given`, if it is a callable that promises nothing more than to be called.
 
-    What a plain callable has beside is not looked at. If it has something of the contract's, such as `acts`, it was
-    meant to be looked at: that is refused, since leaving it out would change results in silence.
+    What a plain callable has beside is not looked at. If it has something of the contract's, such
+    as `acts`, it was meant to be looked at: that is refused, since leaving it out would change
+    results in silence.
 
     Raises:
-        TypeError: it cannot be called, it is another kind of part, or it has an attribute of the contract's.
+        TypeError: it cannot be called, it is another kind of part, or it has an attribute of the
+            contract's.
     """
     if isinstance(given, Part) or not callable(given):
         raise TypeError(

@@ -38,7 +38,10 @@ class LastQuery(Score):
 
 
 def asking(view: View) -> Int[Tensor, "B Q"]:
-    """Columns of the instruction's tokens that run now, -1 at fills; of the newest token where none of them does."""
+    """Columns of the instruction's tokens that run now, -1 at fills.
+
+    Where none of them runs, the newest token's column.
+    """
     if view.rows.shape[1] == 1:
         return view.newest  # as in a decode step
     known = view.tokens.are(Kind.INSTRUCTION).gather(1, view.rows.clamp(min=0)) & (view.rows >= 0)
@@ -72,11 +75,11 @@ class Instruction(Score):
 
 @dataclass(frozen=True)
 class Received(Score):
-    """Attention received in the layer before from all later tokens that run now, mean over them (FastV's text).
+    """Attention received in the layer before from all later tokens that run now (FastV's text).
 
-    FastV (2403.06764) says "the average attention-score received from all other tokens"; a causal model
-    pays none to later ones, so earlier tokens are not counted (nor are they where images see both ways). Rows are
-    computed `CHUNK` at a time.
+    The score is the mean over those tokens. FastV (2403.06764) says "the average attention-score
+    received from all other tokens"; a causal model pays none to later ones, so earlier tokens are
+    not counted (nor are they where images see both ways). Rows are computed `CHUNK` at a time.
     """
 
     own = Needs(earliest=1)
@@ -87,7 +90,8 @@ class Received(Score):
             view.newest if view.rows.shape[1] == 1 else view.rows
         )  # in a decode step the features ask for it, too
         total = view.of_visual(sum_over_rows(view, running, own=False))
-        # How many of the rows that run now come after each visual token: those right of its column among them.
+        # How many of the rows that run now come after each visual token: those right of its column
+        # among them.
         rows = view.rows.sort(1).values.contiguous()
         later = rows.shape[1] - torch.searchsorted(rows, view.visual.contiguous(), right=True)
         return total / later.clamp(min=1)
@@ -156,7 +160,10 @@ class Accumulated(Score):
         return f"{self!r} before layer {view.layer}"
 
     def notice(self, view: View) -> None:
-        """Adds this step; not before layers where `base` cannot rank, whose view is shown to a part of it alone."""
+        """Adds this step, but not before layers where `base` cannot rank.
+
+        There the view is shown to a part of `base` alone.
+        """
         if view.layer < self.needs.earliest:
             return
         key = self._key(view)
@@ -179,10 +186,11 @@ class Accumulated(Score):
 
 @dataclass(frozen=True)
 class AnyOf(Score):
-    """Keeps what any of several scores ranks high: the best of a token's ranks (a round robin over the rankings).
+    """Keeps what any of several scores ranks high: the best of a token's ranks.
 
-    Of all ways to mix rankings this loses least against the best single one in the worst case: half the budget still
-    holds the upper half of what each of two rankings would have kept.
+    This is a round robin over the rankings. Of all ways to mix rankings this loses least against
+    the best single one in the worst case: half the budget still holds the upper half of what each
+    of two rankings would have kept.
     """
 
     scores: tuple[Score, ...]
@@ -201,7 +209,9 @@ class AnyOf(Score):
 
 @dataclass(frozen=True)
 class Random(Score):
-    """A fixed pseudo-random order that depends on the seed and on a token's number in its sample, on nothing else.
+    """A fixed pseudo-random order.
+
+    It depends on the seed and on a token's number in its sample, on nothing else.
 
     So a sample gets the same order alone and in a batch. Average over seeds for a fair control.
     """
@@ -214,7 +224,8 @@ class Random(Score):
             view.tokens.image.ge(0).long().cumsum(1) - 1
         )  # each column's number among the sample's visual tokens
         number = first.gather(1, view.visual.clamp(min=0))
-        # A hash of 32 bits: seed and number are spread by large odd factors, then shifted and multiplied twice.
+        # A hash of 32 bits: seed and number are spread by large odd factors, then shifted and
+        # multiplied twice.
         mixed = number * 2654435761 + (self.seed + 1) * 40503 * 65537
         for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 1)):
             mixed = ((mixed & 0xFFFFFFFF) ^ ((mixed & 0xFFFFFFFF) >> shift)) * factor
@@ -223,10 +234,11 @@ class Random(Score):
 
 @dataclass(frozen=True)
 class Even(Score):
-    """An order in which every beginning is spread evenly over each image: what plain downsampling keeps.
+    """An order in which every beginning is spread evenly over each image.
 
-    On a grid of tokens the order is that of Bayer's dither matrix, so that a quarter of the tokens is every second
-    row and column; where tokens form no grid it is the van der Corput order of their numbers.
+    It is what plain downsampling keeps. On a grid of tokens the order is that of Bayer's dither
+    matrix, so that a quarter of the tokens is every second row and column; where tokens form no
+    grid it is the van der Corput order of their numbers.
     """
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
@@ -252,7 +264,10 @@ def _reversed_bits(number: Tensor, bits: int) -> Tensor:
 
 
 def _bayer(row: Tensor, column: Tensor, bits: int) -> Tensor:
-    """Rank of (row, column) in Bayer's matrix of side 2**bits: bits of row ^ column and row, interleaved, reversed."""
+    """Rank of (row, column) in Bayer's matrix of side 2**bits.
+
+    It is the bits of row ^ column and of row, interleaved and reversed.
+    """
     out = torch.zeros_like(row)
     crossed = row ^ column
     for i in range(bits):

@@ -23,7 +23,7 @@ from .cache.ledger import Ledger
 from .checks import check_call, check_model, check_tower, check_weights, special_masks
 from .deepstack import DeepStack
 from .forward import Forward, Setting
-from .handover import Call, padding_mask, placeholders, regular
+from .handover import CallState, padding_mask, placeholders, regular
 from .modules import decoder_of
 from .tower.form import known_tower
 from .tower.watch import Watch, looked_at
@@ -38,33 +38,37 @@ def apply(
 ) -> AbstractContextManager[Trace]:
     """Applies methods to a model for the length of a ``with`` block.
 
-    Inside, `model.generate(...)` and plain `model(...)` drop visual tokens as the methods decide. Logits and the last
-    hidden state keep their shapes (dropped positions have a zero state there, so labels on the word after an image
-    need that image's last token); `hidden_states` and `attentions` of each layer are as long as what ran in it. The
-    last token of a prompt always stays, for its state is the output, even if it is an image's. Methods are consulted
-    in order, and each sees what the one before left. Afterwards the model is as it was: hooks are removed, weights are
-    never touched.
+    Inside, `model.generate(...)` and plain `model(...)` drop visual tokens as the methods decide.
+    Logits and the last hidden state keep their shapes (dropped positions have a zero state there,
+    so labels on the word after an image need that image's last token); `hidden_states` and
+    `attentions` of each layer are as long as what ran in it. The last token of a prompt always
+    stays, for its state is the output, even if it is an image's. Methods are consulted in order,
+    and each sees what the one before left. Afterwards the model is as it was: hooks are removed,
+    weights are never touched.
 
     Args:
         model: a vision-language model of a supported family, on any device, in any dtype.
         methods: what to apply; none at all only records a trace and uses the faster cache.
-        watch: called with the `View` before every layer, before the methods decide there, and once more after the
-            last (`view.layer == view.layers`, `view.hidden` is then the normalised output). It must change no tensor.
+        watch: called with the `View` before every layer, before the methods decide there, and once
+            more after the last (`view.layer == view.layers`, `view.hidden` is then the normalised
+            output). It must change no tensor.
 
     Returns:
         A context manager; entering it gives the `Trace`.
 
     Raises:
-        ValueError: a family, decoder, vision tower (where a score looks at it), attention backend or cache that is not
-            supported, no visual tokens, a compiled model, gradient checkpointing, a schedule that does not fit.
-        UnsupportedTransformersError: a ValueError; the installed transformers, or the model's own code, calls something
-            otherwise than the engine takes for granted (`engine/assumptions.py`).
+        ValueError: a family, decoder, vision tower (where a score looks at it), attention backend
+            or cache that is not supported, no visual tokens, a compiled model, gradient
+            checkpointing, a schedule that does not fit.
+        UnsupportedTransformersError: a ValueError; the installed transformers, or the model's own
+            code, calls something otherwise than the engine takes for granted
+            (`engine/assumptions.py`).
         RuntimeError: `apply` is already active on this model.
         TypeError: something among `methods` is not a `Method`.
 
-    While it is active, a forward raises ValueError if its cache was filled outside `apply`, if sequences are packed,
-    or if a prompt comes as embeddings in which no visual token can be told; and RuntimeError if another thread is in
-    the middle of a forward of the same model.
+    While it is active, a forward raises ValueError if its cache was filled outside `apply`, if
+    sequences are packed, or if a prompt comes as embeddings in which no visual token can be told;
+    and RuntimeError if another thread is in the middle of a forward of the same model.
     """
     anatomy = anatomy_of(model)
     adapter = anatomy.adapter
@@ -77,7 +81,12 @@ def apply(
 
 
 def _check_methods(methods: tuple[Method, ...], depth: int, family: str) -> None:
-    """Raises TypeError for what is no method, and ValueError for one that does not fit a decoder of `depth` layers."""
+    """Refuses what does not fit.
+
+    Raises:
+        TypeError: something among them is no method.
+        ValueError: a method does not fit a decoder of `depth` layers.
+    """
     for method in methods:
         if not isinstance(method, Method):
             raise TypeError(
@@ -122,7 +131,7 @@ class Engine:
         self.decoder = decoder_of(body)
         self.depth = len(self.decoder.layers)
         self.trace = Trace(self.depth, tuple(m.name for m in methods))
-        self.call = Call()
+        self.call = CallState()
         self.busy = threading.Lock()
         self.handles: list[Any] = []
         self.names = names_of(body, self.decoder)
@@ -162,7 +171,10 @@ class Engine:
         )
 
     def _abandon(self) -> None:
-        """Lets go of a forward of this thread that was interrupted (torch calls no hook for a KeyboardInterrupt)."""
+        """Lets go of a forward of this thread that was interrupted.
+
+        Torch calls no hook for a KeyboardInterrupt.
+        """
         forward = self.call.forward
         self.call.forward = None
         if forward is not None:
@@ -356,7 +368,10 @@ class _LayerHook:
 
 
 def _known(cache: Cache | None, name: str) -> tuple[Ledger | None, int]:
-    """The ledger that travels with a cache, and the columns it covers; `name` is what errors call the cache."""
+    """The ledger that travels with a cache, and the columns it covers.
+
+    `name` is what errors call the cache.
+    """
     if cache is None or cache.get_seq_length() == 0:
         return None, 0
     first = cache.layers[0]

@@ -1,31 +1,38 @@
-"""Everything that the engine takes for granted about transformers, and the one place that knows its private names.
+"""Everything that the engine takes for granted about transformers.
 
-Transformers renames what is private to it from release to release. The engine reads and replaces arguments of the
-decoder and of its layers, so a name that has changed would not fail: tokens would silently be dropped from a cache
-that nobody uses. Therefore every name stands here, with the releases it was seen in, and `check_assumptions` looks at
-the classes of the model at hand before anything runs. What only a run can show is checked in the run: the cache that
-the engine prepared must be the one that was filled (`check_filled`), and masks, rotations and outputs must have the
-form that is expected.
+This is the one place that knows the private names of transformers. Transformers renames what is
+private to it from release to release. The engine reads and replaces arguments of the decoder and of
+its layers, so a name that has changed would not fail: tokens would silently be dropped from a cache
+that nobody uses. Therefore every name stands here, with the releases it was seen in, and
+`check_assumptions` looks at the classes of the model at hand before anything runs. What only a run
+can show is checked in the run: the cache that the engine prepared must be the one that was filled
+(`check_filled`), and masks, rotations and outputs must have the form that is expected.
 
 | what | where | held in |
 |---|---|---|
-| `input_ids`, `inputs_embeds`, `attention_mask` are arguments | the multimodal body | 5.17 to 5.24 |
-| `inputs_embeds`, `attention_mask`, `position_ids`, `use_cache` are arguments | the decoder | 5.17 to 5.24 |
-| `hidden_states` comes first; `attention_mask`, `position_embeddings` are arguments | a layer | 5.17 to 5.24 |
+| `input_ids`, `inputs_embeds`, `attention_mask` are arguments | the body | 5.17 to 5.24 |
+| `inputs_embeds`, `attention_mask` are arguments | the decoder | 5.17 to 5.24 |
+| `position_ids`, `use_cache` are arguments | the decoder | 5.17 to 5.24 |
+| `hidden_states` comes first | a layer | 5.17 to 5.24 |
+| `attention_mask`, `position_embeddings` are arguments | a layer | 5.17 to 5.24 |
 | the cache's argument is `past_key_values` | decoder, layer, attention | 5.17 to 5.23 |
 | the cache's argument is `cache` | decoder, layer, attention | 5.24 |
 | no other argument brings a cache | decoder, layer, attention | 5.17 to 5.24 |
-| `last_hidden_state`, and the cache under its argument's name, are fields | the decoder's output | 5.17 to 5.24 |
+| `last_hidden_state` is a field | the decoder's output | 5.17 to 5.24 |
+| the cache is a field, under its argument's name | the decoder's output | 5.17 to 5.24 |
 | `q_proj`, `k_proj`, `head_dim`, `scaling`, `config` | attention | 5.17 to 5.24 |
 | `apply_rotary_pos_emb(q, k, cos, sin)` | the module of attention | 5.17 to 5.24 |
 | `input_layernorm` comes before attention | a layer | 5.17 to 5.24 |
-| `deepstack_visual_embeds`, `visual_pos_masks` are arguments | a DeepStack's decoder | 5.17 to 5.24 |
+| `deepstack_visual_embeds` is an argument | a DeepStack's decoder | 5.17 to 5.24 |
+| `visual_pos_masks` is an argument | a DeepStack's decoder | 5.17 to 5.24 |
 | `gradient_checkpointing` says that a layer runs twice | decoder or layer | 5.17 to 5.24 |
-| a mask is None, 2-D (flash attention) or 4-D, bool or additive | what a layer is given | 5.17 to 5.24 |
+| a mask is None, or 2-D (flash attention) or 4-D | what a layer is given | 5.17 to 5.24 |
+| a 4-D mask is bool or additive | what a layer is given | 5.17 to 5.24 |
 | rotations are cosines and sines (b T E) | what a layer is given | 5.17 to 5.24 |
 | the methods that `KeptLayer` overrides exist | `DynamicLayer` | 5.17 to 5.24 |
 | `layers`, `offloading`, `layer_class_to_replicate` | `DynamicCache` | 5.17 to 5.24 |
-| `_attn_implementation` names the backend, and with `_internal` sets it | the text's config | 5.17 to 5.24 |
+| `_attn_implementation` names the backend | the text's config | 5.17 to 5.24 |
+| `_attn_implementation_internal` sets it | the text's config | 5.17 to 5.24 |
 """
 
 from __future__ import annotations
@@ -43,7 +50,10 @@ from ..versions import TRANSFORMERS, versions
 
 
 def unsupported(what: str) -> UnsupportedTransformersError:
-    """The error for a name that is missing: what it is, what is installed, what works, and how to get it."""
+    """The error for a name that is missing.
+
+    It says what is missing, what is installed, what works, and how to get it.
+    """
     version = versions()["transformers"]
     if version in SpecifierSet(TRANSFORMERS):
         return UnsupportedTransformersError(
@@ -96,7 +106,8 @@ class Names:
     Attributes:
         body: arguments of the multimodal body, in order.
         decoder: arguments of the decoder, in order.
-        cache: the decoder's argument for the KV cache, and the field of its output: what errors call it.
+        cache: the decoder's argument for the KV cache, and the field of its output: what errors
+            call it.
         layer_cache: a layer's argument for it.
     """
 
@@ -110,7 +121,10 @@ class Names:
         return {**dict(zip(self.decoder, args, strict=False)), **kwargs}
 
     def given_cache(self, kwargs: dict[str, Any]) -> Any:
-        """The cache that the decoder was called with, by whatever name; the newest counts, as in transformers."""
+        """The cache that the decoder was called with, by whatever name.
+
+        The newest name counts, as in transformers.
+        """
         return next((kwargs[name] for name in (self.cache, *CACHE_NAMES) if name in kwargs), None)
 
     def with_cache(self, kwargs: dict[str, Any], cache: Any) -> dict[str, Any]:
@@ -129,7 +143,11 @@ class Names:
         return state
 
     def check_returned(self, output: Any, cache: Any) -> None:
-        """Raises UnsupportedTransformersError unless the output carries the cache that the decoder was called with."""
+        """Checks that the output carries the cache that the decoder was called with.
+
+        Raises:
+            UnsupportedTransformersError: it does not.
+        """
         values = output if isinstance(output, tuple) else [getattr(output, self.cache, None)]
         if not any(value is cache for value in values):
             raise unsupported(
@@ -144,7 +162,9 @@ def without_cache(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def cache_name(module: Any) -> str:
-    """What a module's `forward` calls the KV cache: "cache", or "past_key_values" before transformers 5.24.
+    """What a module's `forward` calls the KV cache.
+
+    It is "cache", or "past_key_values" before transformers 5.24.
 
     Raises:
         UnsupportedTransformersError: it takes none under a name that is known, or a second one.
@@ -170,7 +190,11 @@ def names_of(body: Any, decoder: Any) -> Names:
 
 
 def check_assumptions(body: Any, decoder: Any) -> None:
-    """Raises UnsupportedTransformersError for the first assumption in this module's table that a model breaks."""
+    """Checks a model against this module's table.
+
+    Raises:
+        UnsupportedTransformersError: for the first assumption that the model breaks.
+    """
     for lack in missing(body, decoder):
         raise unsupported(lack)
 
@@ -247,7 +271,8 @@ def _lacks_attention(layer: Any) -> Iterator[str]:
 def rotary_of(attention: Any) -> Any:
     """The function that rotates an attention's queries and keys, or None.
 
-    It stands beside the attention's class; where somebody derived a class of his own, beside its base.
+    It stands beside the attention's class; where somebody derived a class of his own, beside its
+    base.
     """
     modules = (sys.modules.get(kind.__module__) for kind in type(attention).__mro__)
     rotations = (getattr(module, "apply_rotary_pos_emb", None) for module in modules)
@@ -255,7 +280,10 @@ def rotary_of(attention: Any) -> Any:
 
 
 def _lacks_output(decoder: Any) -> Iterator[str]:
-    """What the class that the decoder says it returns has not; classes that are not named are seen in the run."""
+    """What is missing from the class that the decoder says it returns.
+
+    A class that is not named is checked in the run.
+    """
     cache = next((name for name in CACHE_NAMES if name in _arguments(decoder)), CACHE_NAMES[0])
     said = inspect.signature(type(decoder).forward, eval_str=False).return_annotation
     for kind in get_args(said) or (said,):
@@ -267,13 +295,19 @@ def _lacks_output(decoder: Any) -> Iterator[str]:
 
 
 def _kinds(layers: Iterable[Any]) -> list[Any]:
-    """One layer of each pair of classes (of itself and its attention): looking at more would tell nothing new."""
+    """One layer of each pair of classes, its own and its attention's.
+
+    Looking at more layers would tell nothing new.
+    """
     found = {(type(layer), type(getattr(layer, "self_attn", None))): layer for layer in layers}
     return list(found.values())
 
 
 def _arguments(module: Any) -> dict[str, inspect.Parameter]:
-    """The named arguments of a module's class, for an instance's `forward` may be wrapped (accelerate does so)."""
+    """The named arguments of a module's class.
+
+    Of the class, since an instance's `forward` may be wrapped (accelerate does so).
+    """
     taken = dict(inspect.signature(type(module).forward).parameters)
     taken.pop("self", None)
     return {n: p for n, p in taken.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
@@ -288,7 +322,11 @@ def _is_cache(annotation: Any) -> bool:
 
 
 def check_filled(name: str, layer: int, held: int, expected: int) -> None:
-    """Raises UnsupportedTransformersError unless a layer's cache has grown by what has just run in the layer."""
+    """Checks that a layer's cache has grown by what has just run in the layer.
+
+    Raises:
+        UnsupportedTransformersError: it has not.
+    """
     if held != expected:
         raise unsupported(
             f"layer {layer} was to leave {expected} tokens in its cache, which holds {held}: the cache that foveate "
@@ -297,7 +335,11 @@ def check_filled(name: str, layer: int, held: int, expected: int) -> None:
 
 
 def check_layer_call(index: int, kwargs: dict[str, Any]) -> None:
-    """Raises UnsupportedTransformersError unless a layer is called with rotations and a mask of the known forms."""
+    """Checks that a layer is called with rotations and a mask of the known forms.
+
+    Raises:
+        UnsupportedTransformersError: it is not.
+    """
     rotations = kwargs.get("position_embeddings")
     known = (
         isinstance(rotations, tuple)

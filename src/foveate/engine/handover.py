@@ -12,7 +12,7 @@ from torch import Tensor
 from .forward import Forward
 
 
-class Call(threading.local):
+class CallState(threading.local):
     """What one thread's call of the model hands from hook to hook.
 
     Attributes:

@@ -1,4 +1,7 @@
-"""How large layers and towers are, read off their modules; and THE formula of FLOPs, which nobody else writes down."""
+"""How large layers and towers are, read off their modules; and THE formula of FLOPs.
+
+Nobody else writes that formula down.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ Amount = TypeVar("Amount", float, Tensor)
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One transformer layer: the parameters of its matrices and the sizes of its attention. THE formula of its FLOPs.
+    """One transformer layer: the parameters of its matrices and the sizes of its attention.
+
+    It has THE formula of a layer's FLOPs.
 
     Attributes:
-        matrices: parameters that one token runs through. Of a mixture of experts these are the router, shared experts,
-            and as many of the others as a token is sent to.
+        matrices: parameters that one token runs through. Of a mixture of experts these are the
+            router, shared experts, and as many of the others as a token is sent to.
         query: heads x head size.
         key: key-value heads x head size.
         hidden: width of the layer's input.
@@ -38,33 +43,42 @@ class LayerShape:
         return self.matrices + self.left
 
     def read(self, tokens: float) -> float:
-        """Parameters that a forward of so many tokens reads, if the router spreads them evenly over the experts.
+        """Parameters that a forward of so many tokens reads.
 
-        An expert is read if one of the tokens, at least, is sent to it.
+        The router is taken to spread the tokens evenly over the experts. An expert is read
+        if one of the tokens, at least, is sent to it.
         """
         return self.stored - self.left * self.idle ** max(tokens - 1, 0)
 
     def flops(self, rows: Amount, before: Amount | float = 0) -> Amount:
-        """Of `rows` new tokens that attend to `before` earlier ones and to themselves; numbers or tensors alike."""
+        """Of `rows` new tokens that attend to `before` earlier ones and to themselves.
+
+        Numbers and tensors are taken alike.
+        """
         return self.attending(rows, rows * (before + rows))
 
     def attending(self, rows: Amount, pairs: Amount) -> Amount:
-        """Of `rows` new tokens that together attend to `pairs` (query, key), of which windows leave some out.
+        """Of `rows` new tokens that together attend to `pairs` (query, key).
 
-        Every row goes through the matrices, and every pair costs a product of a query with a key, and one of a weight
-        with a value: 2 FLOPs a multiply-accumulate.
+        Windows leave some pairs out. Every row goes through the matrices, and every pair costs a
+        product of a query with a key, and one of a weight with a value: 2 FLOPs a
+        multiply-accumulate.
         """
         return 2 * rows * self.matrices + 4 * pairs * self.query
 
     def steps(self, count: float, before: float) -> float:
-        """Of `count` tokens one after the other, the first of which attends to `before` earlier ones and to itself.
+        """Of `count` tokens one after the other.
 
-        FLOPs grow evenly from step to step, so all together cost `count` times the middle one.
+        The first of them attends to `before` earlier ones and to itself. FLOPs grow evenly from
+        step to step, so all together cost `count` times the middle one.
         """
         return count * self.flops(1.0, before + (count - 1) / 2)
 
     def ranking(self, queries: Amount, keys: Amount, projected: Amount | float = 0) -> Amount:
-        """Of `queries` attention rows recomputed against `keys` keys, of which `projected` are projected anew."""
+        """Of `queries` attention rows recomputed against `keys` keys.
+
+        Of the keys, `projected` are projected anew.
+        """
         return (
             2 * queries * self.query * (self.hidden + keys) + 2 * projected * self.hidden * self.key
         )
@@ -76,16 +90,20 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class TowerShape:
-    """A vision tower and what follows it, where it is a stack of transformer layers behind a patch embedding.
+    """A vision tower and what follows it.
+
+    The tower is a stack of transformer layers behind a patch embedding.
 
     Attributes:
         layers: its transformer layers, in order.
         full: which of them attend over a whole tile; the others over the picture's windows.
         patches: parameters of the patch embedding.
-        projector: parameters of the matrices between tower and decoder, which run once per visual token.
+        projector: parameters of the matrices between tower and decoder, which run once per visual
+            token.
         extra: tokens besides patches, as [CLS].
-        pool: SigLIP's pooling head, or None: one query attends to all patches of a tile. Nobody reads what comes out,
-            but transformers runs it unless a configuration says `vision_use_head=False`.
+        pool: SigLIP's pooling head, or None: one query attends to all patches of a tile. Nobody
+            reads what comes out, but transformers runs it unless a configuration says
+            `vision_use_head=False`.
     """
 
     layers: tuple[LayerShape, ...]
@@ -96,12 +114,15 @@ class TowerShape:
     pool: LayerShape | None
 
     def flops(self, tiles: Sequence[int], projected: int, windows: int | None) -> float:
-        """Of one picture through tower and projector, for the families that it is proven for (`measure.pictures`).
+        """Of one picture through tower and projector.
+
+        It holds for the families that it is proven for (`measure.pictures`).
 
         Args:
             tiles: patches of each tile.
             projected: tokens that go through the projector.
-            windows: sum over the windows of a windowed layer of their squared patches; None where all see all.
+            windows: sum over the windows of a windowed layer of their squared patches; None where
+                all see all.
         """
         total = 2.0 * projected * self.projector
         for tile in tiles:
@@ -110,7 +131,8 @@ class TowerShape:
             for layer, full in zip(self.layers, self.full, strict=True):
                 total += layer.attending(rows, rows * rows if full or windows is None else windows)
             if self.pool is not None:
-                # its query meets every patch; keys and values of the patches are two more matrices, run on every row
+                # its query meets every patch; keys and values of the patches are two more matrices,
+                # run on every row
                 total += self.pool.attending(1, rows) + 4 * rows * self.pool.hidden * self.pool.key
         return total
 
@@ -119,7 +141,8 @@ def layer_shape(layer: Any, family: str = "this model") -> LayerShape:
     """The shape of a decoder layer.
 
     Raises:
-        ValueError: it has no `self_attn.q_proj` and `k_proj`, or experts of which no number says how many a token uses.
+        ValueError: it has no `self_attn.q_proj` and `k_proj`, or experts of which no number says
+            how many a token uses.
     """
     attention: Any = getattr(layer, "self_attn", None)
     if not hasattr(attention, "q_proj") or not hasattr(attention, "k_proj"):
@@ -154,7 +177,10 @@ def layer_shape(layer: Any, family: str = "this model") -> LayerShape:
 
 
 def _matrices(layer: nn.Module) -> Iterator[int]:
-    """Sizes of the matrices that every token runs through: linear maps, and routers, which hold theirs bare."""
+    """Sizes of the matrices that every token runs through.
+
+    They are linear maps, and routers, which hold their matrix bare.
+    """
     for module in layer.modules():
         if isinstance(module, nn.Linear) or hasattr(module, "top_k"):
             yield from (p.numel() for p in module.parameters(recurse=False) if p.ndim == 2)
@@ -198,7 +224,10 @@ def tower_shape(
 
 
 def _pool(head: Any) -> LayerShape:
-    """SigLIP's pooling head: its one query is a parameter; keys and values of the patches are projected beside."""
+    """SigLIP's pooling head.
+
+    Its one query is a parameter; keys and values of the patches are projected in addition.
+    """
     width = head.probe.shape[-1]
     return LayerShape(2 * width * width + _linear(head.mlp), width, width, width)
 

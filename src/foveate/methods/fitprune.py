@@ -14,7 +14,8 @@ from ..core.schedules import PerLayer, number_kept, spelled, tokens_kept
 from ..core.scores import asking, packed, sum_over_rows
 from ..core.view import View
 
-# The authors' table for LLaVA-1.5-7B at 60 % fewer FLOPs: tokens of 576 that leave in layer 0, 1, ...
+# The authors' table for LLaVA-1.5-7B at 60 % fewer FLOPs: tokens of 576 that leave in layer 0, 1,
+# ...
 LEAVE = (
     14,
     33,
@@ -53,7 +54,9 @@ LEAVE = (
 
 @dataclass(frozen=True)
 class SelfTimesCross(Score):
-    """Attention received from the visual tokens times that from the instruction, in the layer before.
+    """Attention received from the visual tokens times that from the instruction.
+
+    Both are read in the layer before.
 
     Of the heads the one that pays most counts, row by row; then the sum over rows.
     """
@@ -94,17 +97,20 @@ class Published(Schedule):
 
 
 def fitprune(keep: tuple[float, ...] | None = None) -> Method:
-    """At every layer some tokens leave: those that neither visual tokens nor the instruction attend to.
+    """At every layer some tokens leave: those that neither visual tokens nor the instruction attend
+    to.
 
-    Paper: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", Ye et
-    al., arXiv 2409.10197: self- and cross-attention of visual tokens, maximum over heads, multiplied; counts by
-    the statistics recipe, which is `foveate.tune.fit_prune`, and `foveate search --algorithm fitprune` for any budget.
-    Read in the abstract and in the authors' code.
+    Paper: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large
+    Language Models", Ye et al., arXiv 2409.10197: self- and cross-attention of visual tokens,
+    maximum over heads, multiplied; counts by the statistics recipe, which is
+    `foveate.tune.fit_prune`, and `foveate search --algorithm fitprune` for any budget. Read in the
+    abstract and in the authors' code.
 
-    Deviations: a token leaves before the next layer, not between a layer's attention and its MLP as in the authors'
-    code, so that what leaves in layer l here is missing from layer l + 1 on. Without `keep` the counts are the
-    authors' for LLaVA-1.5-7B at 60 % fewer FLOPs, as shares, read at the same relative depth; fit your own. The
-    score asks for the attention rows of all visual tokens, at every layer: a cost that the fit does not see.
+    Deviations: a token leaves before the next layer, not between a layer's attention and its MLP as
+    in the authors' code, so that what leaves in layer l here is missing from layer l + 1 on.
+    Without `keep` the counts are the authors' for LLaVA-1.5-7B at 60 % fewer FLOPs, as shares, read
+    at the same relative depth; fit your own. The score asks for the attention rows of all visual
+    tokens, at every layer: a cost that the fit does not see.
 
     Args:
         keep: for every layer the share of the tokens, like 1.0/0.8/0.5/0.5.

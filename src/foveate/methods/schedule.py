@@ -34,7 +34,8 @@ def schedule(
         ranking: by what tokens are ranked, if not as in the search; a ranking of `core.scores.RANKINGS`, or a method,
             whose score it is then. What that method makes of dropped tokens is left out.
         within: "image" gives every image of a sample its share, "sample" ranks all together; by default as searched.
-        weigh: what a kept token weighs, as `Method.weighted` has it, if not as in the search; "none" weighs all alike.
+        weigh: what a kept token weighs, as `Method.weighted` has it, if not as in the search. "none"
+            weighs all alike.
         merge: "mean" or "none", if not as in the search.
         strength: of weights, if not as in the search.
         place: of weigh "mixed", if not as in the search.

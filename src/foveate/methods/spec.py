@@ -206,7 +206,10 @@ def _naming(part: str, whole: str, several: bool) -> Iterator[None]:
 
 
 def _made(spec: Named) -> Method:
-    """The method of this name with these knobs; what reads weights and means from a file has those knobs itself."""
+    """The method of this name with these knobs.
+
+    What reads weights and means from a file has their knobs itself.
+    """
     own = knobs(spec.name) if spec.name in methods.factories() else ()
     shared = [knob for knob in SPEAKING if knob not in own]
     given = dict(pair for pair in spec.knobs if pair[0] in shared)

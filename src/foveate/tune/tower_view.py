@@ -14,16 +14,17 @@ from ..engine.anatomy import Anatomy
 from ..engine.tower.form import known_tower
 from ..engine.tower.watch import Watch
 
-Look = Callable[[Any, Any, Tensor], Tensor]
+TowerReader = Callable[[Any, Any, Tensor], Tensor]  # of the kind of `View.look`
 
 
 @contextmanager
-def watched(
+def tower_watched(
     anatomy: Anatomy, score: Score
-) -> Iterator[Callable[[Bool[Tensor, "B T"]], Look | None]]:
-    """Watches the tower within the block, if `score` looks at it; then tells `View.look` of the forward run there.
+) -> Iterator[Callable[[Bool[Tensor, "B T"]], TowerReader | None]]:
+    """Hooks the tower within the block, if `score` needs it, and keeps what a forward run there computes.
 
-    What it gives takes which of the forward's columns are visual, and gives None where there is nothing to look at.
+    The block gets a function. Called after that forward with the visual columns (B T), it returns
+    the `View.look` of the forward, or None if `score` needs no tower or no column is visual.
     """
     layers = score.needs.tower
     form = known_tower(anatomy.body) if layers else None
@@ -36,13 +37,13 @@ def watched(
     def catch(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         embeds.append(kwargs["inputs_embeds"])
 
-    def look(visual: Tensor) -> Look | None:
-        sight = watch.sight(embeds[-1], visual, 0, lambda flops: None)
-        return None if sight is None else sight.look
+    def reader_of(visual: Tensor) -> TowerReader | None:
+        seen = watch.sight(embeds[-1], visual, 0, lambda flops: None)  # no FLOPs are counted here
+        return None if seen is None else seen.look
 
     handles = [*watch.attach(), anatomy.decoder.register_forward_pre_hook(catch, with_kwargs=True)]
     try:
-        yield look
+        yield reader_of
     finally:
         for handle in handles:
             handle.remove()

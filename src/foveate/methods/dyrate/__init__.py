@@ -27,7 +27,9 @@ Adapt = Literal["input", "step"]
 
 @dataclass(frozen=True)
 class LearnedRate(Schedule):
-    """The schedule: the predictor's likeliest rate, of the visual tokens that each sample started with.
+    """The schedule: the predictor's likeliest rate.
+
+    The rate is of the visual tokens that each sample started with.
 
     Attributes:
         predictor: from attention shares to a rate.
@@ -59,7 +61,10 @@ class LearnedRate(Schedule):
             )
 
     def flops(self, layer: int) -> float:
-        """Of one decision before `layer` for one sample: deeper layers only look up what was chosen."""
+        """Of one decision before `layer` for one sample.
+
+        Deeper layers only look up what was chosen.
+        """
         return 2.0 * self.predictor.linear.weight.numel() if layer == self.layer else 0.0
 
     def acts(self, layer: int, step: int) -> bool:
@@ -120,37 +125,47 @@ def dyrate(
     merge: MergeKind | None = None, strength: float | None = None, place: float | None = None,
     cutoff: float | None = None,
 ) -> Method:  # fmt: skip
-    """At the prefill and before every decode step, a linear predictor picks how many visual tokens stay.
+    """At the prefill and before every decode step, a linear predictor picks how many visual tokens
+    stay.
 
-    Paper: "Dynamic Token Reduction during Generation for Vision Language Models", Liang et al., arXiv 2501.14204,
-    Section III. Features: per head, the share of attention that the newest token gives to system, image, instruction
-    and response (III-B); rates r_k = (k-1)/K (eq. 1); the tokens that FastV's score ranks last go.
+    Paper: "Dynamic Token Reduction during Generation for Vision Language Models", Liang et al.,
+    arXiv 2501.14204, Section III. Features: per head, the share of attention that the newest token
+    gives to system, image, instruction and response (III-B); rates r_k = (k-1)/K (eq. 1); the
+    tokens that FastV's score ranks last go.
 
-    Deviations: eq. 3's mask keeps nothing at rate 0 as printed; here rate 0 keeps all. The paper does not say whether
-    a later step can have dropped tokens back: with ``semantics="cached"`` their keys and values have left the cache and
-    kept sets only shrink; with ``semantics="recompute"`` there is no cache and every step prunes the whole prompt anew,
-    as the paper's FLOPs column implies. Before layer 0 the features are what layer 0 will pay; its keys are projected
-    for this alone. Original positions are kept. Several prune layers are several methods.
+    Deviations: eq. 3's mask keeps nothing at rate 0 as printed; here rate 0 keeps all. The paper
+    does not say whether a later step can have dropped tokens back: with ``semantics="cached"``
+    their keys and values have left the cache and kept sets only shrink; with
+    ``semantics="recompute"`` there is no cache and every step prunes the whole prompt anew, as the
+    paper's FLOPs column implies. Before layer 0 the features are what layer 0 will pay; its keys
+    are projected for this alone. Original positions are kept. Several prune layers are several
+    methods.
 
     Args:
-        predictor: the name of a bundled one, a folder, a hub id, or a `RatePredictor` (then `layer` must be given).
+        predictor: the name of a bundled one, a folder, a hub id, or a `RatePredictor` (then `layer`
+            must be given).
         layer: decides before it, from the attention of the one before; by default as trained.
         ranking: which tokens go first, by default as trained; "last" is the paper's.
         semantics: "cached" or "recompute".
         every: decide only at every `every`-th step; the prefill is step 0.
-        adapt: "input", or the control "step": what the predictor kept at each step on average, whatever the input.
-        deeper: a further rate to drop above `layer`, growing linearly to this at the last (DP; form not in the paper).
-        decode: whether to decide before decode steps too, or in the prefill alone; by default as trained.
-        protect: "unseen": tokens that the answer has looked at leave the cache before those it has not
-            (`methods.dyrate.sparing.Sparing`); or "nothing"; by default as trained.
-        weigh: what a kept token weighs, as `Method.weighted` has it; by default as trained, "none" weighs all alike.
+        adapt: "input", or the control "step": what the predictor kept at each step on average,
+            whatever the input.
+        deeper: a further rate to drop above `layer`, growing linearly to this at the last (DP; form
+            not in the paper).
+        decode: whether to decide before decode steps too, or in the prefill alone; by default as
+            trained.
+        protect: "unseen": tokens that the answer has looked at leave the cache before those it has
+            not (`methods.dyrate.sparing.Sparing`); or "nothing"; by default as trained.
+        weigh: what a kept token weighs, as `Method.weighted` has it; by default as trained. "none"
+            weighs all alike.
         merge: "mean" or "none"; by default as trained.
         strength: of weights; by default as trained.
         place: of weigh "mixed"; by default as trained.
         cutoff: of merge "mean"; by default as trained.
 
     Raises:
-        ValueError: no such predictor, a knob out of range; when run: another model's predictor, or a wrong cache.
+        ValueError: no such predictor, a knob out of range; when run: another model's predictor, or
+            a wrong cache.
     """
     loaded, card = from_pretrained(predictor) if isinstance(predictor, str) else (predictor, None)
     told = _told(card, layer, ranking, decode, protect)
@@ -181,7 +196,10 @@ def _told(
     decode: bool | None,
     protect: Protect | None,
 ) -> Card:
-    """The card with what is said instead; of a predictor without one, a card that holds for any model."""
+    """The card with what is said instead.
+
+    Of a predictor without a card, one that holds for any model.
+    """
     if card is None and layer is None:
         raise ValueError(
             "layer=None; a predictor that comes without a card does not say before which layer it decides"
@@ -240,7 +258,8 @@ def ranked(ranking: str, protect: str, layer: int) -> Score:
     """The score of a ranking before `layer`.
 
     Raises:
-        ValueError: no such ranking, nothing of the name to protect, or a ranking that is not possible there.
+        ValueError: no such ranking, nothing of the name to protect, or a ranking that is not
+            possible there.
     """
     if ranking not in RANKINGS:
         raise ValueError(f"unknown ranking {ranking!r}; expected one of {', '.join(RANKINGS)}")

@@ -1,1 +1,1 @@
-"""Searching a schedule: an objective (how good), a cost (how dear), a strategy (what to try next)."""
+"""Searching a schedule by an objective (how good), a cost (how dear), a strategy (what next)."""

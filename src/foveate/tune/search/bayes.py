@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 def maximise(
@@ -16,7 +17,9 @@ def maximise(
     begin: Sequence[Mapping[str, float]] = (),
     logarithmic: Sequence[str] = (),
 ) -> dict[str, float]:
-    """The best of `trials` points: those of `begin` first, then what the process proposes (expected improvement).
+    """The best of `trials` points: those of `begin` first, then what the process proposes.
+
+    It proposes the point of the largest expected improvement.
 
     Args:
         value: of a point; deterministic.
@@ -43,14 +46,13 @@ def maximise(
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for point in begin:
             study.enqueue_trial(dict(point))
-        study.optimize(
-            lambda trial: value(
-                {
-                    n: trial.suggest_float(n, low, high, log=n in logarithmic)
-                    for n, (low, high) in ranges.items()
-                }
-            ),
-            n_trials=trials,
-        )
+
+        def value_of(trial: Any) -> float:
+            point = {}
+            for name, (low, high) in ranges.items():
+                point[name] = trial.suggest_float(name, low, high, log=name in logarithmic)
+            return value(point)
+
+        study.optimize(value_of, n_trials=trials)
     best: dict[str, float] = study.best_params
     return best

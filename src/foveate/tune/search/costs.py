@@ -1,4 +1,7 @@
-"""What a schedule costs, as a share of the unpruned model's: from token counts, or from measured times of a layer."""
+"""What a schedule costs, as a share of the unpruned model's.
+
+It comes from token counts, or from measured times of a layer.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,12 @@ COSTS = ("keep", "flops", "kv", "seconds")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many samples have (text tokens of the prompt, visual tokens, words of the answer)."""
+    """How many samples there are of each size.
+
+    Attributes:
+        counts: pairs of a size and the number of samples that have it. A size is (text tokens of
+            the prompt, visual tokens, words of the answer).
+    """
 
     counts: tuple[tuple[tuple[int, int, int], int], ...]
 
@@ -42,10 +50,13 @@ class Sizes:
 
 
 def whole_cost(shape: Shapes, given: Sizes, keep: Sequence[float]) -> Cost:
-    """Of the prefill and the decoding of all samples; tower and head left out, which no schedule changes."""
+    """Of the prefill and the decoding of all samples.
+
+    Tower and head are left out, which no schedule changes.
+    """
     out = Cost()
     for (text, visual, words), times in given.counts:
-        kept = [int(visual * share + 0.5 + 1e-9) for share in keep]
+        kept = [int(visual * share + 0.5 + 1e-9) for share in keep]  # as `schedules.number_kept`
         one = cost_of_counts(shape, kept, text=text, new_tokens=words)
         out += Cost(
             prefill=times * one.prefill, decode=times * one.decode, kv_bytes=times * one.kv_bytes
@@ -86,6 +97,7 @@ def cost_of(
 
 
 def _between(table: Sequence[float], share: float) -> float:
+    """The entry at `share` of the table's length, linear between its entries."""
     place = share * (len(table) - 1)
     low = min(int(place), len(table) - 2)
     return table[low] + (place - low) * (table[low + 1] - table[low])
@@ -95,10 +107,11 @@ def _between(table: Sequence[float], share: float) -> float:
 def measure_layer(
     runner: Runner, loaded: Loaded, example: Example, points: int = 9, repeats: int = 7
 ) -> list[float]:
-    """Seconds of the middle layer's prefill for one sample, keeping shares 0, 1/(points-1), .. 1 of its visual tokens.
+    """Seconds of the middle layer's prefill for one sample, by the share of visual tokens kept.
 
-    The median of `repeats`, in turn, after one that does not count; made never to fall, as noise might have it.
-    Layers are taken to be equally fast; the tower, the head and the ranking are left out.
+    The shares are 0, 1 / (points - 1), .. 1. The median of `repeats`, in turn, after one that does
+    not count; made never to fall, as noise might have it. Layers are taken to be equally fast; the
+    tower, the head and the ranking are left out.
     """
     batch, _, _ = batch_of(loaded, [example])
     state = runner.start(batch)
@@ -106,26 +119,27 @@ def measure_layer(
     times: list[list[float]] = [[] for _ in range(points)]
     for turn in range(repeats + 1):
         for point in range(points):
-            gone = set(visual[int(len(visual) * point / (points - 1) + 0.5) :])
-            stay = torch.tensor(
-                [c < batch.prompt and c not in gone for c in state.columns[0].tolist()]
-            )
+            kept = int(len(visual) * point / (points - 1) + 0.5)
+            gone = set(visual[kept:])
+            columns = state.columns[0].tolist()
+            stay = torch.tensor([c < batch.prompt and c not in gone for c in columns])  # (T)
             ran = LayerInput(
-                len(runner.layers) // 2,
-                state.hidden[:, stay.to(state.hidden.device)],
-                state.columns[:, stay],
-                runner.ones(state) if gone and runner.weighting.weigh != "none" else None,
+                layer=len(runner.layers) // 2,
+                hidden=state.hidden[:, stay.to(state.hidden.device)],
+                columns=state.columns[:, stay],
+                numbers=runner.ones(state) if gone and runner.weighting.weigh != "none" else None,
             )
             _wait(state.hidden)
             begin = time.perf_counter()
             runner.run_layer(ran, state.prompt)
             _wait(state.hidden)
-            if turn:
+            if turn:  # the first turn warms up
                 times[point].append(time.perf_counter() - begin)
     medians = [statistics.median(seen) for seen in times]
     return [max(medians[: point + 1]) for point in range(points)]
 
 
 def _wait(tensor: torch.Tensor) -> None:
+    """Waits until what the tensor's device was given to do is done."""
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)

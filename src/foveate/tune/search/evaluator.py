@@ -1,4 +1,7 @@
-"""Schedules judged on examples, batch by batch; what enters a layer is kept for the trials that share it."""
+"""Schedules judged on examples, batch by batch.
+
+What enters a layer is kept for the trials that share it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ class Evaluator:
         score: ranks the tokens.
         within: as `Method` has it.
         batch: examples per forward.
-        cache_bytes: what may be held between trials, by this process; the rest is run anew every time.
+        cache_bytes: what may be held between trials, by this process; the rest is run anew every
+            time.
         processes: that share the batches.
         weighting: what kept tokens weigh, and whether they become means.
 
@@ -42,6 +46,10 @@ class Evaluator:
         most_bytes: the most that was held.
         batches: how many batches there are.
         weights: of the examples.
+        held: of each batch, the state that trials may start from.
+        plain: of each batch, the unpruned model's states.
+        last: of each batch, the sum that its last trial came to.
+        prefix: what the schedules to come begin with.
     """
 
     def __init__(
@@ -69,32 +77,32 @@ class Evaluator:
         self.batches = -(-len(examples) // batch)
         self.held: dict[int, Prefix] = {}
         self.plain: dict[int, Tensor] = {}
-        self.held_bytes = self.most_bytes = 0
+        self.held_bytes = 0
+        self.most_bytes = 0
         self.last: dict[int, float] = {}
         self.prefix: tuple[float, ...] = ()
-        tokenize = loaded.tokenizer
-        words = [
-            len(tokenize(e.answer, add_special_tokens=False)["input_ids"]) + 1 for e in examples
-        ]
-        self.weights = torch.tensor(
-            words if objective.by_word else [1] * len(examples), dtype=torch.float64
-        )
+        weights = [1] * len(examples)
+        if objective.by_word:
+            answers = (loaded.tokenizer(e.answer, add_special_tokens=False) for e in examples)
+            weights = [len(answer["input_ids"]) + 1 for answer in answers]  # 1: end of sequence
+        self.weights = torch.tensor(weights, dtype=torch.float64)
 
     def hold(self, prefix: Keep) -> None:
-        """Says that schedules to come begin with `prefix`: what enters the layer after it is kept from now on."""
+        """Says that schedules to come begin with `prefix`.
+
+        What enters the layer after it is kept from now on.
+        """
         self.prefix = tuple(prefix)
 
     def parts(self, keep: Keep, floor: float | None = None) -> Float[Tensor, " N"] | None:
         """Each example's sum; None as soon as it is certain that quality is below `floor`."""
-        same: tuple[float, ...] = self.processes.of_first(
-            tuple(keep)
-        )  # a Gaussian process may round differently elsewhere
+        # A Gaussian process may round differently elsewhere, so all take the first's schedule.
+        same: tuple[float, ...] = self.processes.of_first(tuple(keep))
         mine: dict[int, Tensor] = {}
         given_up = False
         ours = range(self.processes.index, self.batches, self.processes.count)
-        for index in sorted(
-            ours, key=lambda index: self.last.get(index, 0.0)
-        ):  # the worst first: it may settle it
+        worst_first = sorted(ours, key=lambda index: self.last.get(index, 0.0))
+        for index in worst_first:  # the worst batches are the likeliest to show that it fails
             mine[index] = self._of(index, same).cpu()
             self.last[index] = float(mine[index].sum())
             if floor is not None and self._hopeless(mine, floor):
@@ -103,7 +111,9 @@ class Evaluator:
         gathered = self.processes.gather(None if given_up else mine)
         if any(found is None for found in gathered):
             return None
-        known = {index: values for found in gathered for index, values in found.items()}
+        known: dict[int, Tensor] = {}
+        for found in gathered:
+            known.update(found)
         return torch.cat([known[index] for index in range(self.batches)])
 
     def quality(self, parts: Float[Tensor, " N"]) -> float:
@@ -111,34 +121,51 @@ class Evaluator:
         return float(parts.sum() / self.weights.sum())
 
     def _hopeless(self, mine: dict[int, Tensor], floor: float) -> bool:
+        """Whether quality misses `floor` even if all batches not in `mine` reach the ceiling."""
         seen = sum(float(self.weights[self._rows(index)].sum()) for index in mine)
-        best = sum(float(values.sum()) for values in mine.values())
+        found = sum(float(values.sum()) for values in mine.values())
         whole = float(self.weights.sum())
-        return best + self.objective.ceiling * (whole - seen) < floor * whole - 1e-9 * whole
+        best = found + self.objective.ceiling * (whole - seen)
+        return best < floor * whole - 1e-9 * whole
 
     def _rows(self, index: int) -> slice:
+        """Which examples a batch has."""
         return slice(index * self.batch, (index + 1) * self.batch)
 
     @torch.no_grad()
     def _of(self, index: int, keep: tuple[float, ...]) -> Tensor:
+        """The objective's sums (B) of one batch under a schedule."""
         state = self._enter(index, keep)
         examples = self.examples[self._rows(index)]
-        longest = int(state.prompt.batch.answered.sum(1).max()) + 4
+        batch = state.prompt.batch
+        longest = int(batch.answered.sum(1).max()) + 4  # words of a greedy answer
         method = self.runner.method(self.runner.score, keep)
-        model = self.runner.model
-        whole = (1.0,) * self.depth
+
+        def run() -> Tensor:
+            if keep == (1.0,) * self.depth:
+                return self._plain(index, state)
+            return self.runner.to_end(state, keep)
+
+        def run_plain() -> Tensor:
+            dropped = any(share < 1 for share in state.keep)
+            return self._plain(index, None if dropped else state)
+
         trial = Trial(
-            state.prompt.batch,
-            model.get_output_embeddings(),
-            lambda: self._plain(index, state) if keep == whole else self.runner.to_end(state, keep),
-            lambda: self._plain(index, state if set(state.keep) <= {1.0} else None),
-            lambda: greedy(self.loaded, state.prompt.batch, method, longest),
-            [e.answer for e in examples],
+            batch=batch,
+            head=self.runner.model.get_output_embeddings(),
+            run=run,
+            run_plain=run_plain,
+            said=lambda: greedy(self.loaded, batch, method, longest),
+            wanted=[e.answer for e in examples],
         )
         return self.objective.of(trial)
 
     def _enter(self, index: int, keep: tuple[float, ...]) -> Prefix:
-        """The deepest state known on the way of `keep`; on the way, what enters the layer after `prefix` is held."""
+        """The deepest state known on the way of `keep`.
+
+        Where `keep` begins with `prefix`, it is run as far as that, and what enters the layer after
+        it is held.
+        """
         held = self.held.get(index)
         state = held if held is not None and held.keep == keep[: held.layer] else self._start(index)
         if held is None or held.keep != self.prefix[: held.layer]:
@@ -151,11 +178,15 @@ class Evaluator:
         return state
 
     def _start(self, index: int) -> Prefix:
+        """What enters layer 0, of a batch."""
         batch, _, _ = batch_of(self.loaded, self.examples[self._rows(index)])
         return self.runner.start(batch)
 
     def _plain(self, index: int, state: Prefix | None = None) -> Tensor:
-        """The unpruned model's states, held if there is room."""
+        """The unpruned model's states, held if there is room.
+
+        They are run from `state`, in which nothing has been dropped; without it, from the start.
+        """
         if index in self.plain:
             return self.plain[index]
         out = self.runner.to_end(state or self._start(index), (1.0,) * self.depth)
@@ -171,6 +202,7 @@ class Evaluator:
             self.held[index] = state
 
     def _room(self, size: int) -> bool:
+        """Takes so many bytes of the room that there is; False if they do not fit."""
         if self.held_bytes + size > self.cache_bytes:
             return False
         self.held_bytes += size

@@ -1,4 +1,7 @@
-"""How good a schedule is: objectives, each from a trial on a batch to a sum and a weight per sample."""
+"""How good a schedule is: objectives, each from a trial on a batch to a sum for each sample.
+
+Shapes: B samples, S steps, W words of all answers together, D width of the states, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ class Trial:
     Attributes:
         batch: prompts with their answers.
         head: from normalised states to logits.
-        run: normalised states (B S D) under the schedule, teacher forced; row s predicts the answer's word s.
+        run: normalised states (B S D) under the schedule, teacher forced; row s predicts the
+            answer's word s.
         run_plain: those of the unpruned model.
         said: greedy answers under the schedule.
         wanted: the right answers.
@@ -41,6 +45,7 @@ class Trial:
     @cached_property
     def logits(self) -> Float[Tensor, "W V"]:
         """Of all the answers' words, sample after sample."""
+        # A mask (B S) picks rows of (B S D) to (W D), so that padding costs no logits.
         return self.head(self.run()[self.batch.answered]).float()
 
     @cached_property
@@ -50,7 +55,8 @@ class Trial:
 
     def per_sample(self, values: Float[Tensor, " W"]) -> Float[Tensor, " B"]:
         """Sums of the words' values."""
-        there = self.batch.answered
+        there = self.batch.answered  # (B S)
+        # masked_scatter writes the values back to their samples and steps, one after the other.
         out = torch.zeros(there.shape, dtype=torch.float64, device=values.device)
         return out.masked_scatter(there, values.double()).sum(1)
 
@@ -62,7 +68,8 @@ class Objective:
     Attributes:
         name: on the command line.
         of: from a trial to each sample's sum.
-        by_word: whether a sample weighs as many as its answer has words (with the end of sequence), or one.
+        by_word: whether a sample weighs as many as its answer has words (with the end of sequence),
+            or one.
         ceiling: the most that quality can be; with it a trial is given up once it cannot pass.
     """
 
@@ -74,8 +81,10 @@ class Objective:
 
 def likelihood(trial: Trial) -> Float[Tensor, " B"]:
     """Log-likelihood of the right answers' words, nats."""
-    words = trial.batch.inputs["input_ids"][:, trial.batch.prompt :][trial.batch.answered]
-    return trial.per_sample(trial.logits.log_softmax(-1).gather(1, words[:, None])[:, 0])
+    answers = trial.batch.inputs["input_ids"][:, trial.batch.prompt :]  # (B S)
+    words = answers[trial.batch.answered]  # (W)
+    chances = trial.logits.log_softmax(-1)  # (W V)
+    return trial.per_sample(chances.gather(1, words[:, None])[:, 0])
 
 
 def divergence(trial: Trial) -> Float[Tensor, " B"]:
@@ -90,7 +99,8 @@ def first_divergence(trial: Trial) -> Float[Tensor, " B"]:
     return -trial.per_sample(_kl(trial).clamp(min=0) * first[trial.batch.answered])
 
 
-def _kl(trial: Trial) -> Tensor:
+def _kl(trial: Trial) -> Float[Tensor, " W"]:
+    """KL(unpruned || schedule) at every word."""
     plain = trial.plain.log_softmax(-1)
     pruned = trial.logits.log_softmax(-1)
     return (plain.exp() * (plain - pruned)).sum(-1)
@@ -98,58 +108,52 @@ def _kl(trial: Trial) -> Tensor:
 
 def exact(trial: Trial) -> Float[Tensor, " B"]:
     """1 where the greedy answer is the right one, word for word."""
-    return torch.tensor(
-        [float(a.strip() == b.strip()) for a, b in zip(trial.said(), trial.wanted, strict=True)],
-        dtype=torch.float64,
-    )
+    pairs = zip(trial.said(), trial.wanted, strict=True)
+    same = [float(answer.strip() == right.strip()) for answer, right in pairs]
+    return torch.tensor(same, dtype=torch.float64)
 
 
 def metric(name: str, judge: Callable[[str, str], float], ceiling: float = 1.0) -> Objective:
-    """A task's metric as an objective: the mean of `judge(greedy answer, right answer)`, at most `ceiling`."""
+    """A task's metric as an objective.
+
+    It is the mean of `judge(greedy answer, right answer)`, which is at most `ceiling`.
+    """
 
     def of(trial: Trial) -> Float[Tensor, " B"]:
         pairs = zip(trial.said(), trial.wanted, strict=True)
-        return torch.tensor(
-            [float(judge(answer, right)) for answer, right in pairs], dtype=torch.float64
-        )
+        values = [float(judge(answer, right)) for answer, right in pairs]
+        return torch.tensor(values, dtype=torch.float64)
 
-    return Objective(name, of, False, ceiling)
+    return Objective(name, of, by_word=False, ceiling=ceiling)
 
 
 def judged(name: str, answer: str, right: str) -> float:
     """A task's metric of one answer, in [0, 1]; words are told apart without java."""
     one = METRICS[name]
     parts = one.parts(Judged([answer], [(right,)], [""], [""], TOKENIZERS["words"]))
-    return float(one.value(parts.sum(0)[None])[0]) / 100
+    percent = one.value(parts.sum(0)[None])[0]
+    return float(percent) / 100
 
 
-PER_ANSWER = (
-    "anls",
-    "object-recall",
-    "object-precision",
-    "rouge-l",
-)  # metrics that single answers have
-OBJECTIVES = {
-    made.name: made
-    for made in (
-        Objective("kl", divergence, True, 0.0),
-        Objective("likelihood", likelihood, True, 0.0),
-        Objective("first-kl", first_divergence, False, 0.0),
-        Objective("exact", exact, False, 1.0),
-        *(metric(name, partial(judged, name)) for name in PER_ANSWER),
-    )
-}
+# Metrics that single answers have.
+PER_ANSWER = ("anls", "object-recall", "object-precision", "rouge-l")
+_OBJECTIVES = [
+    Objective("kl", divergence, by_word=True, ceiling=0.0),
+    Objective("likelihood", likelihood, by_word=True, ceiling=0.0),
+    Objective("first-kl", first_divergence, by_word=False, ceiling=0.0),
+    Objective("exact", exact, by_word=False, ceiling=1.0),
+    *(metric(name, partial(judged, name)) for name in PER_ANSWER),
+]
+OBJECTIVES = {objective.name: objective for objective in _OBJECTIVES}
 
 
 @torch.no_grad()
 def greedy(loaded: Loaded, batch: Batch, method: Method, longest: int) -> list[str]:
     """Greedy answers to a batch's prompts under a method."""
-    by_column = ("input_ids", "attention_mask")
-    inputs = {
-        k: v[:, : batch.prompt] if k in by_column else v
-        for k, v in batch.inputs.items()
-        if k != "position_ids"
-    }
+    inputs = dict(batch.inputs)
+    inputs.pop("position_ids", None)  # `generate` makes its own
+    for name in ("input_ids", "attention_mask"):
+        inputs[name] = inputs[name][:, : batch.prompt]  # without the answers
     with apply(loaded.model, method):
         out = loaded.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
     said: list[str] = loaded.processor.batch_decode(

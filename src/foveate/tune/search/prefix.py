@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.tokens import TokenMap
 from ...engine.cache.numbers import Numbers
-from ..tower_view import Look
+from ..tower_view import TowerReader
 from ..train.dyrate.rollout import Batch
 
 
@@ -59,7 +59,10 @@ class Prefix:
 
     @property
     def bytes(self) -> int:
-        """Of the tensors that this state holds, its batch's inputs included; without rankings, which come later."""
+        """Of the tensors that this state holds, its batch's inputs included.
+
+        Rankings are left out: they come later.
+        """
         shared = (self.numbers, *(ran.numbers for ran in self.trail))
         several = {id(numbers): numbers for numbers in shared if numbers is not None}
         held = (
@@ -73,7 +76,17 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A batch as its layers need it: `batch`, what every prompt column is, its position embeddings, layer arguments."""
+    """A batch as its layers need it.
+
+    Attributes:
+        batch: prompts with their answers.
+        tokens: what every prompt column is.
+        total: visual tokens of each sample.
+        positions: position embeddings of all columns, cosines and sines (b T E), b = 1 or B.
+        ids: position ids (b T), if the layers get such.
+        extra: further arguments of the layers.
+        look: `View.look` of the prompts.
+    """
 
     batch: Batch
     tokens: TokenMap
@@ -81,7 +94,7 @@ class Prompt:
     positions: tuple[Tensor, Tensor]
     ids: Tensor | None
     extra: dict[str, Any]
-    look: Look | None = None
+    look: TowerReader | None = None
 
 
 @dataclass

@@ -1,8 +1,12 @@
-"""The premise of G-Search, measured: is the ranking of visual tokens alike in all layers, and do essential counts fall?
+"""The premise of G-Search, measured.
 
-Everything is read off the unpruned model's prefill. The finding of arXiv 2412.00556 is a similar ranking in every layer
-but the first (Kendall's tau of 0.7 or more, as second-hand notes have it); its assumption, essential counts that never
-grow with depth.
+Is the ranking of visual tokens alike in all layers, and do essential counts fall?
+
+Everything is read off the unpruned model's prefill. The finding of arXiv 2412.00556 is a similar
+ranking in every layer but the first (Kendall's tau of 0.7 or more, as second-hand notes have it);
+its assumption, essential counts that never grow with depth.
+
+Shapes: L layers, N visual tokens of one sample, S samples.
 """
 
 from __future__ import annotations
@@ -22,9 +26,9 @@ from ..examples import Example
 from ..train.dyrate.rollout import batch_of
 from .runner import Runner
 
-SHARES = (0.5, 0.25, 0.125)
-MASS = 0.9
-ALIKE = 0.7
+SHARES = (0.5, 0.25, 0.125)  # of the tokens: the tops that are compared
+MASS = 0.9  # of a layer's score, which its essential tokens hold
+ALIKE = 0.7  # Kendall's tau from which rankings count as alike
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class Premise:
 
     Attributes:
         tau: Kendall's tau-b between layers, mean over samples.
-        overlap: for every share in `SHARES`, what part of the top so many tokens two layers have in common.
-        essential: per sample and layer, the least share of tokens that hold `MASS` of the score; nan for rankings that
-            are no shares of attention.
+        overlap: for every share in `SHARES`, what part of the top so many tokens two layers have in
+            common.
+        essential: per sample and layer, the least share of tokens that hold `MASS` of the score;
+            nan for rankings that are no shares of attention.
     """
 
     tau: Float[np.ndarray, "L L"]
@@ -48,29 +53,41 @@ class Premise:
         return np.diagonal(self.tau, 1)
 
     def growth(self, seed: int = 0) -> list[tuple[int, float, float, float]]:
-        """(layer, growth of the mean essential share over the layer before, and its 95 % bootstrap interval)."""
-        steps = np.diff(self.essential, axis=1)
+        """How the mean essential share grows, layer by layer.
+
+        Returns:
+            (layer, growth over the layer before, low and high end of its 95 % bootstrap interval).
+        """
+        steps = np.diff(self.essential, axis=1)  # (S L-1)
         ones = np.ones(len(self.essential))
         means = [weighted(of_layer, ones, seed) for of_layer in steps.T]
         return [(layer, mean.value, mean.low, mean.high) for layer, mean in enumerate(means, 1)]
 
     def warnings(self) -> list[str]:
-        """Where the premise fails, in plain words; layer 0 is left out, as the paper leaves out the first."""
+        """Where the premise fails, in plain words.
+
+        Layer 0 is left out, as the paper leaves out the first.
+        """
         said = []
-        inner = self.tau[1:, 1:][np.triu_indices(len(self.tau) - 1, 1)]
+        pairs = np.triu_indices(len(self.tau) - 1, 1)  # each pair of layers once
+        inner = self.tau[1:, 1:][pairs]
         if len(inner) and inner.mean() < ALIKE:
             said.append(
-                f"rankings differ from layer to layer: Kendall's tau between layers (the first left out) is "
-                f"{inner.mean():.2f} on average, where the paper finds {ALIKE} or more. A token that a layer drops may "
-                "be one that a deeper layer wants, so the search may keep more than it would have to."
+                "rankings differ from layer to layer: Kendall's tau between layers (the first left "
+                f"out) is {inner.mean():.2f} on average, where the paper finds {ALIKE} or more. "
+                "A token that a layer drops may be one that a deeper layer wants, so the search "
+                "may keep more than it would have to."
             )
-        grown = [row for row in self.growth() if row[0] > 1 and row[2] > 0.01]
-        if grown:
-            named = ", ".join(f"{layer} (+{mean:.0%} of the tokens)" for layer, mean, _, _ in grown)
+        named = [
+            f"{layer} (+{mean:.0%} of the tokens)"
+            for layer, mean, low, _ in self.growth()
+            if layer > 1 and low > 0.01
+        ]
+        if named:
             said.append(
-                f"essential counts grow with depth at layer {named}, counted as the tokens that hold {MASS:.0%} of the "
-                "attention. The search lets no layer keep more than the one before, so what it finds has passed, but "
-                "need not be the least."
+                f"essential counts grow with depth at layer {', '.join(named)}, counted as the "
+                f"tokens that hold {MASS:.0%} of the attention. The search lets no layer keep more "
+                "than the one before, so what it finds has passed, but need not be the least."
             )
         return said
 
@@ -98,24 +115,33 @@ def premise(
         raise ValueError(
             "none of the examples has an image, so there is no visual ranking to measure"
         )
-    overlap = {share: np.mean([overlaps(scores, share) for scores in found], 0) for share in SHARES}
+    tau = np.mean([kendall(scores) for scores in found], 0)
+    overlap = {}
+    for share in SHARES:
+        overlap[share] = np.mean([overlaps(scores, share) for scores in found], 0)
     essential = np.array([essential_share(scores) for scores in found])
-    return Premise(np.mean([kendall(scores) for scores in found], 0), overlap, essential)
+    return Premise(tau, overlap, essential)
 
 
 def _scores(runner: Runner, loaded: Loaded, examples: Sequence[Example]) -> list[Tensor]:
-    """Per sample with an image, the scores (L N) of its visual tokens by the attention of every layer."""
+    """Scores (L N) of each sample's visual tokens, by every layer's attention.
+
+    Samples without an image are left out.
+    """
     batch, _, _ = batch_of(loaded, examples)
     state = runner.start(batch)
-    rows = []
+    layers = []
+    masks = []
     for _ in runner.layers:
         state = runner.advance(state, 1.0)
-        view = runner.view(state)
-        rows.append((runner.ranked(state, view, view.alive), view.mask))
+        view = runner.view(state)  # shows the layer that has just run
+        layers.append(runner.ranked(state, view, view.alive).float().cpu())  # (B N)
+        masks.append(view.mask.cpu())  # (B N): the same at each layer, since nothing is dropped
+    scores = torch.stack(layers, 1)  # (B L N)
     return [
-        torch.stack([scores[sample][mask[sample]].float().cpu() for scores, mask in rows])
-        for sample in range(len(examples))
-        if bool(rows[0][1][sample].any())
+        of_sample[:, real]  # without the fills of samples with fewer tokens
+        for of_sample, real in zip(scores, masks[0], strict=True)
+        if bool(real.any())
     ]
 
 
@@ -123,28 +149,35 @@ def kendall(scores: Float[Tensor, "L N"]) -> Float[np.ndarray, "L L"]:
     """Kendall's tau-b between the rows: agreements of all pairs' signs, ties allowed for."""
     layers, count = scores.shape
     agree = torch.zeros(layers, layers, dtype=torch.float64)
-    for first in range(count - 1):
+    for first in range(count - 1):  # the pairs of one token with all later ones at a time
         signs = (scores[:, first, None] - scores[:, first + 1 :]).sign().double()
-        agree += signs @ signs.T
+        agree += signs @ signs.T  # agreements minus disagreements of each two layers
     norm = agree.diagonal().clamp(min=1).sqrt()
     out: np.ndarray = (agree / norm[:, None] / norm).numpy()
     return out
 
 
 def overlaps(scores: Float[Tensor, "L N"], share: float) -> Float[np.ndarray, "L L"]:
-    """What part of the top `share` of the tokens two layers have in common; `share` itself by chance."""
+    """What part of the top `share` of the tokens two layers have in common.
+
+    By chance it is `share` itself.
+    """
     count = max(1, round(scores.shape[1] * share))
-    top = torch.zeros(scores.shape, dtype=torch.float64)
-    top.scatter_(1, scores.argsort(dim=1, descending=True, stable=True)[:, :count], 1.0)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    top = torch.zeros(scores.shape, dtype=torch.float64).scatter_(1, best, 1.0)  # 1 in the top
     out: np.ndarray = (top @ top.T / count).numpy()
     return out
 
 
 def essential_share(scores: Float[Tensor, "L N"]) -> Float[np.ndarray, " L"]:
-    """The least share of tokens that hold `MASS` of each row's sum; nan where scores are no shares of anything."""
+    """The least share of tokens that hold `MASS` of each row's sum.
+
+    It is nan where scores are no shares of anything.
+    """
     if bool((scores < 0).any()) or not bool((scores.sum(1) > 0).all()):
         return np.full(len(scores), np.nan)
     held = scores.double().sort(dim=1, descending=True).values.cumsum(1)
     enough = held >= MASS * held[:, -1:]
-    out: np.ndarray = ((enough.long().argmax(1) + 1) / scores.shape[1]).double().numpy()
+    least = enough.long().argmax(1) + 1  # argmax finds the first that is enough
+    out: np.ndarray = (least / scores.shape[1]).double().numpy()
     return out

@@ -12,7 +12,7 @@ from .evaluator import Evaluator
 from .journal import Journal
 
 Keep = Sequence[float]
-Say = Callable[[str], None]
+ReportTrial = Callable[[str], None]  # gets the schedule about to be run
 RECIPE = "recipe"  # begins the journal's keys of what statistics gave
 
 
@@ -32,7 +32,9 @@ class Judge(Protocol):
 
 
 class Problem:
-    """A search under way. Strategies are deterministic in what this tells them, so a journal is all a restart needs.
+    """A search under way.
+
+    Strategies are deterministic in what they get from here, so a journal is all a restart needs.
 
     Args:
         judge: of the calibration examples.
@@ -60,12 +62,13 @@ class Problem:
         first: int = 2,
         journal: Journal | None = None,
         seed: int = 0,
-        report: Say | None = None,
+        report: ReportTrial | None = None,
         recipe: Callable[[float], Sequence[float]] | None = None,
     ) -> None:
         if not 0 <= first < layers:
             raise ValueError(
-                f"the search starts at layer {first}; expected a layer of the decoder, 0 to {layers - 1}"
+                f"the search starts at layer {first}; "
+                f"expected a layer of the decoder, 0 to {layers - 1}"
             )
         self.judge = judge
         self._cost = cost
@@ -75,7 +78,8 @@ class Problem:
         self.journal = journal or Journal(None, {})
         self.report = report
         self._recipe = recipe
-        self.trials = self.fresh = 0
+        self.trials = 0
+        self.fresh = 0
 
     @property
     def unpruned(self) -> tuple[float, ...]:
@@ -92,27 +96,25 @@ class Problem:
         return self._cost(keep)
 
     def hold(self, prefix: Keep) -> None:
-        """Says that the schedules to come begin with `prefix`, so that what enters the next layer is run once."""
+        """Says that the schedules to come begin with `prefix`.
+
+        What enters the layer after it is then run once.
+        """
         self.judge.hold(prefix)
 
     def quality(self, keep: Keep) -> float:
         """Of a schedule, on the calibration examples; higher is better."""
-        found = self._found(keep, None)
-        return float(
-            torch.tensor(found["parts"], dtype=torch.float64).sum() / self.judge.weights.sum()
-        )
+        return self._quality(self._found(keep, None))
 
     def passes(self, keep: Keep, floor: float) -> bool:
         """Whether quality is at least `floor`; stops early where it cannot be."""
         found = self._found(keep, floor)
-        if found["parts"] is None:
-            return False
-        return (
-            float(
-                torch.tensor(found["parts"], dtype=torch.float64).sum() / self.judge.weights.sum()
-            )
-            >= floor
-        )
+        return found["parts"] is not None and self._quality(found) >= floor
+
+    def _quality(self, found: dict[str, Any]) -> float:
+        """The objective's value, of a trial that was not given up."""
+        parts = torch.tensor(found["parts"], dtype=torch.float64)
+        return float(parts.sum() / self.judge.weights.sum())
 
     def parts(self, keep: Keep) -> torch.Tensor:
         """Each calibration example's sum."""
@@ -135,6 +137,13 @@ class Problem:
         return found
 
     def _found(self, keep: Keep, floor: float | None) -> dict[str, Any]:
+        """What a trial found, from the journal or run now.
+
+        Returns:
+            `parts`: each example's sum, or None if the trial was given up below `floor`; and
+            `spent`: what it ran, as `_tally` counts.
+        """
+        # A trial that was given up answers to its own floor alone; one that ran whole, to any.
         whole = " ".join(f"{share:.6g}" for share in keep)
         at_least = whole if floor is None else f"{whole} >= {floor:.9g}"
         self.trials += 1
@@ -146,22 +155,25 @@ class Problem:
         self.fresh += 1
         before = _tally(self.judge)
         parts = self.judge.parts(keep, floor)
-        spent = [after - b for after, b in zip(_tally(self.judge), before, strict=True)]
+        spent = [now - then for now, then in zip(_tally(self.judge), before, strict=True)]
         found = {"parts": None if parts is None else parts.tolist(), "spent": spent}
         self.journal.add(at_least if parts is None else whole, found)
         return found
 
     def spent(self) -> dict[str, int]:
-        """Samples x layers, samples x layers x tokens, and samples through the tower, over all trials so far."""
-        rows = [
-            f["spent"] for f in self.journal.known.values() if isinstance(f, dict) and "spent" in f
-        ]
-        sums = [sum(column) for column in zip(*rows, strict=True)] if rows else [0, 0, 0]
-        return dict(zip(("layers", "rows", "towers"), sums, strict=True))
+        """What all trials so far have run, as `prefix.Tally` has it."""
+        sums = {"layers": 0, "rows": 0, "towers": 0}
+        for found in self.journal.known.values():
+            if isinstance(found, dict) and "spent" in found:  # a trial, no measurement
+                layers, rows, towers = found["spent"]
+                sums["layers"] += layers
+                sums["rows"] += rows
+                sums["towers"] += towers
+        return sums
 
 
 def _tally(judge: Judge) -> tuple[int, int, int]:
-    """Of all processes together."""
+    """What the judge has run (layers, rows, towers), all processes together."""
     if not isinstance(judge, Evaluator):
         return 0, 0, 0
     mine = judge.runner.tally

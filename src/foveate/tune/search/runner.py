@@ -1,7 +1,14 @@
-"""A decoder run layer by layer, from any layer on, with fewer tokens: what a search's trials share is run once.
+"""A decoder run layer by layer, from any layer on, with fewer tokens.
 
-Prompts and their answers run together, teacher forced. The prompt alone decides what is kept, as in a prefill; the
-answer's rows then see what is left, as in cached decoding.
+So what a search's trials share is run once.
+
+Prompts and their answers run together, teacher forced. The prompt alone decides what is kept, as in
+a prefill; the answer's rows then see what is left, as in cached decoding.
+
+Shapes: B samples, T rows that run, C columns of the whole input, P columns of the prompts, S words
+of the answers, N visual tokens, D width, H heads, E head size. A row's column is its place in the
+whole input: rows are dropped, columns stay. A fill is a row of no column (-1), where a sample keeps
+fewer rows than another.
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ from ...engine.attention.rows import attention_rows, replace_rows, take_rows
 from ...engine.cache.numbers import Numbers
 from ...engine.checks import check_model, check_teacher_forcing
 from ...engine.until import states_of, until
-from ..tower_view import Look, watched
+from ..tower_view import TowerReader, tower_watched
 from ..train.dyrate.rollout import Batch
 from .prefix import LayerInput, Prefix, Prompt, Tally
 
@@ -42,8 +49,8 @@ class Runner:
         weighting: what kept tokens weigh, and whether they become means.
 
     Raises:
-        ValueError: a model that `apply` would refuse, or one whose decoder is fed between its layers; weights under
-            flash attention.
+        ValueError: a model that `apply` would refuse, or one whose decoder is fed between its
+            layers; weights under flash attention.
     """
 
     def __init__(
@@ -67,8 +74,9 @@ class Runner:
         self.weighting = weighting
         if weighting.weigh != "none" and self.backend.startswith("flash"):
             raise ValueError(
-                f"searching with weigh={weighting.weigh} adds a bias to attention, which it cannot under "
-                f"{self.backend}; load the model with attn_implementation='sdpa' or 'eager', or leave out --weigh"
+                f"searching with weigh={weighting.weigh} adds a bias to attention, which it cannot "
+                f"under {self.backend}; load the model with attn_implementation='sdpa' or 'eager', or "
+                "leave out --weigh"
             )
         self.reach = score.needs.back
         self.tally = Tally()
@@ -77,19 +85,21 @@ class Runner:
     def start(self, batch: Batch) -> Prefix:
         """The batch's embeddings, as they enter layer 0."""
         first = self.layers[0]
-        with until(first) as caught, watched(self.anatomy, self.score) as look:
+        with until(first) as caught, tower_watched(self.anatomy, self.score) as reader_of:
             self.model(**batch.inputs, use_cache=False)
-        hidden, kwargs = states_of(caught[first]), caught[first][1]
+        hidden = states_of(caught[first])
+        _, kwargs = caught[first]
         self.tally.towers += len(hidden)
         real = batch.inputs["attention_mask"].bool()
         columns = torch.where(real, torch.arange(real.shape[1], device=real.device), -1)
         visual = self.anatomy.visual(batch.inputs["input_ids"])
-        return Prefix(0, hidden, columns, self._prompt(batch, kwargs, look(visual)))
+        return Prefix(0, hidden, columns, self._prompt(batch, kwargs, reader_of(visual)))
 
-    def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: Look | None) -> Prompt:
+    def _prompt(self, batch: Batch, kwargs: dict[str, Any], look: TowerReader | None) -> Prompt:
+        """The batch's own facts, from what layer 0 was called with."""
         config = self.body.config
-        own = ("hidden_states", "position_embeddings", "position_ids", "attention_mask")
-        extra = {k: v for k, v in without_cache(kwargs).items() if k not in own}
+        ours = ("hidden_states", "position_embeddings", "position_ids", "attention_mask")
+        extra = {k: v for k, v in without_cache(kwargs).items() if k not in ours}
         ids = batch.inputs["input_ids"][:, : batch.prompt]
         visual = ids == self.adapter.image_token(config)
         real = batch.inputs["attention_mask"][:, : batch.prompt].bool()
@@ -98,9 +108,8 @@ class Runner:
         tokens = classify(visual, real, per_image=per_image, grid=grid)
         cos, sin = kwargs["position_embeddings"]
         places = kwargs.get("position_ids")
-        places = (
-            places if places is not None and places.ndim == 2 else None
-        )  # else rotations alone say where
+        if places is not None and places.ndim != 2:
+            places = None  # rotations alone say where
         return Prompt(batch, tokens, visual.sum(1), (cos, sin), places, extra, look)
 
     @torch.no_grad()
@@ -110,18 +119,21 @@ class Runner:
         out = self.run_layer(ran, state.prompt)
         trail = (*state.trail, ran)[-self.reach :]
         return Prefix(
-            state.layer + 1,
-            out,
-            ran.columns,
-            state.prompt,
-            trail,
-            (*state.keep, share),
-            dict(state.notes),
+            layer=state.layer + 1,
+            hidden=out,
+            columns=ran.columns,
+            prompt=state.prompt,
+            trail=trail,
+            keep=(*state.keep, share),
+            notes=dict(state.notes),
             numbers=ran.numbers,
         )
 
     def to_end(self, state: Prefix, keep: Sequence[float]) -> Float[Tensor, "B S D"]:
-        """Normalised states that predict the answers' words, after running the remaining layers with `keep[layer]`."""
+        """Normalised states that predict the answers' words.
+
+        Runs the remaining layers first, each with its share of `keep`.
+        """
         for share in keep[state.layer :]:
             state = self.advance(state, share)
         return self.answers(state)
@@ -130,23 +142,22 @@ class Runner:
     def answers(self, state: Prefix) -> Float[Tensor, "B S D"]:
         """As `to_end`, of a state after the last layer: row s predicts column prompt + s."""
         batch = state.prompt.batch
-        samples, length = batch.inputs["input_ids"].shape
-        # The inverse of `columns`: in which row a column lies. Fills write into a spare last column.
-        where = torch.zeros((samples, length + 1), dtype=torch.long, device=state.columns.device)
-        numbers = torch.arange(state.columns.shape[1], device=where.device).expand_as(state.columns)
-        where.scatter_(1, torch.where(state.columns < 0, length, state.columns), numbers)
-        return self.decoder.norm(
-            take_rows(state.hidden, where[:, batch.prompt - 1 : length - 1].to(state.hidden.device))
-        )
+        length = batch.inputs["input_ids"].shape[1]
+        row = _row_of_column(state.columns, length)[:, batch.prompt - 1 : length - 1]  # (B S)
+        return self.decoder.norm(take_rows(state.hidden, row.to(state.hidden.device)))
 
     def method(self, score: Score, keep: Sequence[float]) -> Method:
         """What `apply` would be given for these shares, ranked by `score`."""
         return self.weighting.on(Method(score, PerLayer(tuple(keep)), within=self.within))
 
     def _dropped(self, state: Prefix, share: float) -> LayerInput:
-        """The rows that stay, right-aligned; they speak for the others as the engine's do."""
+        """The rows that enter the layer after dropping; they speak for the others as the engine's.
+
+        States are (B R D), columns (B R).
+        """
         whole = LayerInput(state.layer, state.hidden, state.columns, state.numbers)
-        drops = share < (1.0, *state.keep)[-1]
+        before = state.keep[-1] if state.keep else 1.0
+        drops = share < before
         notices = self.score.takes_notice(state.layer, 0)
         if not (drops or notices):
             return whole
@@ -161,28 +172,32 @@ class Runner:
         found = method.select(view)
         if found is None:
             return whole
-        keep = found.keep | (
-            view.visual == view.newest
-        )  # as the engine has it: its state is the prompt's output
+        # The newest token stays in any case, as in the engine: its state is the prompt's output.
+        keep = found.keep | (view.visual == view.newest)  # (B N)
         hidden = state.hidden
         if method.merge is not None:
-            merged = method.merge(view, keep, found.counts)
+            merged = method.merge(view, keep, found.counts)  # (B N D)
             hidden = replace_rows(hidden, view.place(), keep, merged)
         numbers = self._spoken(method, state, view, Selection(keep, found.counts))
-        # As in the engine: what stays is sorted to the right; samples that keep fewer get fills (-1).
+        # Which columns are left (B C+1): scatter clears those of the tokens that are dropped, and
+        # all else writes to a spare last column.
         length = state.prompt.batch.inputs["input_ids"].shape[1]
         alive = torch.ones((len(keep), length + 1), dtype=torch.bool, device=keep.device)
-        alive = alive.scatter(1, torch.where(view.mask & ~keep, view.visual, length), False)
+        gone = torch.where(view.mask & ~keep, view.visual, length)
+        alive = alive.scatter(1, gone, False)
+        # Which rows stay (B T): those whose column is left, and no fills.
         stay = alive.gather(1, state.columns.clamp(min=0)) & (state.columns >= 0)
+        # As in the engine: a stable sort brings the rows that stay to the right, in their order.
+        # Samples that keep fewer get fills.
         most = max(1, int(stay.sum(1).max()))
-        order = stay.long().argsort(dim=1, stable=True)[:, -most:]
+        order = stay.long().argsort(dim=1, stable=True)[:, -most:]  # (B R)
         columns = torch.where(stay.gather(1, order), state.columns.gather(1, order), -1)
         return LayerInput(state.layer, take_rows(hidden, order.to(hidden.device)), columns, numbers)
 
     def _spoken(
         self, method: Method, state: Prefix, view: View, found: Selection
     ) -> Numbers | None:
-        """For how many tokens each column speaks from this cut on; the state's own numbers stay as they are."""
+        """For how many tokens each column speaks from this cut on; the state's own numbers stay."""
         if method.weigh is None:
             return state.numbers
         counts = method.numbers(method.weigh, view, found.keep, found.counts)
@@ -196,7 +211,10 @@ class Runner:
         )
 
     def ranked(self, state: Prefix, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
-        """The score at this state, computed for the first trial that asks; if it hangs on the counts, for each anew."""
+        """The score at this state, computed for the first trial that needs it.
+
+        If it depends on the counts, it is computed once for each of them.
+        """
         key = tuple(counts.tolist()) if self.score.needs.counts else None
         if not state.found:
             self.score.take_notice(view)
@@ -206,15 +224,17 @@ class Runner:
 
     def view(self, state: Prefix) -> View:
         """What the engine would show before the layer in the prompt's prefill."""
-        prompt, tokens = state.prompt.batch.prompt, state.prompt.tokens
-        rows = torch.where(
-            state.columns < prompt, state.columns, -1
-        )  # the answer has not been said yet
+        prompt = state.prompt.batch.prompt
+        tokens = state.prompt.tokens
+        # The answer has not been said yet, so its rows count as fills.
+        rows = torch.where(state.columns < prompt, state.columns, -1)  # (B T)
+        # Which of the prompt's columns are left (B P); fills write to a spare last column.
         present = torch.zeros((len(rows), prompt + 1), dtype=torch.bool, device=rows.device)
         present.scatter_(1, torch.where(rows < 0, prompt, rows), True)
-        there = present[:, :-1] & tokens.are(Kind.IMAGE)
-        count = there.sum(1, keepdim=True)
-        order = (~there).long().argsort(dim=1, stable=True)[:, : int(count.max())]
+        left = present[:, :-1] & tokens.are(Kind.IMAGE)
+        # A stable sort brings the visual columns to the front, in their order (B N).
+        count = left.sum(1, keepdim=True)
+        order = (~left).long().argsort(dim=1, stable=True)[:, : int(count.max())]
         mask = torch.arange(order.shape[1], device=rows.device) < count
         visual = torch.where(mask, order, -1)
         return View(
@@ -235,73 +255,87 @@ class Runner:
         )
 
     def _attend(self, state: Prefix, index: int, queries: Tensor) -> Tensor:
-        """Attention of layer `index` from the prompt's columns `queries` to all its columns.
+        """Attention (B H Q P) of layer `index` from the prompt's columns `queries` (B Q) to all.
 
         The answer's columns are fills here: a prefill has not seen them.
         """
         ran = next(r for r in state.trail if r.layer == index)
         module: Any = self.layers[index]
         prompt = state.prompt.batch.prompt
-        held = torch.where(ran.columns < prompt, ran.columns, -1)
-        where = torch.zeros((len(held), prompt + 1), dtype=torch.long, device=held.device)
-        numbers = torch.arange(held.shape[1], device=held.device).expand_as(held)
-        where.scatter_(1, torch.where(held < 0, prompt, held), numbers)
-        source = where.gather(1, queries.clamp(min=0))
+        held = torch.where(ran.columns < prompt, ran.columns, -1)  # (B T)
+        row = _row_of_column(held, prompt).gather(1, queries.clamp(min=0))  # (B Q)
         asked = self.adapter.queries(
-            module, take_rows(ran.hidden, source), self._turned(state.prompt, queries)
+            module, take_rows(ran.hidden, row), self._turned(state.prompt, queries)
         )
         keys = self.adapter.keys(module, ran.hidden, self._turned(state.prompt, ran.columns))
         allowed = may_see(queries, held, None) & (queries >= 0)[:, :, None]
-        bias = None if ran.numbers is None else ran.numbers.biases(held)
-        shares = attention_rows(asked, keys, module.self_attn.scaling, allowed, bias=bias)
+        bias = None if ran.numbers is None else ran.numbers.biases(held)  # (B T)
+        scaling = module.self_attn.scaling
+        shares = attention_rows(asked, keys, scaling, allowed, bias=bias)  # (B H Q T)
+        # From rows to columns: out[b, h, q, held[b, t]] = shares[b, h, q, t]. Columns that the
+        # layer no longer held have 0; fills add to a spare last column.
         out = shares.new_zeros((*shares.shape[:-1], prompt + 1))
         slot = torch.where(held < 0, prompt, held)[:, None, None].expand(shares.shape)
         return out.scatter_add(-1, slot, shares)[..., :prompt]
 
     def _recall(self, state: Prefix, index: int) -> Tensor:
-        """Keys of layer `index` by column of the prompt, heads side by side; 0 where it held none."""
+        """Keys (B P H*E) of layer `index` by column of the prompt, heads side by side.
+
+        They are 0 where the layer held none.
+        """
         ran = next(r for r in state.trail if r.layer == index)
         prompt = state.prompt.batch.prompt
-        keys = self.adapter.keys(
-            self.layers[index], ran.hidden, self._turned(state.prompt, ran.columns)
-        )
-        flat = keys.transpose(1, 2).flatten(2)
+        turned = self._turned(state.prompt, ran.columns)
+        keys = self.adapter.keys(self.layers[index], ran.hidden, turned)  # (B H T E)
+        flat = keys.transpose(1, 2).flatten(2)  # (B T H*E)
+        # From rows to columns; fills and the answer's rows write to a spare last column.
         out = flat.new_zeros((flat.shape[0], prompt + 1, flat.shape[2]))
         slot = torch.where((ran.columns < 0) | (ran.columns >= prompt), prompt, ran.columns)
         return out.scatter(1, slot[..., None].expand(flat.shape), flat)[:, :prompt]
 
     def _turned(self, prompt: Prompt, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Position embeddings at these columns."""
-        cos, sin = (take_rows(part, columns.clamp(min=0)) for part in prompt.positions)
-        return cos, sin
+        """Position embeddings at these columns; at fills those of column 0."""
+        cos, sin = prompt.positions
+        place = columns.clamp(min=0)
+        return take_rows(cos, place), take_rows(sin, place)
 
     def run_layer(self, ran: LayerInput, prompt: Prompt) -> Tensor:
         """The layer's output (B T D)."""
-        masked = bool((ran.columns < 0).any())
-        plain = not masked and needless(self.backend, ran.columns.shape[1], 0)
+        columns = ran.columns
+        filled = bool((columns < 0).any())
         mask = bias = None
-        if (
-            ran.numbers is not None
-        ):  # all rows look at the kept with their numbers, the answer's too
-            bias = ran.numbers.biases(ran.columns)
-        if bias is not None or not plain:
+        if ran.numbers is not None:  # all rows see the kept with their numbers, the answer's too
+            bias = ran.numbers.biases(columns)
+        if filled or bias is not None or not needless(self.backend, columns.shape[1], 0):
             dtype = ran.hidden.dtype
-            mask = for_backend(self.backend, ran.columns, ran.columns, None, dtype, bias=bias)
-        places = (
-            prompt.ids if prompt.ids is None else take_rows(prompt.ids, ran.columns.clamp(min=0))
-        )
-        flash = self.backend.startswith("flash")  # gaps would make it believe in packed sequences
+            mask = for_backend(self.backend, columns, columns, None, dtype, bias=bias)
+        places = None
+        # Flash attention would take gaps between the ids for the ends of packed sequences.
+        if prompt.ids is not None and not self.backend.startswith("flash"):
+            places = take_rows(prompt.ids, columns.clamp(min=0))
         out = self.layers[ran.layer](
             ran.hidden,
             attention_mask=mask,
-            position_embeddings=self._turned(prompt, ran.columns),
-            position_ids=None if flash else places,
+            position_embeddings=self._turned(prompt, columns),
+            position_ids=places,
             **prompt.extra,
         )
-        self.tally.layers += len(ran.columns)
-        self.tally.rows += ran.columns.numel()
+        self.tally.layers += len(columns)
+        self.tally.rows += columns.numel()
         hidden: Tensor = out[0] if isinstance(out, tuple) else out
         return hidden
+
+
+def _row_of_column(columns: Int[Tensor, "B T"], length: int) -> Int[Tensor, "B C"]:
+    """The inverse of `columns`: in which row each of the first `length` columns lies.
+
+    It is 0 for a column that lies in no row.
+    """
+    found = torch.zeros((len(columns), length + 1), dtype=torch.long, device=columns.device)
+    rows = torch.arange(columns.shape[1], device=columns.device).expand_as(columns)
+    # found[b, columns[b, r]] = r; fills write to a spare last column.
+    found.scatter_(1, torch.where(columns < 0, length, columns), rows)
+    return found[:, :length]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from .costs import Sizes, cost_of, measure_layer, ratios
 from .evaluator import Evaluator
 from .journal import Journal
 from .objective import OBJECTIVES
-from .problem import RECIPE, Problem, Say
+from .problem import RECIPE, Problem, ReportTrial
 from .runner import Runner
 from .strategies import search, settled
 
@@ -49,7 +49,8 @@ class Search:
         algorithm: a strategy, by name.
         knobs: the strategy's own; what is not given is its default.
         objective: one of `objective.OBJECTIVES`.
-        cost: what a budget is a share of: keep (mean share of tokens), flops, kv (bytes) or seconds (measured).
+        cost: what a budget is a share of: keep (mean share of tokens), flops, kv (bytes) or seconds
+            (measured).
         ranking: by what tokens are ranked, as `methods.score_of` takes it: last, mix, dart...
         within: as `Method` has it.
         first: the first layer before which tokens may leave.
@@ -78,8 +79,8 @@ class Search:
             )
         if self.first < self.score.needs.earliest:
             raise ValueError(
-                f"got first layer {self.first}; ranking {self.ranking!r} goes by the layer before, so start at layer "
-                f"{self.score.needs.earliest} or more"
+                f"got first layer {self.first}; ranking {self.ranking!r} goes by the layer before, "
+                f"so start at layer {self.score.needs.earliest} or more"
             )
         if self.batch < 1 or self.cache_gb < 0:
             raise ValueError(
@@ -102,10 +103,7 @@ class Data:
 
     def facts(self) -> dict[str, Any]:
         """How many examples there are, and a hash of their prompts and answers."""
-        texts = [
-            [(e.earlier, e.prompt, e.answer) for e in part]
-            for part in (self.calibration, self.held_out)
-        ]
+        texts = [_texts(self.calibration), _texts(self.held_out)]
         digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
         return {
             "name": self.name,
@@ -115,6 +113,11 @@ class Data:
         }
 
 
+def _texts(examples: Sequence[Example]) -> list[tuple[Any, str, str]]:
+    """What is said in the examples."""
+    return [(example.earlier, example.prompt, example.answer) for example in examples]
+
+
 def find_schedule(
     loaded: Loaded,
     plan: Search,
@@ -122,7 +125,7 @@ def find_schedule(
     name: str = "",
     record: Path | None = None,
     processes: Processes = ALONE,
-    report: Say | None = None,
+    report: ReportTrial | None = None,
 ) -> ScheduleFile:
     """Searches a schedule, and judges it on held-out examples.
 
@@ -136,7 +139,8 @@ def find_schedule(
         report: called with a line before every trial that is run.
 
     Raises:
-        ValueError: a plan that fits no such model or data, a budget out of reach, or another search's record.
+        ValueError: a plan that fits no such model or data, a budget out of reach, or another
+            search's record.
     """
     plan = replace(plan, knobs=settled(plan.algorithm, plan.knobs))
     facts = model_facts(loaded.model, name)
@@ -147,11 +151,10 @@ def find_schedule(
     keep = search(plan.algorithm, problem, **plan.knobs)
     found = _file(plan, data, facts, keep, ratios(shapes(loaded.model), sizes, keep))
     if plan.cost == "seconds":
-        timed = journal.once(
-            "timed", lambda: time_prefill(loaded, data.calibration[0], method_of(found))
-        )
-        found.costs.update(
-            {"layer seconds, predicted": problem.cost(keep), "prefill seconds, measured": timed}
+        method = method_of(found)
+        found.costs["layer seconds, predicted"] = problem.cost(keep)
+        found.costs["prefill seconds, measured"] = journal.once(
+            "timed", lambda: time_prefill(loaded, data.calibration[0], method)
         )
     found.scores.update(_scores(loaded, plan, data, problem, keep, processes))
     found.search.update(_spent(problem, plan, data, judge, sizes))
@@ -161,7 +164,10 @@ def find_schedule(
 def _journal(
     plan: Search, data: Data, model: dict[str, Any], record: Path | None, together: Processes
 ) -> Journal:
-    """The record of this very search; the first process has the file, and all know what is in it."""
+    """The record of this very search.
+
+    The first process has the file, and all know what is in it.
+    """
     facts = {"model": model, "data": data.facts(), **asdict(plan)}
     facts.pop("cache_gb")  # the same is found with any
     if not plan.weighting.facts:
@@ -179,13 +185,13 @@ def _file(
     costs: dict[str, float],
 ) -> ScheduleFile:
     """The schedule with what is known of it before it is judged."""
-    elsewhere = ("ranking", "within", "seed", "weighting")
+    stated = ("ranking", "within", "seed", "weighting")  # each has its own place in the file
     return ScheduleFile(
         keep=keep,
         ranking=plan.ranking,
         within=plan.within,
         model=facts,
-        algorithm={k: v for k, v in asdict(plan).items() if k not in elsewhere},
+        algorithm={k: v for k, v in asdict(plan).items() if k not in stated},
         seed=plan.seed,
         data=data.facts(),
         costs=costs,
@@ -201,7 +207,7 @@ def _problem(
     sizes: Sizes,
     judge: Evaluator,
     journal: Journal,
-    report: Say | None,
+    report: ReportTrial | None,
 ) -> Problem:
     """The calibration examples as a problem."""
 
@@ -213,32 +219,34 @@ def _problem(
 
     @cache
     def recipe() -> Recipe:
-        starts = range(0, len(data.calibration), plan.batch)
-        given = (_prompts(loaded, data.calibration[s : s + plan.batch]) for s in starts)
-        return Recipe(
-            loaded.model,
-            [prompts for prompts in given if prompts.get("pixel_values") is not None],
-            plan.first,
-        )
+        batches = []
+        for start in range(0, len(data.calibration), plan.batch):
+            prompts = _prompts(loaded, data.calibration[start : start + plan.batch])
+            if prompts.get("pixel_values") is not None:
+                batches.append(prompts)
+        return Recipe(loaded.model, batches, plan.first)
 
     cost = cost_of(plan.cost, loaded.model, sizes, lambda: journal.once("seconds", seconds))
     return Problem(
-        judge,
-        cost,
-        judge.depth,
-        plan.first,
-        journal,
-        plan.seed,
-        report,
-        lambda tolerance: recipe().keep(tolerance),
+        judge=judge,
+        cost=cost,
+        layers=judge.depth,
+        first=plan.first,
+        journal=journal,
+        seed=plan.seed,
+        report=report,
+        recipe=lambda tolerance: recipe().keep(tolerance),
     )
 
 
 def _prompts(loaded: Loaded, examples: Sequence[Example]) -> dict[str, Tensor]:
     """The model's arguments for prompts without their answers."""
     batch, _, _ = batch_of(loaded, examples)
-    columns = ("input_ids", "attention_mask", "position_ids")
-    return {k: v[:, : batch.prompt] if k in columns else v for k, v in batch.inputs.items()}
+    inputs = dict(batch.inputs)
+    for name in ("input_ids", "attention_mask", "position_ids"):
+        if name in inputs:
+            inputs[name] = inputs[name][:, : batch.prompt]
+    return inputs
 
 
 def model_facts(model: Any, name: str) -> dict[str, Any]:
@@ -258,18 +266,17 @@ def model_facts(model: Any, name: str) -> dict[str, Any]:
 def _evaluator(
     loaded: Loaded, plan: Search, examples: Sequence[Example], objective: str, together: Processes
 ) -> Evaluator:
-    size = plan.cache_gb * 1e9
-    made = OBJECTIVES[objective]
+    """A judge of schedules on these examples, by the objective of this name."""
     return Evaluator(
         loaded,
         examples,
-        made,
+        OBJECTIVES[objective],
         plan.score,
         plan.within,
-        plan.batch,
-        size,
-        together,
-        plan.weighting,
+        batch=plan.batch,
+        cache_bytes=plan.cache_gb * 1e9,
+        processes=together,
+        weighting=plan.weighting,
     )
 
 
@@ -281,66 +288,77 @@ def _scores(
     keep: Sequence[float],
     together: Processes,
 ) -> dict[str, Any]:
-    """Quality of the schedule and unpruned, and their paired difference, with 95 % intervals over examples."""
+    """Quality of the schedule and unpruned, and their paired difference.
+
+    All have 95 % intervals over examples. Held-out examples are judged by the search's objective
+    and by likelihood.
+    """
     out: dict[str, Any] = {"objective": plan.objective}
     weights = problem.judge.weights
-    out["calibration"] = compared(
-        problem.parts(keep), problem.parts(problem.unpruned), weights, plan.seed
-    )
+    ours = problem.parts(keep)
+    plain = problem.parts(problem.unpruned)
+    out["calibration"] = compared(ours, plain, weights, plan.seed)
     for objective in dict.fromkeys((plan.objective, "likelihood")):
         judge = _evaluator(loaded, plan, data.held_out, objective, together)
-        ours = judge.parts(keep)
-        plain = judge.parts(problem.unpruned)
-        if ours is not None and plain is not None:
+        pruned = judge.parts(keep)
+        unpruned = judge.parts(problem.unpruned)
+        if pruned is not None and unpruned is not None:  # without a floor no trial is given up
             title = "held out" if objective == plan.objective else f"held out, {objective}"
-            out[title] = compared(ours, plain, judge.weights, plan.seed)
+            out[title] = compared(pruned, unpruned, judge.weights, plan.seed)
     return out
 
 
 def compared(
     ours: Float[Tensor, " N"], plain: Float[Tensor, " N"], weights: Float[Tensor, " N"], seed: int
 ) -> dict[str, dict[str, float]]:
-    """Sums over weights: of ours, of plain, and of ours minus plain, each with its bootstrap interval over examples."""
+    """Sums over weights: of ours, of plain, and of ours minus plain.
+
+    Each has its bootstrap interval over examples.
+    """
     sums = {"schedule": ours, "unpruned": plain, "difference": ours - plain}
     below = weights.double().numpy()
-    return {
-        name: asdict(weighted(above.double().numpy(), below, seed)) for name, above in sums.items()
-    }
+    found = {}
+    for name, above in sums.items():
+        found[name] = asdict(weighted(above.double().numpy(), below, seed))
+    return found
 
 
 def _spent(
     problem: Problem, plan: Search, data: Data, judge: Evaluator, sizes: Sizes
 ) -> dict[str, Any]:
-    """What searching cost, in whole passes over the calibration examples, beside searching naively."""
+    """What searching cost, in whole passes over the calibration examples.
+
+    For comparison, it also says what naive searches would have cost.
+    """
     spent = problem.spent()
-    whole = len(data.calibration) * problem.layers
-    rows = sum(times * sum(size) for size, times in sizes.counts) * problem.layers
+    layers = len(data.calibration) * problem.layers  # of one pass
+    rows = sum(times * sum(size) for size, times in sizes.counts) * problem.layers  # of one pass
+    trials = [f for f in problem.journal.known.values() if isinstance(f, dict) and "spent" in f]
     out: dict[str, Any] = {
-        "trials": len(
-            [f for f in problem.journal.known.values() if isinstance(f, dict) and "spent" in f]
-        ),
-        "passes": spent["layers"] / whole,
+        "trials": len(trials),
+        "passes": spent["layers"] / layers,
         "passes, by tokens": spent["rows"] / rows,
         "through the tower": spent["towers"] / len(data.calibration),
         "held GB at most": judge.most_bytes / 1e9,
+        "passes if every trial ran whole": len(trials),
     }
-    out["passes if every trial ran whole"] = out["trials"]
     recipes = sum(key.startswith(RECIPE) for key in problem.journal.known)
     if recipes:
-        out["passes for statistics, at most"] = (
-            1 + recipes
-        )  # with fewer tokens than all, but for the first
+        # All but the first run with fewer tokens than all.
+        out["passes for statistics, at most"] = 1 + recipes
     if plan.algorithm == "gsearch" and plan.knobs["variant"] == "bisect":
-        layers = len(range(plan.first, problem.layers, plan.knobs["stride"]))
-        out["passes of bisecting the whole grid at every layer"] = (
-            1 + layers * plan.knobs["grid"].bit_length()
-        )
+        searched = len(range(plan.first, problem.layers, plan.knobs["stride"]))
+        halvings = plan.knobs["grid"].bit_length()
+        out["passes of bisecting the whole grid at every layer"] = 1 + searched * halvings
     return out
 
 
 @torch.no_grad()
 def time_prefill(loaded: Loaded, example: Example, method: Method, repeats: int = 7) -> float:
-    """Seconds of a prefill under the method over those of the unpruned model: medians, measured in turn."""
+    """Seconds of a prefill under the method over those of the unpruned model.
+
+    Both are medians, measured in turn.
+    """
     inputs = _prompts(loaded, [example])
     times: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(repeats + 1):
@@ -348,6 +366,6 @@ def time_prefill(loaded: Loaded, example: Example, method: Method, repeats: int 
             with apply(loaded.model, *([method] if pruned else [])):
                 begin = time.perf_counter()
                 loaded.model(**inputs, use_cache=True, logits_to_keep=1).logits.cpu()
-            if turn:
+            if turn:  # the first turn warms up
                 times[pruned].append(time.perf_counter() - begin)
     return statistics.median(times[True]) / statistics.median(times[False])

@@ -1,4 +1,6 @@
-"""One file per strategy: the file's name is the function's name is `foveate search --algorithm`'s value.
+"""One file per strategy.
+
+The file's name is the function's name, and the value of `foveate search --algorithm`.
 
 A strategy is a function from a `Problem` and its own knobs to the shares that each layer keeps.
 """
@@ -18,11 +20,11 @@ Strategy = Callable[..., Sequence[float]]
 
 def strategies() -> dict[str, Strategy]:
     """Every strategy of this package by name; a new file is found by itself."""
-    modules = {
-        m.name: importlib.import_module(f"{__name__}.{m.name}")
-        for m in pkgutil.iter_modules(__path__)
-    }
-    return {name: getattr(module, name) for name, module in modules.items()}
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        name = module.name
+        found[name] = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    return found
 
 
 def knobs(name: str) -> dict[str, tuple[Any, Any]]:
@@ -35,10 +37,8 @@ def knobs(name: str) -> dict[str, tuple[Any, Any]]:
     if name not in known:
         raise ValueError(f"unknown algorithm {name!r}; expected one of {', '.join(known)}")
     hints = get_type_hints(known[name])
-    return {
-        k: (hints[k], p.default)
-        for k, p in list(inspect.signature(known[name]).parameters.items())[1:]
-    }
+    _, *own = inspect.signature(known[name]).parameters.values()  # the first is the problem
+    return {parameter.name: (hints[parameter.name], parameter.default) for parameter in own}
 
 
 def settled(name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -49,22 +49,23 @@ def settled(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     known = knobs(name)
     told = {key: value for key, value in given.items() if value is not None}
+    options = [f"--{key}" for key in known]
     for key in told:
         if key not in known:
-            raise ValueError(
-                f"{name} has no --{key}; it has {', '.join(f'--{k}' for k in known) or 'none'}"
-            )
-    lacking = [
-        k
-        for k, (_, default) in known.items()
-        if default is inspect.Parameter.empty and k not in told
-    ]
+            raise ValueError(f"{name} has no --{key}; it has {', '.join(options) or 'none'}")
+    lacking = []
+    for key, (_, default) in known.items():
+        if default is inspect.Parameter.empty and key not in told:
+            lacking.append(f"--{key}")
     if lacking:
-        raise ValueError(f"{name} needs {' and '.join(f'--{key}' for key in lacking)}")
+        raise ValueError(f"{name} needs {' and '.join(lacking)}")
     return {key: told.get(key, default) for key, (_, default) in known.items()}
 
 
 def search(name: str, problem: Problem, **given: Any) -> tuple[float, ...]:
-    """What a strategy finds: shares in [0, 1] that never grow with depth, all 1 before the problem's first layer."""
+    """What a strategy finds: shares in [0, 1] that never grow with depth.
+
+    They are all 1 before the problem's first layer.
+    """
     found = strategies()[name](problem, **settled(name, given))
     return tuple(round(float(share), 6) for share in found)

@@ -9,14 +9,18 @@ from .psigmoid import flattened, solved
 
 
 def fitprune(problem: Problem, budget: float, precision: float = 0.01) -> Sequence[float]:
-    """Drops at each layer what its attention misses least, as much as the budget asks for; no trial is judged.
+    """Drops at each layer what its attention misses least, as much as the budget asks for.
 
-    Paper: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", Ye et
-    al., arXiv 2409.10197; the recipe is `foveate.tune.fitprune.Recipe`, its alpha follows from the budget by bisection.
+    No trial is judged.
 
-    Deviations: between the two alphas that enclose the budget shares are mixed linearly, so that it is met exactly.
-    Tokens are ranked by the search's ranking; for the paper's own, ``score=fitprune,schedule=schedule:found.json``.
-    The paper drops from the second layer on: start at layer 1.
+    Paper: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large
+    Language Models", Ye et al., arXiv 2409.10197; the recipe is `foveate.tune.fitprune.Recipe`, its
+    alpha follows from the budget by bisection.
+
+    Deviations: between the two alphas that enclose the budget shares are mixed linearly, so that it
+    is met exactly. Tokens are ranked by the search's ranking; for the paper's own,
+    ``score=fitprune,schedule=schedule:found.json``. The paper drops from the second layer on: start
+    at layer 1.
 
     Args:
         problem: what is searched.
@@ -28,7 +32,9 @@ def fitprune(problem: Problem, budget: float, precision: float = 0.01) -> Sequen
     """
     if not precision > 0:
         raise ValueError(f"precision={precision}; expected a number above 0, like 0.01")
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
+    # The schedules of `low`, too dear, and of `high`, within the budget.
     dear: Sequence[float] = problem.unpruned
     cheap: Sequence[float] = flattened(problem, 0.0)
     while high - low > precision:

@@ -31,10 +31,10 @@ def random(problem: Problem, budget: float, trials: int = 24) -> Sequence[float]
     problem.hold(problem.unpruned[: problem.first])
     tried: list[tuple[float, list[float]]] = []
     for _ in range(trials):
-        shares = np.sort(drawn.uniform(0, 1, problem.layers - problem.first))[::-1]
+        shares = np.sort(drawn.uniform(0, 1, problem.layers - problem.first))[::-1]  # falling
 
         def curve(x: float, shares: np.ndarray = shares) -> list[float]:
-            power = (1 - x) / max(x, 1e-12)
+            power = (1 - x) / max(x, 1e-12)  # from very large at 0, dropping all, to 0 at 1
             return [1.0] * problem.first + [float(share**power) for share in shares]
 
         keep = solved(problem, budget, curve)

@@ -10,15 +10,16 @@ from ..problem import Problem
 def vtw(problem: Problem, tolerance: float = 0.003) -> Sequence[float]:
     """All tokens up to a layer and none from it on, the layer as shallow as `tolerance` allows.
 
-    Paper: arXiv 2405.05803; its criterion is ``--objective first-kl`` with its eta as tolerance, on about
-    20 samples.
+    Paper: arXiv 2405.05803; its criterion is ``--objective first-kl`` with its eta as tolerance, on
+    about 20 samples.
 
     Deviations: layers are tried from the shallowest on, and the first that passes is taken, as in
     `foveate.tune.find_vtw_layer`; the paper's code runs them all. Where none passes, all is kept.
 
     Args:
         problem: what is searched.
-        tolerance: quality given up against the unpruned model; the paper's eta, in nats, where quality is minus KL.
+        tolerance: quality given up against the unpruned model; the paper's eta, in nats, where
+            quality is minus KL.
 
     Raises:
         ValueError: a negative tolerance.

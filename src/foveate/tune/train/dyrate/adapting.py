@@ -1,4 +1,9 @@
-"""What adapting is worth: beside a predictor, one rate for all prompts, and the best rate of each in hindsight."""
+"""What adapting is worth: two controls for a predictor.
+
+One takes the same rate for all prompts, the other the best rate of each in hindsight.
+
+Shapes: E answers, K rates, G groups of answers.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,8 @@ class Beside:
 
     Attributes:
         fixed_loss: of one rate for all.
-        hindsight_loss: of the best rate of each, chosen with the answers known: a bound, not an aim.
+        hindsight_loss: of the best rate of each, chosen with the answers known. It is a bound, not
+            an aim.
     """
 
     fixed_loss: float
@@ -32,7 +38,12 @@ class Beside:
 
 @dataclass(frozen=True)
 class Point:
-    """A mean loss (cross-entropy of an answer, nats) and the FLOPs over the unpruned model's that it took."""
+    """A mean loss and what it took.
+
+    Attributes:
+        loss: cross-entropy of an answer, nats.
+        ratio: FLOPs over the unpruned model's.
+    """
 
     loss: float
     ratio: float
@@ -40,40 +51,54 @@ class Point:
 
 def of_choice(table: Table, chosen: Int[Tensor, "E"]) -> Point:  # noqa: UP037
     """One rate of each answer."""
-    loss, spent = (t.gather(1, chosen[:, None]).double() for t in (table.loss, table.flops))
+    loss = table.loss.gather(1, chosen[:, None]).double()  # (E 1): each answer at its rate
+    spent = table.flops.gather(1, chosen[:, None]).double()
     return Point(float(loss.mean()), float(spent.sum() / table.full.double().sum()))
 
 
 def one_rate(table: Table, ratio: float) -> Float[Tensor, "K"]:  # noqa: UP037
-    """Chances of each rate, where all prompts draw alike: of the two whose costs enclose `ratio` of the FLOPs.
+    """Chances of each rate, where all prompts draw alike.
+
+    Only the two rates have a chance whose costs enclose `ratio` of the FLOPs.
 
     Raises:
         ValueError: no rate of the table costs as little.
     """
-    spent = table.flops.double().sum(0) / table.full.double().sum()
+    spent = table.flops.double().sum(0) / table.full.double().sum()  # (K), falling
     if ratio < spent[-1] - 1e-6:
         raise ValueError(
             f"no rate costs {ratio:.3f} of the FLOPs; the highest costs {float(spent[-1]):.3f}"
         )
-    upper = min(int((spent >= ratio).sum()) - 1, len(spent) - 2) if ratio <= spent[0] else 0
-    part = ((ratio - spent[upper + 1]) / (spent[upper] - spent[upper + 1])).clamp(0, 1)
+    if ratio <= spent[0]:
+        upper = int((spent >= ratio).sum()) - 1  # the last rate that costs `ratio` or more
+        upper = min(upper, len(spent) - 2)
+    else:
+        upper = 0
+    lower = upper + 1
+    part = ((ratio - spent[lower]) / (spent[upper] - spent[lower])).clamp(0, 1)
     chances = torch.zeros_like(spent)
-    chances[upper], chances[upper + 1] = part, 1 - part
+    chances[upper] = part
+    chances[lower] = 1 - part
     return chances
 
 
 def fixed(table: Table, ratio: float) -> Point:
     """What `one_rate` comes to."""
     chances = one_rate(table, ratio)
-    loss, spent = (t.double().sum(0) @ chances for t in (table.loss, table.flops))
+    loss = table.loss.double().sum(0) @ chances
+    spent = table.flops.double().sum(0) @ chances
     return Point(float(loss) / len(table.loss), float(spent / table.full.double().sum()))
 
 
-def hindsight(table: Table, ratio: float, group: Int[Tensor, E] | None = None) -> Int[Tensor, "E"]:  # noqa: UP037
+def hindsight(
+    table: Table,
+    ratio: float,
+    group: Int[Tensor, E] | None = None,
+) -> Int[Tensor, "E"]:  # noqa: UP037
     """The rate of each answer that together lose least, at no more than `ratio` of the FLOPs.
 
-    By a price on FLOPs (Everett 1963): exact for the FLOPs that it comes to. It has seen the answers, so no predictor
-    can be better on them, and none should be expected to be as good.
+    By a price on FLOPs (Everett 1963): exact for the FLOPs that it comes to. It has seen the
+    answers, so no predictor can be better on them, and none should be expected to be as good.
 
     Args:
         table: of answers.
@@ -81,9 +106,11 @@ def hindsight(table: Table, ratio: float, group: Int[Tensor, E] | None = None) -
         group: answers of one number (from 0 on) get one rate; without it, each has its own.
     """
     group = torch.arange(len(table.loss)) if group is None else group
-    members = F.one_hot(group).double().T
-    loss = members @ table.loss.double()
+    members = F.one_hot(group).double().T  # (G E): members[g, e] = 1 if answer e is of group g
+    loss = members @ table.loss.double()  # (G K), sums over the group
     spent = members @ table.flops.double() / table.full.double().sum()
+    # Each group takes the rate of the least loss + 2^price x FLOPs. The price is bisected: a higher
+    # one spends less. `best` is what the lowest price within the ratio has chosen so far.
     low = -40.0
     high = 40.0
     best = spent.argmin(1)
@@ -106,12 +133,17 @@ def compare(
     path: Path | None = None,
     source: str = "",
 ) -> Beside:
-    """The controls on some examples, with a table of their own; at the least that the rates can cost, if that is more.
+    """The controls on some examples, with a table of their own.
+
+    Their FLOPs are `ratio`, or the least that the rates can cost, if that is more.
 
     Args:
         loaded, examples, plan, path, source: as of `table.tabulate`.
         ratio: the predictor's FLOPs over unpruned.
     """
     table = tabulate(loaded, examples, plan, path, source)
-    ratio = max(ratio, of_choice(table, torch.full((len(examples),), len(plan.rates) - 1)).ratio)
-    return Beside(fixed(table, ratio).loss, of_choice(table, hindsight(table, ratio)).loss)
+    highest_rate = torch.full((len(examples),), len(plan.rates) - 1)
+    ratio = max(ratio, of_choice(table, highest_rate).ratio)
+    fixed_loss = fixed(table, ratio).loss
+    hindsight_loss = of_choice(table, hindsight(table, ratio)).loss
+    return Beside(fixed_loss, hindsight_loss)

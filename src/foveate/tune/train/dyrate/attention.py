@@ -25,17 +25,31 @@ def soft_key_attention(
 ) -> Float[Tensor, "B Q H E"]:
     """A_ij = exp(s_ij - max) w_ij / sum_j exp(s_ij - max) w_ij, over the keys that row i may see.
 
-    At weights of 0 and 1 this is attention over the keys of weight 1; and d A / d w is finite at 0, where an additive
-    mask of -inf has none.
+    At weights of 0 and 1 this is attention over the keys of weight 1; and d A / d w is finite at 0,
+    where an additive mask of -inf has none.
+
+    Args:
+        queries: of all heads.
+        keys, values: of the key-value heads, each of which serves H / K query heads in a row.
+        scaling: of the products.
+        seen: which keys a row may see at all.
+        weight: w above, the same for all heads.
+
+    Returns:
+        The heads' outputs, a row of them for each query.
     """
     batch, _, rows, _ = queries.shape
+    # (B K G Q D): the G = H / K query heads that share a key-value head, so that no key is copied.
     grouped = queries.reshape(batch, keys.shape[1], -1, rows, queries.shape[-1]).float()
     products = torch.einsum("bkgqd,bksd->bkgqs", grouped, keys.float()) * scaling
     products = products.masked_fill(~seen[:, None, None], -torch.inf)
+    # The maximum only keeps exp in range: it cancels, so it needs no gradient. A row that sees
+    # nothing has -inf, which would give nan.
     top = products.amax(-1, keepdim=True).nan_to_num(neginf=0.0).detach()
     shares = (products - top).exp() * weight[:, None, None]
     shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-30)
     out = torch.einsum("bkgqs,bkse->bkgqe", shares, values.float())
+    # (B K G Q E) to (B H Q E) to (B Q H E)
     return out.flatten(1, 2).transpose(1, 2).to(values.dtype)
 
 
@@ -71,7 +85,8 @@ def soft_keys(
     weight: Float[Tensor, "B T T"],
     spans: Spans = one_span,
 ) -> Iterator[None]:
-    """Within it, the decoder's layers attend under `weight`, to the keys and values that `spans` makes of theirs.
+    """Within it, the decoder's layers attend under `weight`, to what `spans` makes of their keys and
+    values.
 
     Its own attention comes back at the end.
     """

@@ -1,4 +1,7 @@
-"""What a predictor does with its likeliest rates, as inference takes them; and the shift that meets a budget."""
+"""What a predictor does with its likeliest rates, as inference takes them.
+
+And the shift of its bias that meets a budget.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ class HeldOut:
         ratio: FLOPs of prefill and decode of all answers together over unpruned.
         loss: cross-entropy of the answers, each its mean over its words, nats.
         unpruned_loss: that of the unpruned model.
-        kept_by_step: share of visual tokens alive at each step, mean over the answers that reach it.
+        kept_by_step: share of visual tokens alive at each step, mean over the answers that reach
+            it.
     """
 
     ratio: float
@@ -47,8 +51,8 @@ def judge(
     loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan
 ) -> HeldOut:
     """What the predictor does with its likeliest rates, as inference takes them."""
-    sums = torch.zeros(4, dtype=torch.float64)
-    kept = []
+    sums = torch.zeros(4, dtype=torch.float64)  # FLOPs, unpruned FLOPs, loss, unpruned loss
+    kept = []  # of each answer, the shares alive at its own steps
     for start in range(0, len(examples), plan.batch):
         made = batch_of(loaded, examples[start : start + plan.batch])
         batch, _, total = made
@@ -62,22 +66,29 @@ def judge(
             plan.decode,
             plan.weighting,
         )
-        losses = [
-            float(answer_losses(logits, batch).sum())
-            for logits in (found.logits, unpruned_logits(loaded.model, batch))
-        ]
-        sums += torch.tensor(
-            [*_spent(loaded.model, made, found.kept, plan), *losses], dtype=torch.float64
-        )
-        for row, there, whole in zip(
-            found.kept.tolist(), batch.answered.tolist(), total.tolist(), strict=True
-        ):
-            kept.append([k / max(1, whole) for k, t in zip(row, there, strict=True) if t])
-    longest = max(map(len, kept))
-    by_step = [[row[s] for row in kept if len(row) > s] for s in range(longest)]
-    means = tuple(sum(column) / len(column) for column in by_step)
-    ours, full, loss, plain = sums.tolist()
-    return HeldOut(ours / full, loss / len(examples), plain / len(examples), means)
+        loss = float(answer_losses(found.logits, batch).sum())
+        unpruned_loss = float(answer_losses(unpruned_logits(loaded.model, batch), batch).sum())
+        ours, full = _spent(loaded.model, made, found.kept, plan)
+        sums += torch.tensor([ours, full, loss, unpruned_loss], dtype=torch.float64)
+        for row, there, whole in zip(found.kept, batch.answered, total.tolist(), strict=True):
+            kept.append([count / max(1, whole) for count in row[there].tolist()])
+    ours, full, loss, unpruned_loss = sums.tolist()
+    return HeldOut(
+        ratio=ours / full,
+        loss=loss / len(examples),
+        unpruned_loss=unpruned_loss / len(examples),
+        kept_by_step=_mean_by_step(kept),
+    )
+
+
+def _mean_by_step(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Mean of each step over the rows that reach it."""
+    longest = max(map(len, rows))
+    means = []
+    for step in range(longest):
+        reached = [row[step] for row in rows if len(row) > step]
+        means.append(sum(reached) / len(reached))
+    return tuple(means)
 
 
 def calibrate(
@@ -87,10 +98,11 @@ def calibrate(
     plan: Plan,
     rounds: int = 10,
 ) -> float:
-    """Shifts the predictor's bias towards or away from high rates until its likeliest rates cost the budget.
+    """Shifts the predictor's bias until its likeliest rates cost the budget.
 
-    Training meets the budget on average over sampled rates; inference takes the likeliest, which may cost more or less.
-    The shift is proportional to the rate, so that the order of situations stays as learned. Bisection over `rounds`.
+    Training meets the budget on average over sampled rates; inference takes the likeliest, which
+    may cost more or less. The shift, towards high rates or away from them, is proportional to the
+    rate, so that the order of situations stays as learned. It is found by bisection in `rounds`.
 
     Returns:
         The ratio then met on `examples`.
@@ -99,23 +111,28 @@ def calibrate(
     base = predictor.linear.bias.detach().clone()
     low = -30.0
     high = 30.0
-    ratio = math.nan
-    best = (math.inf, base)
+    least_error = math.inf
+    best = base
     for _ in range(rounds):
         middle = (low + high) / 2
         predictor.linear.bias.data.copy_(base + middle * rates)
         ratio = ratio_of(loaded, predictor, examples, plan)
-        if abs(ratio - plan.budget) < best[0]:
-            best = (abs(ratio - plan.budget), predictor.linear.bias.detach().clone())
-        low, high = (middle, high) if ratio > plan.budget else (low, middle)
-    predictor.linear.bias.data.copy_(best[1])
+        error = abs(ratio - plan.budget)
+        if error < least_error:  # the last round need not be the nearest: ratios move in steps
+            least_error = error
+            best = predictor.linear.bias.detach().clone()
+        if ratio > plan.budget:
+            low = middle
+        else:
+            high = middle
+    predictor.linear.bias.data.copy_(best)
     return ratio_of(loaded, predictor, examples, plan)
 
 
 def ratio_of(
     loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan
 ) -> float:
-    """`HeldOut.ratio` alone, without running what would only tell the loss."""
+    """`HeldOut.ratio` alone, without running what only the loss needs."""
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(examples), plan.batch):
         made = batch_of(loaded, examples[start : start + plan.batch])
@@ -138,9 +155,8 @@ def _spent(
 ) -> tuple[float, float]:
     """FLOPs with these counts, and unpruned."""
     batch, text, total = made
-    everything = total[:, None].expand_as(kept).to(kept)
-    ours, full = (
-        flops(shapes(model), plan.layer, text, total, count, batch.answered)
-        for count in (kept, everything)
-    )
+    shape = shapes(model)
+    everything = total[:, None].expand_as(kept).to(kept)  # (B S)
+    ours = flops(shape, plan.layer, text, total, kept, batch.answered)
+    full = flops(shape, plan.layer, text, total, everything, batch.answered)
     return float(ours.double().sum()), float(full.double().sum())

@@ -24,22 +24,43 @@ from ....methods.dyrate import ranked
 class Plan:
     """All numbers of a training.
 
-    The loss is ``CE + weight (F/F_full - budget)^2 + kl KL(unpruned || pruned)``, where CE is each answer's mean over
-    its words, so that short answers count (the paper: over all words). The optimiser is DiffRate's
-    (2305.17997): AdamW, learning rate `lr` to a tenth of it by a cosine, no weight decay. But the rate is higher than
-    its 1e-2, and squared gradients are forgotten sooner (0.95): a linear layer must move its logits by several units,
-    and the first gradients are a hundred times the later ones. The temperature of
-    Gumbel-Softmax falls from `hot` to `cold` linearly. `batch` is over all processes; each works its share off in
-    `parts`, so that less is in memory at once. The budget then holds for every part by itself: its loss is a square.
-    `ranking` is by default what keeps most on held-out data; the paper's is "last". `drop_all` adds the rate 1. Without
-    `decode` the predictor learns the choice of the prefill alone; `protect` is of `methods.dyrate`. `exact` runs
-    `steps` batches of answers at every rate, and learns from that table (`exact.fit`), which wants neither `weight` nor
-    temperatures; otherwise through soft masks, as the paper does. `clip` is the most that the gradient of CE and KL may
-    measure. `weighting` is what kept tokens weigh and whether they become means, in all of training.
+    The loss is ``CE + weight (F/F_full - budget)^2 + kl KL(unpruned || pruned)``, where CE is each
+    answer's mean over its words, so that short answers count (the paper: over all words).
+
+    The optimiser is DiffRate's (2305.17997): AdamW, learning rate `lr` to a tenth of it by a
+    cosine, no weight decay. But the rate is higher than its 1e-2, and squared gradients are
+    forgotten sooner (0.95): a linear layer must move its logits by several units, and the first
+    gradients are a hundred times the later ones.
+
+    Attributes:
+        budget: FLOPs over the unpruned model's.
+        layer: the prune layer.
+        num_rates: how many rates there are to choose from.
+        ranking: what ranks the tokens; by default what keeps most on held-out data. The paper's is
+            "last".
+        response: whether the predictor sees the response's share.
+        steps: of the optimiser; with `exact`, batches of answers.
+        batch: examples of a step, over all processes.
+        lr: the learning rate at the beginning.
+        weight: of the budget's term. `exact` has its own.
+        clip: the largest norm that the gradient of CE and KL may have.
+        kl: weight of the divergence.
+        hot, cold: the temperature of Gumbel-Softmax falls linearly from `hot` to `cold`. `exact`
+            has none.
+        seed: of the noise.
+        drop_all: whether there is a rate of 1, too.
+        parts: into how many a process splits its share of a batch, so that less is in memory at
+            once. The budget then holds for every part by itself, since its loss is a square.
+        decode: whether the predictor decides before decode steps too; else it learns the choice of
+            the prefill alone.
+        protect: as of `methods.dyrate`.
+        exact: True to run the answers at every rate and learn from that table (`exact.fit`). False
+            to learn through soft masks, as the paper does.
+        weighting: what kept tokens weigh, and whether they become means, in all of training.
 
     Raises:
-        ValueError: no such ranking, or one that is not possible before the layer; `exact` while decoding; a
-            temperature that is not above 0.
+        ValueError: no such ranking, or one that is not possible before the layer; `exact` while
+            decoding; a temperature that is not above 0.
     """
 
     budget: float = 0.5
@@ -66,12 +87,13 @@ class Plan:
     def __post_init__(self) -> None:
         if self.exact and self.decode:
             raise ValueError(
-                "exact learning is of the one decision at the prefill, and decode=True decides at every step: "
-                "add --no-decode, or give --masks"
+                "exact learning is of the one decision at the prefill, and decode=True decides at "
+                "every step: add --no-decode, or give --masks"
             )
         if not (self.cold > 0 and self.hot > 0):
             raise ValueError(f"hot={self.hot}, cold={self.cold}; expected temperatures above 0")
-        ranked(self.ranking, self.protect, self.layer)  # refuses now what it would refuse then
+        # Refuses now what it would refuse later.
+        ranked(self.ranking, self.protect, self.layer)
 
     @property
     def score(self) -> Score:
@@ -79,12 +101,15 @@ class Plan:
         return ranked(self.ranking, self.protect, self.layer)
 
     def lr_at(self, done: float) -> float:
-        """The learning rate when a share `done` of the steps is done: a cosine from `lr` to a tenth of it."""
+        """The learning rate when a share `done` of the steps is done.
+
+        It falls from `lr` to a tenth of it by a cosine.
+        """
         return self.lr * (0.55 + 0.45 * math.cos(math.pi * done))
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The numbers as checkpoints have them; those without weights and means say nothing of them, as ever."""
+        """The numbers as checkpoints have them. Those without weights and means are as ever."""
         found = asdict(self)
         if not self.weighting.facts:
             del found["weighting"]
@@ -105,13 +130,12 @@ def save(
     step: int,
 ) -> None:
     """Writes the checkpoint. `source` marks model and data."""
-    tensors = {
-        f"predictor/{k}": v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()
-    }
-    for p, state in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"optimizer/{p}/{k}": torch.as_tensor(v).cpu().contiguous() for k, v in state.items()
-        }
+    tensors = {}
+    for name, weight in predictor.state_dict().items():
+        tensors[f"predictor/{name}"] = weight.detach().cpu().contiguous()
+    for number, state in optimizer.state_dict()["state"].items():  # a state for each parameter
+        for name, value in state.items():
+            tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value).cpu().contiguous()
     facts = {"step": str(step), "plan": json.dumps(plan.facts), "source": source}
     write(folder / "state.safetensors", tensors, facts)
 
@@ -147,16 +171,18 @@ def resume(
         )
     if facts.get("source") != source:
         raise ValueError(
-            f"{path} was trained on another model or other data; give another folder, or those to resume"
+            f"{path} was trained on another model or other data; "
+            "give another folder, or those to resume"
         )
-    tensors = load_file(path)
-    predictor.load_state_dict(
-        {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("predictor/")}
-    )
+    weights = {}
     whole = optimizer.state_dict()
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, p, k = key.split("/")
-            whole["state"].setdefault(int(p), {})[k] = value
+    for key, value in load_file(path).items():
+        owner, name = key.split("/", 1)
+        if owner == "predictor":
+            weights[name] = value
+        else:
+            number, name = name.split("/")
+            whole["state"].setdefault(int(number), {})[name] = value
+    predictor.load_state_dict(weights)
     optimizer.load_state_dict(whole)
     return int(facts["step"])

@@ -1,8 +1,12 @@
 """One teacher-forced pass that equals decoding with eviction, step by step, and has gradients.
 
-Layers below the prune layer run as they are, once. From the attention of the last of them the predictor chooses a
-rate for every step; kept sets only shrink, so the choice at step t masks keys for the row of step t alone, and all
-rows can run at once. DyRate, 2501.14204, Section III-C; masks of key columns, not of query rows (eq. 6, as settled).
+Layers below the prune layer run as they are, once. From the attention of the last of them the
+predictor chooses a rate for every step. Kept sets only shrink, so the choice at step t masks keys
+for the row of step t alone, and all rows can run at once. DyRate, 2501.14204, Section III-C; masks
+of key columns, not of query rows (eq. 6, as settled).
+
+Shapes: B samples, T columns of prompt and answer, S steps, N visual tokens of the sample with the
+most, K rates, H heads, V words of the vocabulary, R rows that run.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from ....engine.checks import check_teacher_forcing
 from ....models.loaded import Loaded
 from ...examples import Example, encode
 from .attention import Spans, one_span, soft_keys
-from .speaking import Cut, Leaving, cut_by
+from .speaking import Cut, Leaving, cut_by, speaks
 from .steps import Steps, rows_at, run_below
 
 Choose = Callable[[Tensor], Tensor]  # logits (B K) -> one-hot (B K), with a gradient or without
@@ -41,8 +45,8 @@ class Batch:
     """Prompts with their answers.
 
     Attributes:
-        inputs: keyword arguments of the model: `input_ids` (B T), `attention_mask` (B T), pixels. A prompt is padded on
-            its left, an answer on its right.
+        inputs: keyword arguments of the model: `input_ids` (B T), `attention_mask` (B T), pixels.
+            A prompt is padded on its left, an answer on its right.
         prompt: columns of the prompts, the same for all.
     """
 
@@ -91,11 +95,14 @@ def roll_out(
         layer: the prune layer.
         batch: prompts with answers.
         choose: from the predictor's logits to a one-hot choice.
-        decode: whether the predictor decides before decode steps too; else its choice at the prefill stays.
-        weighting: what kept tokens weigh, and whether they become means. Gradients take both as given.
+        decode: whether the predictor decides before decode steps too; else its choice at the
+            prefill stays.
+        weighting: what kept tokens weigh, and whether they become means. Gradients take both as
+            given.
 
     Raises:
-        ValueError: the score looks back further than one layer, or the decoder is of a form that is not supported.
+        ValueError: the score looks back further than one layer, or the decoder is of a form that
+            is not supported.
     """
     method = _speaking(score, weighting)
     views, chosen = _decide(model, predictor, method, layer, batch, choose, decode)
@@ -117,9 +124,13 @@ def counts(
     decode: bool = True,
     weighting: Weighting = UNWEIGHED,
 ) -> Float[Tensor, "B S"]:
-    """`Rollout.kept` alone: what is kept is known before the prune layer, so nothing above is run."""
+    """`Rollout.kept` alone.
+
+    What is kept is known before the prune layer, so nothing above is run.
+    """
     method = _speaking(score, weighting)
-    return _decide(model, predictor, method, layer, batch, choose, decode)[1].kept
+    _, chosen = _decide(model, predictor, method, layer, batch, choose, decode)
+    return chosen.kept
 
 
 @torch.no_grad()
@@ -131,21 +142,27 @@ def at_every_rate(
     batch: Batch,
     weighting: Weighting = UNWEIGHED,
 ) -> tuple[Float[Tensor, "B H 4"], Iterator[tuple[Float[Tensor, "B S V"], Float[Tensor, "B S"]]]]:
-    """What the predictor sees at the prefill; and at each of its rates, chosen there and kept, logits and kept counts.
+    """Every rate of the predictor, chosen at the prefill and kept.
 
     Layers below the prune layer run once, and above it only what is kept.
+
+    Returns:
+        What the predictor sees at the prefill; and for each rate, when it is asked for, the
+        answers' logits and the kept counts.
     """
     method = _speaking(score, weighting)
     views = _views(model, score, layer, batch)
     view = views.view(0, views.present)
-    place = _place(score, view)
-    counts = predictor.keep(views.total)
+    place = _place(score, view)  # (B N)
+    keep_counts = predictor.keep(views.total)  # (B K)
 
     @torch.no_grad()
     def answers() -> Iterator[tuple[Tensor, Tensor]]:
-        for keep in counts.unbind(-1):
-            alive = views.present & ((place < keep[:, None]) | (view.visual == view.newest))
-            kept = alive.sum(1)[:, None].expand_as(batch.answered).float()
+        for keep in keep_counts.unbind(-1):  # (B)
+            # The newest token stays whatever its place, as in the engine: its state is the output.
+            stays = (place < keep[:, None]) | (view.visual == view.newest)
+            alive = views.present & stays
+            kept = alive.sum(1)[:, None].expand_as(batch.answered).float()  # the same at each step
             cut = cut_by(method, views.view(0, views.present), views.below.hidden, alive)
             yield _run_kept(views, cut, alive, layer), kept
 
@@ -154,9 +171,13 @@ def at_every_rate(
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What the predictor chose: every token's weight at every step, how many stay, and the rates, with gradients.
+    """What the predictor chose at each step, with gradients.
 
-    `cut` is what the choice at the prefill leaves.
+    Attributes:
+        weight: of every visual token: 1 if it is alive, 0 if not.
+        kept: how many stay.
+        choice: the rates, one-hot.
+        cut: what the choice at the prefill leaves; without gradients.
     """
 
     weight: Float[Tensor, "B S N"]
@@ -174,117 +195,144 @@ def _decide(
     choose: Choose,
     decode: bool,
 ) -> tuple[Steps, _Chosen]:
+    """Runs the layers below the prune layer and lets the predictor choose, step by step.
+
+    Each step starts from what the one before left alive. Without `decode` there is one choice, the
+    prefill's, and it is repeated over all steps.
+    """
     score = method.score
     views = _views(model, score, layer, batch)
     steps = batch.inputs["input_ids"].shape[1] - batch.prompt
-    alive = views.present
-    kept = []
+    alive = views.present  # (B N)
     weights = []
+    kept = []
     choices = []
     cut = Cut(views.below.hidden, None)
     for step in range(steps if decode else 1):
         view = views.view(step, alive)
         with torch.no_grad():
-            shares = shares_by_type(view)
-            place = _place(score, view)
-        choice = choose(predictor(shares))
-        stays = (place[:, None] < predictor.keep(views.total)[..., None]).to(
-            choice.dtype
-        )  # (B K N)
+            shares = shares_by_type(view)  # (B H 4)
+            place = _place(score, view)  # (B N)
+        choice = choose(predictor(shares))  # (B K), one-hot
+        # stays[b, k, n] = 1 if rate k keeps token n: it is among the first keep[b, k] by its place.
+        keep = predictor.keep(views.total)  # (B K)
+        stays = (place[:, None] < keep[..., None]).to(choice.dtype)
+        # The sum over k picks the row of the chosen rate, and carries its gradient to the choice.
         chosen = torch.einsum("bk,bkn->bn", choice, stays)
-        chosen = torch.where(
-            view.visual == view.newest, 1.0, chosen
-        )  # as the engine has it: its state is the output
+        # The newest token stays whatever its place, as in the engine: its state is the output.
+        chosen = torch.where(view.visual == view.newest, 1.0, chosen)
         before = alive
         alive = alive & (chosen > 0.5)
         with torch.no_grad():
             if step == 0:
                 cut = cut_by(method, view, views.below.hidden, alive)
             views.hand_over(method, cut, step, before, alive)
-        # Forward, sets only shrink. Backward, each step answers for its own set: through a product over the steps, no
-        # step could learn to keep what the others, whose choices are as likely to change, drop anyway.
+        # Straight-through: the value is `alive`, the gradient is that of `chosen`. Forward, sets
+        # only shrink. Backward, each step answers for its own set: through a product over the
+        # steps, no step could learn to keep what the others, whose choices are as likely to
+        # change, drop anyway.
         soft = alive.float() + chosen - chosen.detach()
-        choices.append(choice)
-        kept.append(soft.sum(1))
         weights.append(soft)
-    weight, some, choice = (torch.stack(values, 1) for values in (weights, kept, choices))
-    if not decode:  # the choice at the prefill stays
-        weight, choice = (part.expand(-1, steps, -1) for part in (weight, choice))
-        some = some.expand(-1, steps)
-    return views, _Chosen(weight, some, choice, cut)
+        kept.append(soft.sum(1))
+        choices.append(choice)
+
+    def over_steps(values: list[Tensor]) -> Tensor:
+        """(B S ...) of the steps' values, or of the prefill's alone, which then holds for all."""
+        stacked = torch.stack(values, 1)
+        return stacked if decode else stacked.expand(-1, steps, *stacked.shape[2:])
+
+    return views, _Chosen(over_steps(weights), over_steps(kept), over_steps(choices), cut)
 
 
 def _speaking(score: Score, weighting: Weighting) -> Method:
-    """A method with the score, the weights and the merge; the predictor says how many stay, not its schedule."""
+    """A method with the score, the weights and the merge.
+
+    The predictor says how many stay, so its schedule is not looked at.
+    """
     return weighting.on(Method(score, PerLayer((1.0,))))
 
 
 def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
-    """How many of the tokens alive are ranked before each."""
+    """How many of the tokens alive are ranked before each: 0 for the best."""
     score.take_notice(view)
     return places(score(view, view.alive), view.mask)
 
 
 def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
+    """The views before the prune layer, after running the layers below it."""
     anatomy = anatomy_of(model)
     check_teacher_forcing(anatomy.adapter, anatomy.body)
-    return Steps(
-        anatomy, layer, batch.inputs, batch.prompt, run_below(anatomy, score, layer, batch.inputs)
-    )
+    below = run_below(anatomy, score, layer, batch.inputs)
+    return Steps(anatomy, layer, batch.inputs, batch.prompt, below)
 
 
 def _run_above(views: Steps, chosen: _Chosen, layer: int, method: Method) -> Tensor:
-    """The prune layer and those above it, with each row seeing what was alive at its step; the answers' logits."""
+    """Runs the prune layer and those above it; each row sees what was alive at its step.
+
+    All rows run at once, those of dropped tokens too: nobody sees them, but a weight that is 0 now
+    has a gradient. Under a method that weighs or averages, each row sees the numbers, keys and
+    values that its step has.
+
+    Returns:
+        Logits of the answers' words (B S V).
+    """
     weights = chosen.weight
     prompt = views.prompt
     below = views.below
     batch, length = views.real.shape
     steps = weights.shape[1]
-    row_step = (torch.arange(length, device=weights.device) - prompt + 1).clamp(0, steps - 1)
+    device = weights.device
+    # Rows of the prompt run at step 0. The row in column prompt + t - 1 runs at step t.
+    row_step = (torch.arange(length, device=device) - prompt + 1).clamp(0, steps - 1)
     by_row = weights[:, row_step]  # (B T N)
-    weight = torch.ones(batch, length, length, device=weights.device)
-    index = torch.where(views.present, views.columns, length)[:, None].expand(-1, length, -1)
-    weight = F.pad(weight, (0, 1)).scatter(2, index, by_row)[..., :length]
-    own = torch.eye(length, dtype=torch.bool, device=weights.device)
+    # From visual tokens to key columns: weight[b, row, index[b, n]] = by_row[b, row, n], and 1 for
+    # the columns of text. Entries past a sample's tokens write to a spare last column.
+    index = torch.where(views.present, views.columns, length)  # (B N)
+    index = index[:, None].expand(-1, length, -1)  # (B T N), the same for all rows
+    weight = torch.ones(batch, length, length + 1, device=device)
+    weight = weight.scatter(2, index, by_row)[..., :length]  # (B T T)
+    # A row sees itself in any case, so that no row, padding's included, has an empty softmax.
+    own = torch.eye(length, dtype=torch.bool, device=device)
     weight = torch.where(own, 1.0, weight)
-    seen = (
-        torch.ones(length, length, dtype=torch.bool, device=weights.device).tril()
-        & views.real[:, None]
-    ) | own
-    kwargs = {
-        k: v
-        for k, v in without_cache(below.kwargs).items()
-        if k not in ("hidden_states", "attention_mask")
-    }
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    seen = (causal & views.real[:, None]) | own  # (B T T)
+    ours = ("hidden_states", "attention_mask")
+    kwargs = {k: v for k, v in without_cache(below.kwargs).items() if k not in ours}
     alive = weights.detach() > 0.5
-    speaks = method.weigh is not None or method.merge is not None
     leaving = Leaving(method, views.tokens, views.columns, alive, chosen.cut.numbers, prompt)
-    spans = leaving.spans if speaks else one_span
+    spans = leaving.spans if speaks(method) else one_span
     hidden = _layers(views.anatomy, layer, chosen.cut.hidden, kwargs, seen, weight, spans)
     return _logits(views.anatomy, hidden[:, prompt - 1 : length - 1])
 
 
 def _run_kept(views: Steps, cut: Cut, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
     """As `_run_above` where one set holds for all rows: what was dropped is not run at all."""
-    real = views.real
+    real = views.real  # (B T)
     below = views.below
     prompt = views.prompt
-    dead = torch.where(views.present & ~alive, views.columns, real.shape[1])
-    stays = ~F.pad(torch.zeros_like(real), (0, 1)).scatter(1, dead, True)[:, :-1]
-    columns = (~stays).long().argsort(dim=1, stable=True)[:, : int(stays.sum(1).max())]
-    there = (stays & real).gather(1, columns)
-    seen = there[:, None] & (columns[:, None] <= columns[..., None])
-    seen = seen | torch.eye(columns.shape[1], dtype=torch.bool, device=seen.device)
-    kwargs = {
-        "position_embeddings": tuple(
-            rows_at(t, columns) for t in below.kwargs["position_embeddings"]
-        )
-    }
+    length = real.shape[1]
+    # Which columns were dropped (B T): scatter marks them, all else writes to a spare last column.
+    gone = torch.where(views.present & ~alive, views.columns, length)  # (B N)
+    dropped = F.pad(torch.zeros_like(real), (0, 1)).scatter(1, gone, True)[:, :-1]
+    stays = ~dropped
+    # The columns that run (B R): a stable sort brings those that stay to the front, in their order.
+    # A sample that keeps fewer than R is filled up with dropped ones, which `there` leaves out.
+    longest = int(stays.sum(1).max())
+    columns = dropped.long().argsort(dim=1, stable=True)[:, :longest]
+    there = (stays & real).gather(1, columns)  # (B R)
+    # Causal by columns, not by rows: seen[b, q, k] if column k is real and not right of column q.
+    seen = there[:, None] & (columns[:, None] <= columns[..., None])  # (B R R)
+    seen = seen | torch.eye(longest, dtype=torch.bool, device=seen.device)
+    cos, sin = below.kwargs["position_embeddings"]
+    kwargs = {"position_embeddings": (rows_at(cos, columns), rows_at(sin, columns))}
     weight = seen.to(torch.float32)
     if cut.numbers is not None:
+        # exp(product + bias) = exp(product) exp(bias), so the bias of a key is a factor.
         weight = weight * cut.numbers.biases(columns).exp()[:, None]
     hidden = _layers(views.anatomy, layer, rows_at(cut.hidden, columns), kwargs, seen, weight)
-    return _logits(views.anatomy, rows_at(hidden, (stays.cumsum(1) - 1)[:, prompt - 1 : -1]))
+    # The way back: column c, if it stays, lies in the row that counts those that stay before it.
+    row = stays.cumsum(1) - 1  # (B T)
+    return _logits(views.anatomy, rows_at(hidden, row[:, prompt - 1 : -1]))
 
 
 def _layers(
@@ -296,6 +344,7 @@ def _layers(
     weight: Tensor,
     spans: Spans = one_span,
 ) -> Tensor:
+    """States (B R D) after the layers from `first` on, under the mask and weights (B R R)."""
     with soft_keys(anatomy.decoder, seen, weight, spans):
         for block in anatomy.layers[first:]:
             out = block(hidden, attention_mask=None, **kwargs)
@@ -304,12 +353,13 @@ def _layers(
 
 
 def _logits(anatomy: Anatomy, hidden: Tensor) -> Tensor:
+    """Logits of the states that leave the last layer."""
     logits: Tensor = anatomy.head(anatomy.decoder.norm(hidden))
     return logits
 
 
 def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, Tensor]:
-    """Text tokens of each prompt, and visual ones."""
+    """Text tokens of each prompt (B), and visual ones (B)."""
     ids = inputs["input_ids"][:, :prompt]
     real = inputs["attention_mask"][:, :prompt].bool()
     visual = anatomy_of(model).visual(ids)
@@ -317,22 +367,22 @@ def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, T
 
 
 def batch_of(loaded: Loaded, chosen: Sequence[Example]) -> tuple[Batch, Tensor, Tensor]:
-    """Examples as a batch on the model's device, with the text and the visual tokens of each prompt."""
+    """Examples as a batch on the model's device.
+
+    Returns:
+        The batch, and the number of text tokens and of visual tokens of each prompt (B).
+    """
     inputs, prompt = encode(loaded, chosen)
     text, total = sizes(loaded.model, inputs, prompt)
-    return (
-        Batch(loaded.moved(inputs), prompt),
-        text.to(loaded.model.device),
-        total.to(loaded.model.device),
-    )
+    device = loaded.model.device
+    return Batch(loaded.moved(inputs), prompt), text.to(device), total.to(device)
 
 
 def answer_losses(logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, B]:
     """Cross-entropy of each answer, mean over its words, in nats."""
-    words = batch.inputs["input_ids"][:, batch.prompt :]
-    return over_words(
-        F.cross_entropy(logits.float().transpose(1, 2), words, reduction="none"), batch
-    )
+    words = batch.inputs["input_ids"][:, batch.prompt :]  # (B S)
+    by_class = logits.float().transpose(1, 2)  # (B V S), as cross_entropy wants it
+    return over_words(F.cross_entropy(by_class, words, reduction="none"), batch)
 
 
 def over_words(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, B]:
@@ -343,6 +393,5 @@ def over_words(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, B]:
 @torch.no_grad()
 def unpruned_logits(model: Any, batch: Batch) -> Tensor:
     """Logits (B S V) of the answers' words with all tokens."""
-    hidden = model(**batch.inputs, use_cache=False).logits
-    logits: Tensor = hidden[:, batch.prompt - 1 : -1]
-    return logits
+    logits: Tensor = model(**batch.inputs, use_cache=False).logits  # (B T V)
+    return logits[:, batch.prompt - 1 : -1]  # the row before a word predicts it

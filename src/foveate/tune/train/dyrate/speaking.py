@@ -1,9 +1,15 @@
-"""Kept tokens that speak for the dropped in a teacher-forced pass, as they do in the caches of cached decoding.
+"""Kept tokens that speak for the dropped in a teacher-forced pass, as in cached decoding.
 
-The prefill's cut compares hidden states, and its numbers hold in all layers from the prune layer on. What leaves at a
-later step leaves every layer's cache by itself: it joins by that layer's keys, and changes that layer's numbers, keys
-and values. All of a layer's keys are there as soon as it runs, and which tokens leave when is known before; so a layer
-goes through the steps at which tokens leave, and each of its rows attends to what its own step has.
+The prefill's cut compares hidden states, and its numbers hold in all layers from the prune layer
+on. What leaves at a later step leaves every layer's cache by itself: it joins by that layer's keys,
+and changes that layer's numbers, keys and values.
+
+All of a layer's keys are there as soon as it runs, and which tokens leave when is known before. So
+a layer goes through the steps at which tokens leave, and each of its rows attends to the keys,
+values and numbers that its own step has.
+
+Shapes: B samples, T columns of prompt and answer, S steps, N visual tokens of the sample with the
+most, K key-value heads, E numbers of a head.
 """
 
 from __future__ import annotations
@@ -25,13 +31,19 @@ from ....engine.cache.numbers import Numbers
 from .attention import Span
 
 
+def speaks(method: Method) -> bool:
+    """Whether it weighs or averages."""
+    return method.weigh is not None or method.merge is not None
+
+
 @dataclass(frozen=True)
 class Cut:
     """What the prefill's cut leaves.
 
     Attributes:
         hidden: what enters the prune layer (B T D); kept tokens may be means.
-        numbers: for how many tokens each column speaks from there on, or None where each speaks for itself.
+        numbers: for how many tokens each column speaks from there on, or None where each speaks for
+            itself.
     """
 
     hidden: Tensor
@@ -112,7 +124,7 @@ class Held:
         return Held(parts, old.changed(there, alive, counts, method.weigh.strength))
 
     def shares(self) -> Float[Tensor, "B T"] | None:
-        """What attention multiplies each column's exponential with: the number, to the power of the strength."""
+        """What attention multiplies exp(product) of each column with: number ** strength."""
         return None if self.numbers is None else self.numbers.bias.exp()
 
 
@@ -153,15 +165,15 @@ class Leaving:
     def spans(self, keys: Float[Tensor, "B K T E"], values: Tensor) -> Iterator[Span]:
         """For one layer: rows that attend to the same keys and values, and what those are."""
         steps = self.alive.shape[1]
-        # The steps before which some sample loses a token. Row `prompt + t - 1` is that of step t; rows before are the
-        # prompt's, and see what the prefill's cut left.
-        leaves = (self.alive[:, 1:] != self.alive[:, :-1]).flatten(2).any(2).any(0)
-        first = [0, *(step + 1 for step in range(steps - 1) if bool(leaves[step]))]
+        # leaves[t]: whether some sample loses a token before step t + 1.
+        leaves = (self.alive[:, 1:] != self.alive[:, :-1]).any(2).any(0)
+        first = [0, *(step for step in range(1, steps) if bool(leaves[step - 1]))]
         held = Held((keys, values), self.numbers)
         for number, step in enumerate(first):
             if step:
                 before, alive = self.alive[:, step - 1], self.alive[:, step]
                 held = held.after(self.method, self.tokens, self.columns, before, alive)
+            # Row `prompt + t - 1` is that of step t. Rows before are the prompt's, of step 0.
             last = number + 1 == len(first)
             start = self.prompt + step - 1 if step else 0
             stop = None if last else self.prompt + first[number + 1] - 1

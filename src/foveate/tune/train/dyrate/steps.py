@@ -1,4 +1,7 @@
-"""The views that the engine would show at every step of an answer, from one pass over the layers below."""
+"""The views that the engine would show at every step of an answer.
+
+They come from one pass over the layers below the prune layer.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,26 @@ from ....core.view import View
 from ....engine.anatomy import Anatomy
 from ....engine.attention.rows import attention_rows
 from ....engine.until import states_of, until
-from ...tower_view import Look, watched
-from .speaking import Cut, Held
+from ...tower_view import TowerReader, tower_watched
+from .speaking import Cut, Held, speaks
 
 
 @dataclass(frozen=True)
 class Below:
-    """What the layers below the prune layer leave: inputs (B T D) of the last of them and of the prune layer.
+    """What the layers below the prune layer leave.
 
-    Before layer 0, where there is none, `last` is what enters layer 0 too. `look` is `View.look` of the prompts.
+    Attributes:
+        last: what entered the last of them (B T D). Where there is none, below layer 0, it is what
+            enters layer 0.
+        hidden: what enters the prune layer (B T D).
+        kwargs: the other arguments of the prune layer.
+        look: `View.look` of the prompts.
     """
 
     last: Tensor
     hidden: Tensor
     kwargs: dict[str, Any]
-    look: Look | None
+    look: TowerReader | None
 
 
 @torch.no_grad()
@@ -40,20 +48,38 @@ def run_below(anatomy: Anatomy, score: Score, layer: int, inputs: dict[str, Tens
     visual = anatomy.visual(inputs["input_ids"])
     pruned = anatomy.layers[layer]
     last = anatomy.layers[max(0, layer - 1)]
-    with until(pruned, last) as caught, watched(anatomy, score) as look:
+    with until(pruned, last) as caught, tower_watched(anatomy, score) as reader_of:
         anatomy.model(**inputs, use_cache=False)
-    states, kwargs = states_of(caught[pruned]), caught[pruned][1]
-    return Below(states_of(caught[last]), states, kwargs, look(visual))
+    _, kwargs = caught[pruned]
+    return Below(
+        last=states_of(caught[last]),
+        hidden=states_of(caught[pruned]),
+        kwargs=kwargs,
+        look=reader_of(visual),
+    )
 
 
 def rows_at(values: Float[Tensor, "_ T D"], columns: Int[Tensor, "B R"]) -> Float[Tensor, "B R D"]:
     """The values (of every sample, or one for all) at some columns of each sample."""
+    # gather needs one index for each number it takes: out[b, r, d] = values[b, columns[b, r], d].
     index = columns[..., None].expand(-1, -1, values.shape[-1])
     return values.expand(len(columns), -1, -1).gather(1, index)
 
 
 class Steps:
-    """The views that the engine would show at each step, from one pass over the layers below."""
+    """The views that the engine would show at each step, from one pass over the layers below.
+
+    Attributes:
+        real: which columns are no padding (B T).
+        total: visual tokens of each sample (B).
+        columns: the columns of the visual tokens, ascending (B N).
+        present: which entries of `columns` are tokens; samples with fewer have fills behind (B N).
+        tokens: what every column of the prompt is.
+        notes: as of `View`.
+        attention_layer: the layer whose attention the views have: the one before the prune layer,
+            or layer 0.
+        cached: keys of that layer, at every column, and its numbers.
+    """
 
     def __init__(
         self, anatomy: Anatomy, layer: int, inputs: dict[str, Tensor], prompt: int, below: Below
@@ -75,43 +101,58 @@ class Steps:
         self.real = real
         self.total = visual.sum(1)
         most = int(self.total.max())
-        self.columns = (~visual).long().argsort(dim=1, stable=True)[:, :most]  # (B N)
+        # A stable sort brings the visual columns to the front, in their order.
+        self.columns = (~visual).long().argsort(dim=1, stable=True)[:, :most]
         self.present = torch.arange(most, device=ids.device) < self.total[:, None]
         self.notes: dict[str, Tensor] = {}
-        self.asked = max(0, layer - 1)
-        module = self.layers[self.asked]
+        self.attention_layer = max(0, layer - 1)
+        module = self.layers[self.attention_layer]
         keys = self.adapter.keys(module, below.last, below.kwargs["position_embeddings"])
-        self.held = Held((keys,), None)
+        self.cached = Held((keys,), None)
 
     def tokens_at(self, step: int) -> TokenMap:
         """What every column is at `step`."""
         return self.tokens.with_responses(self.prompt + step)
 
-    def holds(self, alive: Bool[Tensor, "B N"], columns: int) -> Bool[Tensor, "B C"]:
-        """Of the columns so far, those that the layer asked for attention has: layer 0's own cache is cut, too."""
+    def held(self, alive: Bool[Tensor, "B N"], columns: int) -> Bool[Tensor, "B C"]:
+        """Which of the first `columns` columns the `attention_layer` still has in its cache.
+
+        A layer below the prune layer has all that are no padding. Layer 0, where it is the prune
+        layer itself, has lost what was dropped.
+        """
         if self.layer:
             return self.real[:, :columns]
-        dead = torch.where(self.present & ~alive, self.columns, self.real.shape[1])
-        return F.pad(self.real, (0, 1)).scatter(1, dead, False)[:, :columns]
+        # scatter clears the columns of dropped tokens; all else writes to a spare last column.
+        gone = torch.where(self.present & ~alive, self.columns, self.real.shape[1])
+        return F.pad(self.real, (0, 1)).scatter(1, gone, False)[:, :columns]
 
     def attend(self, tokens: TokenMap, alive: Tensor, index: int, queries: Tensor) -> Tensor:
-        """Attention of the layer below, or of layer 0 itself, from some columns to all columns so far."""
-        if index != self.asked:
+        """Attention (B H Q C) of the `attention_layer`, from some columns to all columns so far.
+
+        Args:
+            tokens: what the columns so far are.
+            alive: which visual tokens are (B N).
+            index: the layer.
+            queries: the columns that look (B Q), -1 at fills, whose rows are zeros.
+
+        Raises:
+            ValueError: the layer is not the one whose keys are at hand.
+        """
+        if index != self.attention_layer:
             raise ValueError(
-                "training ranks by the layer before the prune layer; this ranking looks further back"
+                "training ranks by the layer before the prune layer; "
+                "this ranking looks further back"
             )
         columns = tokens.kind.shape[1]
-        cos, sin = (
-            rows_at(t, queries.clamp(min=0)) for t in self.below.kwargs["position_embeddings"]
-        )
         module: Any = self.layers[index]
-        asked = self.adapter.queries(
-            module, rows_at(self.below.last, queries.clamp(min=0)), (cos, sin)
-        )
-        before = torch.arange(columns, device=queries.device) <= queries[..., None]
-        allowed = before & self.holds(alive, columns)[:, None] & (queries >= 0)[..., None]
-        keys = self.held.parts[0][:, :, :columns]
-        numbers = self.held.numbers
+        place = queries.clamp(min=0)  # a fill takes column 0, and `allowed` leaves it out again
+        cos, sin = self.below.kwargs["position_embeddings"]
+        turned = (rows_at(cos, place), rows_at(sin, place))
+        asked = self.adapter.queries(module, rows_at(self.below.last, place), turned)  # (B H Q E)
+        before = torch.arange(columns, device=queries.device) <= queries[..., None]  # (B Q C)
+        allowed = before & self.held(alive, columns)[:, None] & (queries >= 0)[..., None]
+        keys = self.cached.parts[0][:, :, :columns]
+        numbers = self.cached.numbers
         bias = None if numbers is None else numbers.bias[:, :columns]
         return attention_rows(asked, keys, module.self_attn.scaling, allowed, bias=bias)
 
@@ -123,30 +164,38 @@ class Steps:
         before: Bool[Tensor, "B N"],
         alive: Bool[Tensor, "B N"],
     ) -> None:
-        """Tells what is asked for attention that tokens have left before `step`.
+        """Notes that tokens have left before `step`: the kept may speak for them from then on.
 
-        Layers below the prune layer lose none; but before layer 0 it is layer 0 itself that is asked, whose own cache
-        is cut, and whose keys and numbers then change as they do where it runs (`speaking`).
+        A layer below the prune layer loses none. Layer 0, where it is the prune layer itself, has
+        its own cache cut: its keys and numbers change as they will where it runs (see `speaking`).
+
+        Args:
+            method: with the weights and the merge.
+            cut: what the prefill's cut left.
+            step: the step about to run.
+            before: the visual tokens alive so far.
+            alive: those that stay.
         """
-        if self.layer:
+        if self.layer or not speaks(method) or bool((before == alive).all()):
             return
         if step:
-            self.held = self.held.after(method, self.tokens, self.columns, before, alive)
+            self.cached = self.cached.after(method, self.tokens, self.columns, before, alive)
             return
         turned = self.below.kwargs["position_embeddings"]
-        self.held = Held((self.adapter.keys(self.layers[0], cut.hidden, turned),), cut.numbers)
+        keys = self.adapter.keys(self.layers[0], cut.hidden, turned)
+        self.cached = Held((keys,), cut.numbers)
 
     def view(self, step: int, alive: Bool[Tensor, "B N"]) -> View:
         """What the engine shows before the prune layer at `step`."""
         tokens = self.tokens_at(step)
         prompt = self.prompt
-        running = slice(prompt) if step == 0 else slice(prompt + step - 1, prompt + step)
-        columns = torch.arange(prompt, device=alive.device).expand(len(alive), -1)
-        rows = (
-            torch.where(self.real[:, :prompt], columns, -1)
-            if step == 0
-            else columns[:, :1] * 0 + prompt + step - 1
-        )
+        columns = torch.arange(prompt, device=alive.device).expand(len(alive), -1)  # (B P)
+        if step == 0:  # the whole prompt runs
+            running = slice(prompt)
+            rows = torch.where(self.real[:, :prompt], columns, -1)
+        else:  # the answer's word before the one to predict
+            running = slice(prompt + step - 1, prompt + step)
+            rows = torch.full_like(columns[:, :1], prompt + step - 1)
         return View(
             layer=self.layer,
             step=step,

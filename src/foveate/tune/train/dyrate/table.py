@@ -1,4 +1,7 @@
-"""Every answer at every rate: run once, and learned from as often as wanted, at any budget."""
+"""Every answer at every rate: run once, and learned from as often as wanted, at any budget.
+
+Shapes: E answers, K rates, H heads, B answers of a batch, S steps.
+"""
 
 from __future__ import annotations
 
@@ -55,18 +58,21 @@ def tabulate(
     report: Report | None = None,
     processes: Processes = ALONE,
 ) -> Table:
-    """Runs every example at every rate of the plan; the layers below the prune layer once for all rates.
+    """Runs every example at every rate of the plan.
+
+    The layers below the prune layer run once for all rates.
 
     Args:
         loaded: of a supported family.
         examples: prompts with answers.
-        plan: layer, ranking, rates, batch, weights and means; its other numbers do not matter here, so one table serves
-            all budgets.
+        plan: layer, ranking, rates, batch, weights and means; its other numbers do not matter here,
+            so one table serves all budgets.
         path: where to keep what is done, and to go on from.
         source: marks model and data.
-        report: called after each batch that runs, with `step`, `steps`, and mean losses at the first, a middle and the
-            last rate.
-        processes: that share the batches; each keeps a file of its own, and all get the whole table.
+        report: called after each batch that runs, with `step`, `steps`, and mean losses at the
+            first, a middle and the last rate.
+        processes: that share the batches; each keeps a file of its own, and all get the whole
+            table.
 
     Raises:
         ValueError: `path` holds answers of another layer, ranking, rates, weights, model or data.
@@ -77,22 +83,28 @@ def tabulate(
     if plan.weighting.facts:
         of.append(plan.weighting.facts)
     facts = {"of": json.dumps(of), "source": source}
-    rows = _resume(path, facts)
+    rows = _resume(path, facts)  # the table so far, and "at": which example each of its rows is of
     done = {int(i) for i in rows["at"]} if rows else set()
     shape = shapes(loaded.model)
     for step, batch in enumerate(batches):
-        if batch[0] not in done:
+        new = batch[0] not in done
+        last = step + 1 == len(batches)
+        if new:
             found = _run(loaded, [examples[i] for i in batch], plan, shape)
             found["at"] = torch.tensor(batch)
-            rows = {
-                key: torch.cat([rows[key], value]) if rows else value
-                for key, value in found.items()
-            }
-            if path is not None and (step % _SAVE_EVERY == 0 or step + 1 == len(batches)):
+            rows = _appended(rows, found)
+            if path is not None and (step % _SAVE_EVERY == 0 or last):
                 write(path, rows, facts)
-        if report is not None and (batch[0] not in done or step + 1 == len(batches)):
+        if report is not None and (new or last):
             report({"step": step + 1, "steps": len(batches), **_so_far(rows["loss"])})
     return _in_order(processes.gather(rows))
+
+
+def _appended(rows: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows found behind those before, if there are any."""
+    if not rows:
+        return found
+    return {key: torch.cat([rows[key], value]) for key, value in found.items()}
 
 
 def _batches(examples: Sequence[Example], size: int) -> list[list[int]]:
@@ -111,25 +123,28 @@ def _so_far(loss: Float[Tensor, "E K"]) -> dict[str, float]:
 def _run(
     loaded: Loaded, examples: Sequence[Example], plan: Plan, shape: Shapes
 ) -> dict[str, Float[Tensor, ...]]:
+    """The table's rows of some examples."""
     batch, text, total = batch_of(loaded, examples)
     predictor = RatePredictor(loaded.anatomy.heads, plan.rates)
     shares, answers = at_every_rate(
         loaded.model, predictor, plan.score, plan.layer, batch, plan.weighting
     )
+    losses = []
+    divergence = []
+    spent = []
     plain = None
-    columns = []
-    for logits, kept in answers:
+    for logits, kept in answers:  # (B S V), (B S): one rate after the other
         chances = logits.float().log_softmax(-1)
         plain = chances if plain is None else plain  # the first rate keeps all
-        spent = flops(shape, plan.layer, text, total, kept, batch.answered)
-        columns.append((answer_losses(logits, batch), divergences(plain, chances, batch), spent))
-    loss, divergence, spent = (torch.stack(column, 1) for column in zip(*columns, strict=True))
-    everything = total[:, None].expand_as(batch.answered).float()
+        losses.append(answer_losses(logits, batch))
+        divergence.append(divergences(plain, chances, batch))
+        spent.append(flops(shape, plan.layer, text, total, kept, batch.answered))
+    everything = total[:, None].expand_as(batch.answered).float()  # (B S)
     full = flops(shape, plan.layer, text, total, everything, batch.answered)
     found = {
-        "loss": loss,
-        "divergence": divergence,
-        "flops": spent,
+        "loss": torch.stack(losses, 1),  # (B K)
+        "divergence": torch.stack(divergence, 1),
+        "flops": torch.stack(spent, 1),
         "full": full,
         "shares": shares.float(),
     }
@@ -137,14 +152,19 @@ def _run(
 
 
 def _resume(path: Path | None, facts: dict[str, str]) -> dict[str, Tensor]:
+    """The rows of an earlier run; none if there is no file.
+
+    Raises:
+        ValueError: the file is of another plan, model or data.
+    """
     if path is None or not path.exists():
         return {}
     with safe_open(path, "pt") as file:
         stored = file.metadata()
     if stored.get("of") != facts["of"]:
         raise ValueError(
-            f"{path} holds answers at another layer, ranking, rates or batch, or with other weights and means; give "
-            "another file or folder"
+            f"{path} holds answers at another layer, ranking, rates or batch, or with other weights "
+            "and means; give another file or folder"
         )
     if stored.get("source") != facts["source"]:
         raise ValueError(
@@ -161,6 +181,8 @@ def _own(path: Path | None, processes: Processes) -> Path | None:
 
 
 def _in_order(parts: list[dict[str, Tensor]]) -> Table:
-    rows = {key: torch.cat([part[key] for part in parts if part]) for key in parts[0]}
+    """The table of all processes' rows, in the order of the examples."""
+    filled = [part for part in parts if part]  # a process may have had no batch
+    rows = {key: torch.cat([part[key] for part in filled]) for key in filled[0]}
     order = rows.pop("at").argsort()
     return Table(**{key: value[order] for key, value in rows.items()})

@@ -1,4 +1,7 @@
-"""The training of a predictor: from all rates at once where it can, else under Gumbel-sampled ones; and a budget."""
+"""The training of a predictor to a budget.
+
+It learns from all rates at once where it can, else under Gumbel-sampled ones.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +44,18 @@ def train(
 
     Args:
         loaded: of a supported family.
-        examples: prompts with answers; step number s takes those from s x batch on, round and round. What is `exact`
-            takes each once.
+        examples: prompts with answers; step number s takes those from s x batch on, round and
+            round. What is `exact` takes each once.
         plan: the numbers; a folder belongs to one plan.
         folder: for the checkpoint.
         report: called after each step.
         save_every: steps between checkpoints.
-        answers: where `exact` keeps its answers at every rate, which serve all budgets; else in `folder`.
+        answers: where `exact` keeps its answers at every rate, which serve all budgets; else in
+            `folder`.
 
     Raises:
-        ValueError: a budget that no rate of the grid reaches, a layer outside the decoder, a folder of another plan,
-            model or data, or fewer examples in a batch than processes.
+        ValueError: a budget that no rate of the grid reaches, a layer outside the decoder, a folder
+            of another plan, model or data, or fewer examples in a batch than processes.
     """
     together = launched()
     shape = shapes(loaded.model)
@@ -62,9 +66,8 @@ def train(
         if plan.exact:
             path = answers or folder / ANSWERS
             chosen = examples[: plan.steps * plan.batch]
-            return fit(tabulate(loaded, chosen, plan, path, source, report, together), plan).to(
-                loaded.model.device
-            )
+            table = tabulate(loaded, chosen, plan, path, source, report, together)
+            return fit(table, plan).to(loaded.model.device)
         return _descend(loaded, examples, plan, folder, source, report, save_every, together)
 
 
@@ -78,15 +81,15 @@ def _descend(
     save_every: int,
     together: Processes,
 ) -> RatePredictor:
-    """Stochastic gradients through soft masks."""
+    """Trains by stochastic gradients through soft masks, from where the folder's checkpoint is."""
     shape = shapes(loaded.model)
-    predictor = RatePredictor(loaded.anatomy.heads, plan.rates, plan.response).to(
-        loaded.model.device
-    )
+    predictor = RatePredictor(loaded.anatomy.heads, plan.rates, plan.response)
+    predictor = predictor.to(loaded.model.device)
     optimizer = torch.optim.AdamW(
         predictor.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0
     )
-    for step in range(resume(folder, plan, source, predictor, optimizer), plan.steps):
+    done = resume(folder, plan, source, predictor, optimizer)
+    for step in range(done, plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.lr_at(step / plan.steps)
         seen = _step(loaded, predictor, optimizer, examples, plan, step, shape, together)
@@ -98,7 +101,7 @@ def _descend(
 
 
 def source_of(model: Any, examples: Sequence[Example]) -> str:
-    """Tells models, and data by their words, apart."""
+    """A mark that differs from model to model, and from data to data by their words."""
     words = "\n".join(f"{example.prompt}\t{example.answer}" for example in examples)
     return f"{fingerprint(model)} {zlib.crc32(words.encode())}"
 
@@ -117,6 +120,7 @@ def _frozen(model: Any) -> Iterator[None]:
 
 
 def _check_sizes(plan: Plan, depth: int, processes: int) -> None:
+    """Refuses a layer outside the decoder, and a batch of which some process would get nothing."""
     if not 0 <= plan.layer < depth:
         raise ValueError(
             f"layer={plan.layer}; expected 0 to {depth - 1}, the layers of this decoder"
@@ -126,20 +130,21 @@ def _check_sizes(plan: Plan, depth: int, processes: int) -> None:
 
 
 def _check_budget(loaded: Loaded, examples: Sequence[Example], plan: Plan, shape: Shapes) -> None:
+    """Refuses a budget that the highest rate does not reach on the first batch."""
     inputs, prompt = encode(loaded, [examples[i % len(examples)] for i in range(plan.batch)])
     text, total = sizes(loaded.model, inputs, prompt)
-    answered = inputs["attention_mask"][:, prompt:].bool()
+    answered = inputs["attention_mask"][:, prompt:].bool()  # (B S)
     floors = [
         least_ratio(shape, layer, text, total, answered, plan.rates[-1])
         for layer in range(plan.layer + 1)
     ]
-    if not floors[-1] <= plan.budget <= 1:
-        lower = ", ".join(
-            f"{floor:.3f} before layer {layer}" for layer, floor in enumerate(floors[:-1])
-        )
+    floor = floors.pop()  # at the plan's layer; those left are of lower ones
+    if not floor <= plan.budget <= 1:
+        lower = [f"{other:.3f} before layer {layer}" for layer, other in enumerate(floors)]
         raise ValueError(
-            f"budget={plan.budget:g} is out of reach: dropping as much as the rates allow before layer {plan.layer} "
-            f"still costs {floors[-1]:.3f} of the unpruned FLOPs on this data ({lower or 'there is no lower layer'}); "
+            f"budget={plan.budget:g} is out of reach: dropping as much as the rates allow before "
+            f"layer {plan.layer} still costs {floor:.3f} of the unpruned FLOPs on this data "
+            f"({', '.join(lower) or 'there is no lower layer'}); "
             "give a budget from there to 1, a lower layer, or more rates"
         )
 
@@ -154,18 +159,19 @@ def _step(
     shape: Shapes,
     together: Processes,
 ) -> dict[str, float]:
+    """One step of the optimiser; its figures, means over this process's share of the batch."""
     share = range(plan.batch)[together.index :: together.count]
     tau = plan.hot + (plan.cold - plan.hot) * step / max(1, plan.steps - 1)
+    # A seed of its own for every step and process: a run that is resumed draws what it would have.
     noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 4096 + together.index)
     optimizer.zero_grad(set_to_none=True)
     seen: dict[str, float] = {}
     parts = [share[start :: plan.parts] for start in range(min(plan.parts, len(share)))]
     for part in parts:
         chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
+        made = batch_of(loaded, chosen)
         uniform = torch.rand(len(part), len(plan.rates), generator=noise)
-        found = through_masks(
-            loaded.model, predictor, batch_of(loaded, chosen), plan, shape, uniform, tau
-        )
+        found = through_masks(loaded.model, predictor, made, plan, shape, uniform, tau)
         _add(found.gradients, predictor, len(part) / len(share))
         for key, value in found.figures.items():
             seen[key] = seen.get(key, 0.0) + value * len(part) / len(share)
@@ -181,5 +187,6 @@ def _step(
 
 
 def _add(gradients: Sequence[Tensor], predictor: RatePredictor, share: float) -> None:
+    """Adds gradients, weighted by `share`, to those that the predictor has."""
     for p, g in zip(predictor.parameters(), gradients, strict=True):
         p.grad = share * g if p.grad is None else p.grad + share * g
