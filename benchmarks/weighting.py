@@ -27,9 +27,11 @@ from foveate.core.weighing import AtCut
 from foveate.eval.divergence import divergence, reference
 from foveate.eval.intervals import estimate
 from foveate.eval.tasks.bundled import bundled
+from foveate.explore.canvas import save, subplots
 from foveate.inspect.attention import attention_shares
 from foveate.methods import parse
 from foveate.versions import versions
+from foveate.world.language import KINDS
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "weighting"
@@ -244,6 +246,7 @@ def page() -> None:
                 raise SystemExit(f"{PAGE} lacks {begin} or {end}")
             before, after = text[: text.index(begin)], text[text.index(end) :]
             text = "\n".join([before + begin, "", *table, "", after])
+        plot(model)
     PAGE.write_text(text)
 
 
@@ -264,6 +267,9 @@ def tables(model: str) -> dict[str, list[str]]:
                 if spec in methods
             ),
         ]
+    answers = answered(model)
+    if answers:
+        found["answers"] = answers_table(answers)
     path = RESULTS / f"weighting-why-{model}.json"
     if path.is_file():
         why = json.loads(path.read_text())
@@ -280,6 +286,116 @@ def tables(model: str) -> dict[str, list[str]]:
             ),
         ]
     return found
+
+
+SHOWN = {
+    "object recall": "descriptions object-recall",
+    "precision": "descriptions object-precision",
+    "CIDEr": "captions cider",
+    "questions": "questions exact",
+    "counting": "questions/count exact",
+}
+
+
+def answered(model: str) -> dict[str, Any]:
+    """What answers came to, by method: all figures, and the FLOPs of prefill and decode over both reports."""
+    paths = [RESULTS / f"weighting-{part}-{model}.json" for part in ("answers", "questions")]
+    if not all(path.is_file() for path in paths):
+        return {}
+    described, asked = (json.loads(path.read_text())["methods"] for path in paths)
+    return {
+        spec: {
+            "figures": described[spec]["figures"] | asked[spec]["figures"],
+            "flops": described[spec]["work"]["flops"],
+        }
+        for spec in described
+        if spec in asked
+    }
+
+
+def worst(figures: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """The kind of answer that lost most, in points; CIDEr in percent of the unpruned model's."""
+    losses = {}
+    for key, figure in figures.items():
+        if "difference" in figure and key in (*SHOWN.values(), *QUESTIONS):
+            gap = figure["difference"]
+            whole = figure["value"] - gap["value"]
+            scale = 100 / whole if key == SHOWN["CIDEr"] else 1.0
+            losses[key] = {end: scale * gap[end] for end in ("value", "low", "high")}
+    name = min(losses, key=lambda key: losses[key]["value"])
+    return name, losses[name]
+
+
+QUESTIONS = tuple(f"questions/{kind} exact" for kind in KINDS)
+
+
+def answers_table(answers: dict[str, Any]) -> list[str]:
+    """Methods down; paired differences across."""
+    lines = [
+        f"| | FLOPs | {' | '.join(SHOWN)} | lost most |",
+        "|---" + "|---:" * (len(SHOWN) + 1) + "|---|",
+    ]
+    for spec, found in answers.items():
+        cells = [answer_cell(found["figures"][key]) for key in SHOWN.values()]
+        last = ""
+        if spec != "unpruned":
+            name, gap = worst(found["figures"])
+            title = name.replace("questions/", "").replace(" exact", "").split()[-1]
+            unit = " %" if name == SHOWN["CIDEr"] else ""
+            last = f"{title} {gap['value']:+.1f}{unit} ({gap['low']:.1f}, {gap['high']:.1f})"
+        lines.append(f"| `{spec}` | {found['flops']:.2f} | {' | '.join(cells)} | {last} |")
+    return lines
+
+
+def answer_cell(figure: dict[str, Any]) -> str:
+    """A paired difference with its interval, bold where that leaves out 0; the value of the unpruned model."""
+    gap = figure.get("difference")
+    if gap is None:
+        return f"{figure['value']:.1f}"
+    text = f"{gap['value']:+.1f} ({gap['low']:.1f}, {gap['high']:.1f})"
+    return f"**{text}**" if gap["low"] > 0 or gap["high"] < 0 else text
+
+
+def plot(model: str) -> None:
+    """FLOPs against the kind of answer that lost most, of each method at its counts: as published, and with both."""
+    answers = answered(model)
+    if not answers:
+        return
+    figure, grid = subplots(1, 1, (7.0, 4.4))
+    axes = grid[0, 0]
+    colors = {
+        "divprune": "C0",
+        "vispruner": "C1",
+        "cdpruner": "C2",
+        "tome": "C3",
+        "visionzip": "C4",
+    }
+    for spec, found in answers.items():
+        name = spec.partition(":")[0]
+        both = "merge=mean" in spec or "weigh=clusters" in spec
+        if name not in colors or ("weigh=" in spec and not both):
+            continue
+        _, gap = worst(found["figures"])
+        ends = [[gap["value"] - gap["low"]], [gap["high"] - gap["value"]]]
+        axes.errorbar(
+            found["flops"], gap["value"], yerr=ends, color=colors[name], capsize=2,
+            marker="o" if both else "x", linestyle="none",
+            label=f"{name}, {'weighted and averaged' if both else 'as published'}",
+        )  # fmt: skip
+    axes.axhline(0.0, color="grey", linewidth=0.8)
+    axes.set_xlabel("FLOPs of unpruned: tower, prefill, decode and head")
+    axes.set_ylabel("the kind of answer that lost most:\npoints (CIDEr: % of unpruned)")
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axes.legend(
+        once.values(),
+        once.keys(),
+        fontsize=7,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.14),
+        ncols=2,
+    )
+    save(figure, RESULTS / f"weighting-{model}.png")
 
 
 def zoo_table(methods: dict[str, Any]) -> list[str]:

@@ -13,9 +13,10 @@ from transformers import DynamicCache
 
 import foveate
 from models.tiny import FAMILIES, IMAGE, Batch, Layout, batch, held, model
-from oracles.cases import METHODS
+from oracles.cases import METHODS, Case
 from oracles.layouts import TOLERANCE, oracles
 from oracles.oracle import Oracle
+from oracles.speaking import Speaking
 
 CLOSE = {"atol": TOLERANCE[torch.float32], "rtol": 1e-3}
 
@@ -72,8 +73,8 @@ def layout(dice: stdlib.Random, samples: int) -> Layout:
 
 
 @torch.no_grad()
-def converse(family: str, backend: str, method: str, seed: int) -> None:
-    dice, made, cases = stdlib.Random(seed), model(family, backend), METHODS[method]
+def converse(family: str, backend: str, cases: tuple[Case, ...], seed: int) -> None:
+    dice, made = stdlib.Random(seed), model(family, backend)
     samples = dice.randint(1, 3)
     talk: Talk | None = None
     with foveate.apply(made, *(c.method for c in cases)):
@@ -95,7 +96,16 @@ def converse(family: str, backend: str, method: str, seed: int) -> None:
     "method", [name for name, cases in METHODS.items() if not any(case.slow for case in cases)]
 )
 def test_a_conversation(method: str) -> None:
-    converse("llava", "sdpa", method, 3)
+    converse("llava", "sdpa", METHODS[method], 3)
+
+
+@pytest.mark.parametrize("method", ["random", "decay", "dyrate", "random+fastv"])
+@pytest.mark.parametrize("kind", [Speaking(), Speaking(mean=True, cutoff=-1.0)])
+def test_a_conversation_of_weighed_tokens(method: str, kind: Speaking) -> None:
+    """Earlier images lose tokens in later turns; numbers go along when beams are swapped."""
+    cases = tuple(case.spoken(kind) for case in METHODS[method])
+    for seed in (3, 4):
+        converse("llava", "sdpa", cases, seed)
 
 
 @pytest.mark.slow
@@ -103,4 +113,4 @@ def test_a_conversation(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(4))
 def test_any_conversation(method: str, family: str, seed: int) -> None:
-    converse(family, "eager" if seed % 2 else "sdpa", method, seed)
+    converse(family, "eager" if seed % 2 else "sdpa", METHODS[method], seed)

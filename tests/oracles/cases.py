@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -46,6 +46,7 @@ from oracles.choosers import (
     vtw,
 )
 from oracles.oracle import Chooser
+from oracles.speaking import Speaking
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,19 @@ class Case:
     """A method and its naive twin.
 
     `content_free`: the choice does not hang on rounding. `slow`: the rarer crossings are for `make test-slow`.
+    `speaking`: how its kept tokens speak for the dropped, if they do.
     """
 
     method: Method
     chooser: Chooser
     content_free: bool = False
     slow: bool = False
+    speaking: Speaking | None = None
+
+    def spoken(self, speaking: Speaking) -> Case:
+        """The same, with kept tokens that speak for the dropped."""
+        method = self.method.weighted(**speaking.knobs())  # type: ignore[arg-type]
+        return replace(self, method=method, speaking=speaking)
 
 
 @dataclass(frozen=True)

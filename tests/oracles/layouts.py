@@ -24,7 +24,8 @@ LAYOUTS = {
 
 def oracles(family: str, data: Batch, cases: tuple[Case, ...], made: Any) -> list[Oracle]:
     side = None if family == "llava_next" else SIDE // PATCH
-    return [Oracle(made, [c.chooser for c in cases], side) for _ in data.embeds]
+    speaking = [c.speaking for c in cases]
+    return [Oracle(made, [c.chooser for c in cases], side, speaking=speaking) for _ in data.embeds]
 
 
 def hooks(made: Any) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oracles.speaking import Speaking, biases, images, places
+
 
 def _unseen(column: int) -> Tensor:
     raise NotImplementedError("this oracle shows attention alone")
@@ -80,6 +82,9 @@ class Oracle:
     calls: int = 0
     kinds: list[str] = field(default_factory=list)
     memory: dict[Any, Any] = field(default_factory=dict)
+    speaking: list[Speaking | None] = field(default_factory=list)  # of each chooser, where given
+    numbers: dict[int, dict[int, float]] = field(default_factory=dict)  # layer -> column -> number
+    strength: float = 1.0
 
     def feed(self, embeds: Tensor, image_of: list[int]) -> Tensor:
         """Runs tokens `embeds` (T D); `image_of` numbers the images among them from 0, -1 for text."""
@@ -116,7 +121,8 @@ class Oracle:
         self, index: int, module: Any, hidden: Tensor, first: int, shares: list[Tensor]
     ) -> Tensor:
         layers = len(self.model.model.language_model.layers)
-        for chooser in self.choosers:
+        speaking = self.speaking or [None] * len(self.choosers)
+        for chooser, speaks in zip(self.choosers, speaking, strict=True):
             alive, entering = self._alive(index), hidden
 
             def attention(query: int, back: int = 1, entering: Tensor = entering) -> Tensor:
@@ -142,18 +148,92 @@ class Oracle:
                 lambda column, hidden=hidden: hidden[column - first],
                 lambda column: self.keys[index - 1][:, column],
             )
+            self.memory["into"] = {}
             found = chooser(seen)
             keep = {
                 *(found.keep if isinstance(found, Mixed) else found),
                 self.columns - 1,
             }  # the last is the output
+            before = hidden
             if isinstance(found, Mixed):
                 rows = [found.states.get(first + row, old) for row, old in enumerate(hidden)]
                 hidden = torch.stack(rows)
+            if speaks is not None and any(c not in keep for c in alive):
+                hidden = self._speak(speaks, index, layers, alive, keep, before, hidden, first)
             for layer in range(index, layers):
                 self.dropped.setdefault(layer, set()).update(c for c in alive if c not in keep)
         self.kept[self.calls, self.step, index] = len(self._alive(index))
         return hidden
+
+    def _speak(
+        self, speaks: Speaking, index: int, layers: int, alive: list[int], keep: set[int],
+        before: Tensor, hidden: Tensor, first: int,
+    ) -> Tensor:  # fmt: skip
+        """Numbers and means after a cut; what enters the layer then. `before` is what entered it before any merge."""
+        groups = images(alive, self.image_of)
+        if speaks.weigh == "clusters" and alive[0] >= first:
+            groups = [alive]  # a method's own clusters may reach over several images
+        for own in groups:
+            image = self.image_of[own[0]]
+            number = places(self.image_of, image)
+            if own[0] >= first:
+                hidden = self._speak_now(speaks, index, layers, own, keep, number, before, hidden, first)
+                continue
+            for layer in range(index, layers):
+                held = [c for c in self._alive(layer) if self.image_of[c] == image]
+                kept, gone = [c for c in held if c in keep], [c for c in held if c not in keep]
+                self._speak_cached(speaks, layer, kept, gone, number)
+        return hidden
+
+    def _speak_now(
+        self, speaks: Speaking, index: int, layers: int, own: list[int], keep: set[int],
+        number: dict[int, int], before: Tensor, hidden: Tensor, first: int,
+    ) -> Tensor:  # fmt: skip
+        """An image whose tokens run now: by hidden states, for this layer and all deeper ones."""
+
+        def state(column: int) -> Tensor:
+            return before[column - first]
+
+        kept, gone = [c for c in own if c in keep], [c for c in own if c not in keep]
+        old = {c: self.numbers.get(index, {}).get(c, 1.0) for c in own}
+        joins = speaks.joins(kept, gone, number, self.side, state, self.memory["into"])
+        if speaks.mean:
+            hidden = hidden.clone()
+            for c in kept:
+                hidden[c - first] = state(c)
+            for c, mean in speaks.means(kept, joins, old, state, state).items():
+                hidden[c - first] = mean
+        if speaks.weigh != "none" and kept:
+            self.strength = speaks.strength
+            new = speaks.numbers(kept, gone, joins, old)
+            for layer in range(index, layers):
+                self.numbers.setdefault(layer, {}).update(new)
+        return hidden
+
+    def _speak_cached(
+        self, speaks: Speaking, layer: int, kept: list[int], gone: list[int], number: dict[int, int]
+    ) -> None:
+        """An image that only a layer's cache holds: by the layer's own keys, heads side by side."""
+        keys, values = self.keys[layer], self.values[layer]
+
+        def key(column: int) -> Tensor:
+            return keys[:, column].flatten()
+
+        def value(column: int) -> Tensor:
+            return values[:, column].flatten()
+
+        old = {c: self.numbers.get(layer, {}).get(c, 1.0) for c in (*kept, *gone)}
+        joins = speaks.joins(kept, gone, number, self.side, key)
+        if speaks.mean:
+            new_keys = speaks.means(kept, joins, old, key, key)
+            new_values = speaks.means(kept, joins, old, key, value)
+            self.keys[layer], self.values[layer] = keys.clone(), values.clone()
+            for c, mean in new_keys.items():
+                self.keys[layer][:, c] = mean.view(keys.shape[0], -1)
+                self.values[layer][:, c] = new_values[c].view(values.shape[0], -1)
+        if speaks.weigh != "none" and kept:
+            self.strength = speaks.strength
+            self.numbers.setdefault(layer, {}).update(speaks.numbers(kept, gone, joins, old))
 
     def _run(self, index: int, layer: Any, hidden: Tensor, first: int) -> tuple[Tensor, Tensor]:
         shares, self.keys[index], self.values[index] = self._look(index, layer, hidden, first)
@@ -184,6 +264,7 @@ class Oracle:
             )
         group = queries.shape[0] // keys.shape[0]
         products = queries @ keys.repeat_interleave(group, 0).transpose(1, 2) / math.sqrt(size)
+        products = products + biases(self.numbers.get(index, {}), self.strength, self.columns)
         allowed = torch.arange(self.columns)[None] <= positions[:, None]
         for column in self.dropped[index]:
             allowed[:, column] = False

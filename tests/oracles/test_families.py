@@ -29,8 +29,9 @@ METHODS = {**{name: (case,) for name, case in CASES.items()}, **STACKS}
 def judged(name: str, cases: tuple[Case, ...], one: Prompt) -> Masked:
     made = judge(name)
     return Masked(
-        made, layers(made), one.inputs, one.image_of, [c.chooser for c in cases], one.family.side
-    )
+        made, layers(made), one.inputs, one.image_of, [c.chooser for c in cases], one.family.side,
+        speaking=[c.speaking for c in cases],
+    )  # fmt: skip
 
 
 def answered(

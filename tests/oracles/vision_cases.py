@@ -70,6 +70,12 @@ def best_first(scores: dict[int, float]) -> list[int]:
     return sorted(scores, key=lambda c: (-scores[c], c))
 
 
+def went(s: Situation, taken: dict[int, list[int]]) -> None:
+    """Notes into which token each one went, for oracles that weigh clusters."""
+    into = s.memory.setdefault("into", {})
+    into.update({c: target for target, members in taken.items() for c in members})
+
+
 def mean_of(s: Situation, members: list[int], weights: list[float]) -> Tensor:
     total = sum(weights)
     return sum(s.state(c) * (w / total) for c, w in zip(members, weights, strict=True))
@@ -139,6 +145,7 @@ def visionzip(keep: float, contextual: float, sums: bool) -> Chooser:
             for c in own:
                 if c not in stay:
                     taken[max(targets, key=lambda t: cosine(keys[c], keys[t]))].append(c)
+            went(s, taken)
             out = {}
             for t, members in taken.items():
                 if members and sums:
@@ -186,6 +193,7 @@ def prumerge(spaced: bool, neighbours: bool) -> Chooser:
             for c in own:
                 if c not in stay:
                     taken[max(stay, key=lambda k: near[c, k])].append(c)
+            went(s, taken)
             return {
                 k: mean_of(s, members, [weight[c] for c in members]) for k, members in taken.items()
             }
@@ -216,6 +224,7 @@ def vscan1(keep: float, local: float, windows: int) -> Chooser:
             for c in own:
                 if c not in stay:
                     taken[max(stay, key=lambda k: near[c, k])].append(c)
+            went(s, taken)
             return {k: mean_of(s, members, [1.0] * len(members)) for k, members in taken.items()}
 
         return chosen, merge
@@ -285,6 +294,7 @@ def matching(keep: float | None, rounds: int | None, threshold: float) -> Choose
             for k in left:
                 some = [c for c in members[k] if c == k or c not in stay]
                 out[k] = torch.stack([s.state(c) for c in some]).mean(0)
+                went(s, {k: some})
             return out
 
         return left, merge

@@ -173,6 +173,8 @@ def sparsevlm(
         members = order[k : k + sizes[k]]
         centres, owner = peaks([s.state(c) for c in members], min(count - k, len(members)))
         merged = {}
+        into = {c: members[centres[o]] for c, o in zip(members, owner, strict=True)}
+        s.memory.setdefault("into", {}).update(into)
         for place, centre in enumerate(centres):
             own = torch.stack(
                 [s.state(c) for c, o in zip(members, owner, strict=True) if o == place]
