@@ -91,8 +91,9 @@ def zoo() -> Iterator[str]:
 
 def few() -> Iterator[str]:
     """For models that are slow."""
-    yield from varied(f"divprune:keep={keep}" for keep in KEEPS)
-    yield from varied(joined(name, "keep=0.25") for name in FEW)
+    yield from varied(f"divprune:keep={keep}" for keep in KEEPS[1:])
+    for name in FEW:
+        yield from (joined(joined(name, "keep=0.25"), knobs) for knobs in ("", VARIANTS["both"]))
     yield "tome:keep=0.25,weigh=clusters"
 
 

@@ -49,9 +49,15 @@ class Masked:
     speaking: list[Speaking | None] = field(default_factory=list)  # of each chooser, where given
     strength: float = 1.0
     numbers: dict[int, dict[int, float]] = field(default_factory=dict)  # layer -> column -> number
-    added: dict[int, Tensor] = field(default_factory=dict)  # (C C) per layer: biases that rows ran with
-    means: dict[int, dict[int, Tensor]] = field(default_factory=dict)  # layer -> column -> what enters
-    keys: list[Tensor] = field(default_factory=list)  # (K C E) of every layer, of the forward before
+    added: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # (C C) per layer: biases that rows ran with
+    means: dict[int, dict[int, Tensor]] = field(
+        default_factory=dict
+    )  # layer -> column -> what enters
+    keys: list[Tensor] = field(
+        default_factory=list
+    )  # (K C E) of every layer, of the forward before
 
     @torch.no_grad()
     def feed(self, word: int | None = None) -> Tensor:
@@ -87,7 +93,9 @@ class Masked:
             handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(layer.self_attn.register_forward_hook(after))
         try:
-            whole = DynamicCache()  # of all keys, also where the model's own would hold a window of them
+            whole = (
+                DynamicCache()
+            )  # of all keys, also where the model's own would hold a window of them
             given = {cache_name(self.model): whole} if any(self.speaking) else {}
             out = self.model(**self.inputs(self.answer), **given, use_cache=bool(given))
             logits: Tensor = out.logits[0]

@@ -177,7 +177,9 @@ class Oracle:
             image = self.image_of[own[0]]
             number = places(self.image_of, image)
             if own[0] >= first:
-                hidden = self._speak_now(speaks, index, layers, own, keep, number, before, hidden, first)
+                hidden = self._speak_now(
+                    speaks, index, layers, own, keep, number, before, hidden, first
+                )
                 continue
             for layer in range(index, layers):
                 held = [c for c in self._alive(layer) if self.image_of[c] == image]

@@ -82,7 +82,9 @@ class Speaking:
         if self.weigh == "uniform":
             whole = sum(before[c] for c in (*kept, *gone))
             return {k: whole / len(kept) for k in kept}
-        return {k: before[k] + sum(before[g] for g, into in joins.items() if into == k) for k in kept}
+        return {
+            k: before[k] + sum(before[g] for g, into in joins.items() if into == k) for k in kept
+        }
 
     def means(
         self, kept: list[int], joins: dict[int, int], before: dict[int, float], of: Of, values: Of

@@ -72,6 +72,24 @@ def test_without_a_cache_every_step_prunes_anew_at_the_cost_that_torch_counts(na
     assert all(trace.prefill(call) == trace.prefill(0) for call in range(3)) or name == "sparsevlm"
 
 
+@pytest.mark.parametrize("spec", ["weigh=nearest", "merge=mean", "weigh=nearest,merge=mean"])
+@pytest.mark.parametrize("name", ["fastv", "divprune", "tome", "dyrate", "st3"])
+def test_whom_tokens_join_is_counted(name: str, spec: str) -> None:
+    """In the prompt by hidden states, while decoding by every layer's keys."""
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
+    method = LISTED[name].method
+    known = dict(pair.split("=") for pair in spec.split(","))
+    with foveate.apply(made, method.weighted(**{"weigh": "none", "merge": "own"} | known)) as trace:
+        ran = counted(lambda: made.generate(**data.inputs, max_new_tokens=4, do_sample=False))
+    with foveate.apply(made, method) as plain:
+        made.generate(**data.inputs, max_new_tokens=4, do_sample=False)
+    tower = vision_flops(made, data.inputs)
+    assert cost_of_trace(shapes(made), trace, tower=tower).flops == ran
+    assert sum(done.spent for done in trace.passes) > sum(done.spent for done in plain.passes) or (
+        name == "tome" and "mean" in spec  # in place of its own merge
+    )
+
+
 def test_merging_is_counted() -> None:
     made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
     with foveate.apply(made, foveate.methods.downsample(layer=1, keep=0.25, pool=True)) as trace:

@@ -275,6 +275,11 @@ def _composed(spec: Composed) -> Method:
     elif other.name == "none":
         merge = None
     elif other.name:
+        known = ("mean", "none", *methods.factories())
+        if other.name not in known:
+            raise ValueError(
+                f"unknown merge {other.name!r}{_meant(other.name, known)}; there are {', '.join(known)} (in {whole!r})"
+            )
         with _naming(f"merge={other}", whole, several=True):
             merge = _made(other).merge
         if merge is None:
