@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import foveate
 from foveate.cli import demo
 from foveate.cli.app import run
+from foveate.cli.methods import of_every_method
 from foveate.models.prompts import prompt
 from foveate.world.draw import draw
 from foveate.world.scenes import sample
@@ -84,6 +85,11 @@ def test_methods_are_listed_with_paper_and_knobs(capsys: pytest.CaptureFixture[s
         m["deviations"] and all(k["meaning"] for k in m["knobs"].values()) for m in listed.values()
     )
     assert run(["methods"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    below = said.partition("Every method also takes")[2]
+    for knob, meaning in of_every_method().items():
+        assert len(meaning) > 20 and said.count(f" {knob} {meaning[:12]}") == 1
+        assert f" {knob} {meaning[:12]}" in below
 
 
 def test_demo_shows_everything_side_by_side(

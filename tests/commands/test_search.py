@@ -19,11 +19,17 @@ import torch
 from PIL import Image
 
 import foveate
+from foveate.artefacts.schedules import ScheduleFile
+from foveate.artefacts.weighting import UNWEIGHED, Weighting
 from foveate.cli.app import run
+from foveate.core.scores import RANKINGS
+from foveate.core.weighing import Cell, Mean, Nearest
 from foveate.methods import parse
 from foveate.methods import schedule as schedule_method
 from foveate.tune import find_vtw_layer
 from foveate.tune.examples import scene_examples
+from foveate.tune.search.evaluator import Evaluator
+from foveate.tune.search.objective import greedy, metric
 from foveate.tune.search.search import Data, Search, find_schedule
 from foveate.tune.train.dyrate.rollout import batch_of
 from foveate.versions import versions
@@ -68,6 +74,84 @@ def test_a_budget_may_be_measured_time(scenes: Any, data: Data) -> None:
     found = find_schedule(scenes, plan, data)
     assert found.costs["layer seconds, predicted"] == pytest.approx(0.8, abs=0.01)
     assert found.costs["prefill seconds, measured"] > 0
+
+
+SPOKEN = Weighting("nearest", "mean")
+
+
+def test_what_is_searched_with_weights_and_means_runs_with_them(
+    scenes: Any, data: Data, tmp_path: Path
+) -> None:
+    plan = Search("random", {"budget": 0.3, "trials": 1}, cost="keep", batch=2, weighting=SPOKEN)
+    path, record = tmp_path / "s.json", tmp_path / "s.trials.jsonl"
+    found = find_schedule(scenes, plan, data, record=record)
+    plain = find_schedule(scenes, replace(plan, weighting=UNWEIGHED), data)
+    assert found.keep == plain.keep and found.scores != plain.scores
+    with pytest.raises(ValueError, match="differs in weighting"):
+        find_schedule(scenes, replace(plan, weighting=Weighting("cell")), data, record=record)
+    found.save(path)
+    assert foveate.load_schedule(path) == found
+    assert json.loads(path.read_text())["weighting"] == {"weigh": "nearest", "merge": "mean"}
+    method = parse(f"schedule:{path}")[0]
+    assert (method.weigh, method.merge) == (Nearest(), Mean())
+    plain.save(path)
+    assert "weighting" not in json.loads(path.read_text()), "as files of before are"
+    assert foveate.load_schedule(path) == plain
+
+
+def test_metrics_judge_what_the_model_says_with_weights_and_means(scenes: Any, data: Data) -> None:
+    rows = scene_examples("train", 3, kinds=("description",)).rows
+    keep = (1.0, 1.0, *[0.1] * 6)
+    file = ScheduleFile(keep, "last", "sample", {"layers": 8}, weighting=SPOKEN)
+    heard: dict[str, list[str]] = {}
+    for name, weighting in (("weighted", SPOKEN), ("plain", UNWEIGHED)):
+        said = heard[name] = []
+        objective = metric("said", lambda answer, right, said=said: said.append(answer) or 1.0)
+        judge = Evaluator(
+            scenes, rows, objective, RANKINGS["last"], batch=len(rows), weighting=weighting
+        )
+        assert judge.parts(keep) is not None
+    given, _, _ = batch_of(scenes, rows)
+    longest = int(given.answered.sum(1).max()) + 4
+    assert heard["weighted"] == greedy(scenes, given, schedule_method(file), longest)
+    assert heard["weighted"] != heard["plain"]
+
+
+@pytest.mark.parametrize(
+    ("told", "weigh", "merge"),
+    [
+        ("", Nearest(0.5, 2.0), Mean(Nearest(0.5, 2.0), 0.1)),
+        (",weigh=none,merge=none", None, None),
+        (",merge=none", Nearest(0.5, 2.0), None),
+        (",merge=own", Nearest(0.5, 2.0), Mean(Nearest(0.5, 2.0), 0.1)),
+        (",weigh=cell", Cell(), Mean(Cell(), 0.1)),
+        (",strength=1.0,cutoff=0.3", Nearest(1.0, 2.0), Mean(Nearest(1.0, 2.0), 0.3)),
+    ],
+)
+def test_a_file_says_what_is_not_told(told: str, weigh: Any, merge: Any, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    replace(SEARCHED, weighting=Weighting("mixed", "mean", 0.5, 2.0, 0.1)).save(path)
+    (method,) = parse(f"schedule:{path}{told}")
+    assert (method.weigh, method.merge) == (weigh, merge)
+    wanted = told.replace(",merge=own", "").replace("1.0", "1")
+    assert method.name == f"schedule:s.json{wanted}"
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (",weigh=clusters", "no merge of its own"),
+        (",cutoff=0.5", "goes with merge=mean"),
+        (",place=0.5", "goes with weigh=mixed"),
+        (",strength=2", "goes with weights"),
+        (",weigh=best", "expected one of"),
+    ],
+)
+def test_weights_that_do_not_go_together_are_refused(told: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    SEARCHED.save(path)
+    with pytest.raises(ValueError, match=said):
+        parse(f"schedule:{path}{told}")
 
 
 def test_vtw_by_search_is_vtw_by_its_own(scenes: Any) -> None:
@@ -161,6 +245,10 @@ def test_a_schedule_of_another_model_is_refused_with_the_reason(tmp_path: Path) 
         ({"keep": [1.0, 1.0, 1.5, 0]}, "fraction in"),
         ({"ranking": ""}, "name of a ranking"),
         ({"within": "all"}, "sample or image"),
+        ({"weighting": {"weigh": "best"}}, "expected one of"),
+        ({"weighting": {"merge": "own"}}, "no merge of its own"),
+        ({"weighting": {"strength": "much"}}, "no whole schedule"),
+        ({"weighting": "nearest"}, "no whole schedule"),
         ({"version": 2}, "of version 2"),
         ({"format": "something"}, "no schedule"),
         ({"surplus": 1}, "no whole schedule"),
@@ -186,6 +274,7 @@ def test_the_command_searches_and_its_file_works_everywhere(
 ) -> None:
     out, picture = tmp_path / "g.json", tmp_path / "a.png"
     some = ["--calibration", "2", "--held-out", "2", "--kinds", "shape", "--batch", "2"]
+    some += ["--weigh", "mixed", "--merge", "mean", "--place", "0.5", "--cutoff", "0.8"]
     argv = [
         "search",
         "scenes",
@@ -208,6 +297,7 @@ def test_the_command_searches_and_its_file_works_everywhere(
     body = json.loads(out.read_text())
     assert (
         body["format"] == "foveate schedule"
+        and body["weighting"] == {"weigh": "mixed", "merge": "mean", "place": 0.5, "cutoff": 0.8}
         and body["data"]["calibration"] == 2
         and picture.stat().st_size > 1000
     )
@@ -253,6 +343,9 @@ def test_the_command_searches_and_its_file_works_everywhere(
         (["search", "--variant", "guess"], "bisect or bayes"),
         (["search", "--within", "all"], "sample or image"),
         (["search", "--budget-of", "money"], "--budget-of money"),
+        (["search", "--weigh", "best"], "weigh='best'"),
+        (["search", "--merge", "own"], "no merge of its own"),
+        (["search", "--cutoff", "0.5"], "goes with merge=mean"),
         (["search", "--data", "nowhere.jsonl"], "no file"),
         (["search", "--algorithm", "psigmoid", "--budget", "0.1"], "out of reach"),
         (["inspect", "ranking", "--ranking", "best"], "unknown score 'best'"),

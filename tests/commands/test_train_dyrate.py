@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 import foveate
+from foveate.artefacts.weighting import Weighting
 from foveate.cli.app import run
 from foveate.core.predictor import RatePredictor
+from foveate.core.weighing import Mean, Nearest
 from foveate.cost.flops import cost_of_trace, shapes
 from foveate.engine.anatomy import anatomy_of
 from foveate.methods import dyrate
@@ -283,6 +285,50 @@ def test_the_command_trains_reports_and_its_predictor_works(
     assert run([*argv, "--budget", "0.01"]) == 2
 
 
+def test_what_is_trained_with_weights_and_means_runs_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "p"
+    argv = [
+        "train",
+        "dyrate",
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+        "--held-out",
+        "2",
+        "--num-rates",
+        "5",
+    ]
+    argv += ["--budget", "0.7", "--out", str(out), "--merge", "mean"]
+    assert run([*argv, "--weigh", "mixed", "--place", "0.5"]) == 0
+    card = json.loads((out / "predictor.json").read_text())
+    assert card["weighting"] == {"weigh": "mixed", "merge": "mean", "place": 0.5}
+    method = dyrate(str(out))
+    assert (method.weigh, method.merge) == (Nearest(place=0.5), Mean(Nearest(place=0.5)))
+    capsys.readouterr()
+    assert run([*argv, "--weigh", "nearest"]) == 2
+    assert "another plan" in capsys.readouterr().err
+    assert run([*argv, "--place", "1"]) == 2
+    assert "place=1.0 goes with weigh=mixed" in " ".join(capsys.readouterr().err.split())
+
+
+def test_plans_without_weights_and_means_are_written_as_ever() -> None:
+    assert "weighting" not in PLAN.facts
+    assert replace(PLAN, weighting=Weighting("cell")).facts["weighting"]["weigh"] == "cell"
+
+
+def test_the_judge_and_calibration_weigh_and_average(scenes: Any, examples: Any) -> None:
+    torch.manual_seed(1)
+    predictor = RatePredictor(6, (0.0, 0.3, 0.6, 0.9))
+    predictor.linear.bias.data.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    weighted = replace(PLAN, weighting=Weighting("nearest", "mean"))
+    ours, plain = (judge(scenes, predictor, examples[:2], plan) for plan in (weighted, PLAN))
+    assert ours.ratio == plain.ratio and ours.loss != plain.loss
+    assert ours.unpruned_loss == plain.unpruned_loss
+
+
 def test_one_file_of_answers_serves_two_budgets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,8 +359,9 @@ def test_one_file_of_answers_serves_two_budgets(
         times.append(answers.stat().st_mtime_ns)
     assert kept["0.5"] < kept["0.8"] and times[0] == times[1], "run once"
     assert not list(tmp_path.glob("*/answers.safetensors"))
-    assert run([*argv, "--layer", "2", "--out", str(tmp_path / "other")]) == 2
-    assert "another layer" in capsys.readouterr().err
+    for other in (["--layer", "2"], ["--weigh", "cell"]):
+        assert run([*argv, *other, "--out", str(tmp_path / "other")]) == 2
+        assert "another layer" in capsys.readouterr().err
 
 
 @pytest.mark.slow

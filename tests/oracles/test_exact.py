@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.artefacts.weighting import UNWEIGHED, Weighting
 from foveate.core.predictor import RatePredictor
 from foveate.processes import Processes
 from foveate.tune.train.dyrate import table as tables
@@ -54,6 +55,33 @@ def test_every_rate_at_once_is_each_rate_by_itself(
         assert torch.equal(kept, alone.kept)
         kepts.append(float(kept[0, 0]))
     assert kepts == [196, 147, 98, 49]
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_every_rate_weighs_and_averages_as_it_does_by_itself(
+    layer: int, scenes: Any, examples: Any
+) -> None:
+    weighting = Weighting("nearest", "mean")
+    plan = replace(PLAN, layer=layer, weighting=weighting)
+    batch = batch_of(scenes, examples[:2])[0]
+    predictor = RatePredictor(6, plan.rates)
+    _, found = at_every_rate(scenes.model, predictor, plan.score, layer, batch, weighting)
+    for rate, (logits, _) in enumerate(found):
+        with torch.no_grad():
+            alone, plain = (
+                roll_out(
+                    scenes.model, predictor, plan.score, layer, batch, _always(rate), False, kind
+                ).logits[batch.answered]
+                for kind in (weighting, UNWEIGHED)
+            )
+        torch.testing.assert_close(logits[batch.answered], alone, atol=2e-4, rtol=1e-3)
+        assert ((plain - alone).abs().max() > 0.01) == (rate > 0)
+    weighted, other = (
+        tabulate(scenes, examples[:2], plan),
+        tabulate(scenes, examples[:2], replace(plan, weighting=UNWEIGHED)),
+    )
+    assert torch.equal(weighted.loss[:, 0], other.loss[:, 0])
+    assert not torch.equal(weighted.loss, other.loss)
 
 
 def test_a_table_is_of_the_examples_in_their_order_and_agrees_with_the_judge(

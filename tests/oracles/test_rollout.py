@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor
 
 import foveate
+from foveate.artefacts.weighting import UNWEIGHED, Weighting
 from foveate.core.predictor import RatePredictor
 from foveate.core.scores import RANKINGS
 from foveate.methods import dyrate
 from foveate.methods.dyrate import ranked
 from foveate.tune.train.dyrate.attention import soft_key_attention
-from foveate.tune.train.dyrate.rollout import Batch, Rollout, roll_out
+from foveate.tune.train.dyrate.rollout import Batch, Rollout, counts, roll_out
 from models.tiny import FAMILIES, IMAGE, Layout, batch, model
 from oracles.choosers import tiny_predictor
 
@@ -50,12 +52,19 @@ def predictor_for(decode: bool) -> RatePredictor:
 
 
 def decoded(
-    family: str, backend: str, ranking: Any, layer: int, layout: str, **knobs: Any
+    family: str,
+    backend: str,
+    ranking: Any,
+    layer: int,
+    layout: str,
+    weighting: Weighting = UNWEIGHED,
+    **knobs: Any,
 ) -> tuple[Any, Batch, Any]:
     """A cached generation with eviction, and the batch that teaches the same words."""
     made, inputs = model(family, backend), batch(family, ALL[layout], backend).inputs
     predictor = predictor_for(knobs.get("decode", True))
-    with foveate.apply(made, dyrate(predictor, layer=layer, ranking=ranking, **knobs)) as trace:
+    method = weighting.on(dyrate(predictor, layer=layer, ranking=ranking, **knobs))
+    with foveate.apply(made, method) as trace:
         out = made.generate(
             **inputs, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True,
             suppress_tokens=[IMAGE],
@@ -134,6 +143,66 @@ def test_teacher_forcing_is_decoding_with_other_rankings_layers_and_knobs(
     assert (changed > 0.01) == bool(knobs), f"{knobs} changed nothing"
 
 
+WEIGHTINGS = {
+    "nearest": Weighting("nearest"),
+    "nearest, mean": Weighting("nearest", "mean", cutoff=-1.0),
+    "mean alone": Weighting("none", "mean", cutoff=0.3),
+    "cell": Weighting("cell", strength=0.5),
+    "mixed, mean": Weighting("mixed", "mean", place=2.0, cutoff=0.2),
+    "uniform, mean": Weighting("uniform", "mean", cutoff=-1.0),
+}
+SPOKEN: list[tuple[str, str, int, str, bool]] = [
+    *((kind, "last", 2, "llava", True) for kind in WEIGHTINGS),
+    *((kind, "received", 1, "llava_next", True) for kind in ("nearest, mean", "cell")),
+    *(
+        (kind, "even", 0, "llava", True)
+        for kind in ("nearest, mean", "mean alone", "uniform, mean")
+    ),
+    *(("nearest, mean", "tower", 0, family, True) for family in FAMILIES),
+    *((kind, "received", 2, "llava", False) for kind in WEIGHTINGS),
+    *(("mixed, mean", "mix", 1, family, True) for family in FAMILIES),
+]
+
+
+@pytest.mark.parametrize(("kind", "ranking", "layer", "family", "decode"), SPOKEN)
+def test_a_teacher_forced_pass_weighs_and_averages_as_decoding_does(
+    kind: str, ranking: str, layer: int, family: str, decode: bool
+) -> None:
+    made, predictor = model(family), predictor_for(decode)
+    weighting = WEIGHTINGS[kind]
+    score = RANKINGS[ranking]
+    lacking = [UNWEIGHED]
+    if weighting.weigh != "none" and weighting.merge != "none":
+        lacking += [
+            replace(weighting, weigh="none", place=None, strength=1.0),
+            replace(weighting, merge="none", cutoff=None),
+        ]
+    changed = dict.fromkeys(lacking, 0.0)
+    late = False
+    for layout in ALL:
+        out, taught, trace = decoded(
+            family, "sdpa", ranking, layer, layout, weighting, decode=decode
+        )
+        with torch.no_grad():
+            found = roll_out(made, predictor, score, layer, taught, likeliest, decode, weighting)
+        wanted = torch.stack(out.logits, 1)
+        torch.testing.assert_close(found.logits, wanted, atol=2e-4, rtol=1e-3)
+        kept = torch.tensor([trace.prefill(call)[layer] for call in range(NEW)]).T
+        assert torch.equal(found.kept.long(), kept)
+        assert torch.equal(
+            counts(made, predictor, score, layer, taught, likeliest, decode, weighting).long(), kept
+        )
+        has = found.total > 0
+        late |= bool((kept[has].diff(dim=1) < 0).any())
+        for less in lacking:
+            with torch.no_grad():
+                bare = roll_out(made, predictor, score, layer, taught, likeliest, decode, less)
+            changed[less] = max(changed[less], float((bare.logits - wanted)[has].abs().max()))
+    assert late == decode, "tokens must leave while decoding, or in the prefill alone"
+    for less, most in changed.items():
+        assert most > 0.005, f"{less} gives the same"
+
+
 def rolled(ranking: str = "last") -> tuple[Any, Any, Rollout]:
     _, taught, _ = decoded("llava", "sdpa", ranking, 1, "ragged")
     made, predictor = model("llava"), tiny_predictor()
@@ -186,6 +255,28 @@ def test_gradients_reach_the_predictor_and_nothing_else() -> None:
     assert predictor.linear.bias.grad[0] > 0 > predictor.linear.bias.grad[-1], (
         "rate 0 keeps more, the last rate less"
     )
+
+
+@pytest.mark.parametrize("kind", ["nearest, mean", "cell"])
+def test_gradients_reach_the_predictor_past_weights_and_means(kind: str) -> None:
+    """Numbers and means are taken as given; which tokens are there is learned as ever."""
+    weighting = WEIGHTINGS[kind]
+    _, taught, _ = decoded("llava", "sdpa", "last", 1, "ragged", weighting)
+    made, predictor = model("llava"), tiny_predictor()
+    for p in made.parameters():
+        p.requires_grad_(False)
+
+    def straight(logits: Tensor) -> Tensor:
+        soft = logits.softmax(-1)
+        return likeliest(logits) + soft - soft.detach()
+
+    grads = []
+    for kind_of in (weighting, UNWEIGHED):
+        found = roll_out(made, predictor, RANKINGS["last"], 1, taught, straight, weighting=kind_of)
+        (grad,) = torch.autograd.grad(found.logits.square().mean(), [predictor.linear.weight])
+        assert bool(grad.isfinite().all()) and grad.abs().max() > 0
+        grads.append(grad)
+    assert not torch.allclose(*grads)
 
 
 def test_the_model_attends_as_before_afterwards() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 import torch
 
+from foveate.artefacts.weighting import UNWEIGHED, Weighting
 from foveate.core.method import Method
 from foveate.core.schedules import PerLayer
 from foveate.core.scores import RANKINGS
+from foveate.core.tokens import Kind
 from foveate.methods import score_of
 from foveate.tune.search.runner import Runner
 from foveate.tune.train.dyrate.rollout import Batch
@@ -74,6 +77,81 @@ def test_layer_by_layer_equals_apply(ranking: str, family: str, backend: str, la
     assert (plain - wanted)[has].abs().max() > 0.01, (
         "nothing was dropped, so this test could not fail"
     )
+
+
+WEIGHTINGS = {
+    "nearest": Weighting("nearest"),
+    "nearest, mean": Weighting("nearest", "mean", cutoff=-1.0),
+    "mean alone": Weighting("none", "mean", cutoff=0.0),
+    "cell": Weighting("cell", strength=0.5),
+    "mixed, mean": Weighting("mixed", "mean", place=2.0, cutoff=0.2),
+    "uniform, mean": Weighting("uniform", "mean", cutoff=-1.0),
+}
+SPOKEN = [  # every kind on every layout; rankings that look at rows, keys or states of weighed layers; families
+    *((kind, "last", "llava", "sdpa", layout) for kind in WEIGHTINGS for layout in LAYOUTS),
+    *(
+        ("nearest, mean", ranking, "llava", "sdpa", layout)
+        for ranking in (*RANKINGS, "dart", "sparsevlm", "divprune", "vscan2")
+        for layout in ("ragged", "several")
+    ),
+    *(("nearest, mean", "mix", family, "eager", "ragged") for family in FAMILIES),
+    *(("mixed, mean", "layers", "llava_next", "eager", layout) for layout in LAYOUTS),
+]
+
+
+@pytest.mark.parametrize(("kind", "ranking", "family", "backend", "layout"), SPOKEN)
+def test_weights_and_means_layer_by_layer_equal_apply(
+    kind: str, ranking: str, family: str, backend: str, layout: str
+) -> None:
+    made, given = model(family, backend), taught(family, backend, layout)
+    weighting = WEIGHTINGS[kind]
+    runner = Runner(made, score_of(ranking), weighting=weighting)
+    head = made.get_output_embeddings()
+    found = head(runner.to_end(runner.start(given), KEEP))
+    method = Method(score_of(ranking), PerLayer(KEEP)).weighted(**asdict(weighting))
+    wanted = decoded(made, given, method)
+    there = given.answered
+    torch.testing.assert_close(found[there], wanted[there], atol=2e-4, rtol=1e-3)
+    has = (given.inputs["input_ids"] == IMAGE).any(1)[:, None] & there
+    lacking = [UNWEIGHED]
+    if weighting.weigh != "none" and weighting.merge != "none":
+        lacking += [
+            replace(weighting, weigh="none", place=None),
+            replace(weighting, merge="none", cutoff=None),
+        ]
+    for less in lacking:
+        bare = Runner(made, score_of(ranking), weighting=less)
+        other = head(bare.to_end(bare.start(given), KEEP))
+        assert (other - wanted)[has].abs().max() > 0.005, f"{less} gives the same"
+
+
+def test_trials_that_share_a_prefix_share_no_numbers() -> None:
+    given = taught("llava", "sdpa", "several")
+    runner = Runner(model("llava"), RANKINGS["last"], weighting=WEIGHTINGS["nearest, mean"])
+    whole = runner.to_end(runner.start(given), KEEP)
+    state = runner.advance(runner.advance(runner.start(given), 1.0), 0.7)
+    assert state.numbers is not None
+    before = state.numbers.counts.clone(), state.numbers.bias.clone(), state.hidden.clone()
+    other = runner.to_end(state, (1.0, 0.7, 0.3, 0.0))
+    assert torch.equal(runner.to_end(state, KEEP), whole) and not torch.equal(other, whole)
+    after = state.numbers.counts, state.numbers.bias, state.hidden
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    visual = state.prompt.tokens.are(Kind.IMAGE)
+    spoken = torch.where(visual, state.numbers.counts, 0.0)
+    left = torch.zeros_like(visual).scatter(1, runner.view(state).visual.clamp(min=0), True)
+    left = left & visual
+    assert torch.equal((spoken * left).sum(1), state.prompt.total.float()), "somebody is lost"
+    assert bool((spoken[left] > 1).any())
+    assert state.bytes > replace(state, numbers=None, trail=()).bytes
+
+
+def test_weights_under_flash_attention_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model("llava")
+    config = made.model.language_model.config
+    monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
+    Runner(made, RANKINGS["last"], weighting=WEIGHTINGS["mean alone"])
+    with pytest.raises(ValueError, match="leave out --weigh"):
+        Runner(made, RANKINGS["last"], weighting=WEIGHTINGS["nearest"])
 
 
 @pytest.mark.parametrize("within", ["sample", "image"])

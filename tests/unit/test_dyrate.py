@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 import foveate
 from foveate.artefacts.predictors import Card, from_pretrained, save_pretrained
+from foveate.artefacts.weighting import Weighting
 from foveate.core.contract import Schedule
 from foveate.core.method import Method
 from foveate.core.predictor import RatePredictor, rate_grid
 from foveate.core.schedules import Cut
 from foveate.core.scores import RANKINGS, AnyOf, LayersMax
+from foveate.core.weighing import Cell, Mean, Nearest, Uniform
 from foveate.methods import dyrate, fastv, parse
 from foveate.methods.dyrate.sparing import Sparing
 from models.tiny import LAYERS, Layout, batch, cache_in, model
@@ -117,6 +119,31 @@ def test_a_predictor_acts_as_it_was_trained_to_unless_told_otherwise(tmp_path: P
     )
     _, old = from_pretrained(where)
     assert old.decode and old.protect == "nothing", "cards from before these were written"
+
+
+def test_weights_and_means_are_those_of_the_card_unless_told_otherwise(tmp_path: Path) -> None:
+    where, path = str(tmp_path / "p"), tmp_path / "p" / "predictor.json"
+    save_pretrained(tiny_predictor(), CARD, where)
+    assert "weighting" not in json.loads(path.read_text()), "as cards of before are"
+    plain = dyrate(where)
+    assert plain.weigh is None and plain.merge is None
+    speaking = Weighting("cell", "mean", cutoff=0.5)
+    save_pretrained(tiny_predictor(), replace(CARD, weighting=speaking), where)
+    assert from_pretrained(where)[1].weighting == speaking
+    trained = parse(f"dyrate:predictor={where}")[0]
+    assert (trained.weigh, trained.merge) == (Cell(), Mean(Cell(), 0.5))
+    assert trained.name == plain.name
+    told = parse(f"dyrate:predictor={where},weigh=nearest,cutoff=0.25")[0]
+    assert (told.weigh, told.merge) == (Nearest(), Mean(Nearest(), 0.25))
+    assert told.name == f"{plain.name},weigh=nearest,cutoff=0.25"
+    bare = dyrate(where, weigh="none", merge="none")
+    assert (bare.weigh, bare.merge) == (None, None)
+    given = dyrate(tiny_predictor(), layer=1, weigh="uniform")
+    assert (given.weigh, given.merge) == (Uniform(), None)
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "weighting": {"weigh": "best"}}))
+    with pytest.raises(ValueError, match=r"no whole predictor.*weigh='best'"):
+        from_pretrained(where)
 
 
 def test_what_a_prefill_showed_is_remembered_or_asked_for() -> None:

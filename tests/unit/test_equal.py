@@ -39,6 +39,9 @@ def test_of_several_parts_the_knob_must_be_marked(spec: str) -> None:
         "fastv:rate=?,layer=3",
         "score=random,schedule=fastv:layer=1,keep=?",
         "random:layer=0,keep=0.95+fastv:layer=1,keep=?",
+        "divprune:keep=?,weigh=nearest,merge=mean",
+        "divprune:weigh=mixed,place=0.5",
+        "score=mix,schedule=fastv:layer=1,keep=?,weigh=nearest,strength=0.5,merge=mean,cutoff=0",
     ],
 )
 def test_tuned_methods_cost_what_is_asked(work: str, spec: str) -> None:
@@ -52,6 +55,30 @@ def test_tuned_methods_cost_what_is_asked(work: str, spec: str) -> None:
     )
     assert really == pytest.approx(share, abs=1e-9) and share <= 0.9
     assert share > (0.5 if "vtw" in spec else 0.84)  # 16 tokens, so steps are coarse
+
+
+def test_weights_and_means_change_no_amount_of_work() -> None:
+    """What is kept is the score's and the schedule's doing, so the knob comes out the same with and without them."""
+    made = model("llava")
+    for work in equal.WORKS:
+        target = equal.Target(work, 0.7)
+        plan = equal.planned(target, shapes(made), _tiny_records(made, []))
+        plain, share = equal.tune("divprune:keep=?", target, plan, LAYERS)
+        found, ours = equal.tune("divprune:keep=?,weigh=nearest,merge=mean", target, plan, LAYERS)
+        assert (found, ours) == (f"{plain},weigh=nearest,merge=mean", share)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "divprune:keep=0.5,weigh=nearest,strength=?",
+        "divprune:keep=0.5,weigh=mixed,place=?",
+        "score=mix,schedule=fastv,merge=mean,cutoff=?",
+    ],
+)
+def test_knobs_that_change_no_number_of_tokens_are_not_tuned(spec: str) -> None:
+    with pytest.raises(ValueError, match="no work depends on it"):
+        equal.values(equal.marked(spec), LAYERS)
 
 
 @pytest.mark.parametrize(

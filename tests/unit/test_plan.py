@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
 import foveate
@@ -69,6 +71,62 @@ def test_a_plan_is_what_a_run_costs() -> None:
             ran.tower,
         )
         assert (planned.kv_bytes, planned.head) == (ran.kv_bytes, ran.head)
+
+
+@pytest.mark.parametrize(
+    ("spec", "products"),
+    [
+        ("random:layer=1,keep=0.25,weigh=nearest", 1),
+        ("random:layer=1,keep=0.25,weigh=nearest,merge=mean,strength=0.5", 1),
+        ("random:layer=1,keep=0.25,merge=mean", 1),
+        ("random:layer=1,keep=0.25,weigh=mixed,place=0.5,merge=mean", 1),
+        ("random:layer=1,keep=0.25,weigh=uniform,merge=mean", 2),
+        ("random:layer=1,keep=0.25,weigh=cell,merge=mean", 0),
+        ("downsample:layer=1,keep=0.25,pool=true,weigh=clusters", 0),
+        ("random:layer=1,keep=0.25", 0),
+    ],
+)
+def test_comparing_dropped_with_kept_tokens_is_planned_as_a_trace_counts_it(
+    spec: str, products: int
+) -> None:
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
+    found = architecture(FAMILIES["llava"](), dtype="float32")
+    asked = request(FAMILIES["llava"](), text=8, images=1, new_tokens=1)
+
+    def ran(methods: Any) -> float:
+        with foveate.apply(made, *methods) as trace, torch.no_grad():
+            made(**data.inputs)
+        return cost_of_trace(foveate.cost.flops.shapes(made), trace).score
+
+    methods = parse(spec)
+    own = parse(spec.partition(",weigh")[0].partition(",merge")[0])
+    planned = cost_of(found, asked, methods).score
+    assert planned == ran(methods) - ran(own)
+    assert planned == products * 2 * 12 * 4 * found.shapes.layers[1].hidden
+    assert cost_of(found, asked, own).score == 0
+
+
+def test_every_cut_compares_what_it_drops() -> None:
+    """Two methods at two layers: 16 to 8 tokens, and what is left to 2."""
+    made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
+    found = architecture(FAMILIES["llava"](), dtype="float32")
+    asked = request(FAMILIES["llava"](), text=8, images=1, new_tokens=1, batch=3)
+    methods = parse("random:layer=0,keep=0.5,weigh=nearest+random:layer=2,keep=2,merge=mean")
+    with foveate.apply(made, *methods) as trace, torch.no_grad():
+        made(**data.inputs)
+    planned = cost_of(found, asked, methods).score
+    assert planned == 3 * cost_of_trace(foveate.cost.flops.shapes(made), trace).score
+    assert planned == 3 * 2 * (8 * 8 + 6 * 2) * found.shapes.layers[0].hidden
+
+
+def test_the_command_counts_comparing(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, weighed = "random:layer=2,keep=64", "random:layer=2,keep=64,weigh=nearest,merge=mean"
+    found = told(capsys, "llava-1.5-7b", "--method", plain, "--method", weighed)
+    assert found[plain]["flops"]["score"] == 0
+    assert found[weighed]["flops"]["score"] == 2 * 512 * 64 * 4096
+    for row in found.values():
+        parts = [value for name, value in row["flops"].items() if name != "total"]
+        assert sum(parts) == pytest.approx(row["flops"]["total"])
 
 
 def test_layers_add_up_and_ratios_fall(capsys: pytest.CaptureFixture[str]) -> None:

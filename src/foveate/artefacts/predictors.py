@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from ..core.predictor import RatePredictor
+from .weighting import UNWEIGHED, Weighting
 
 WEIGHTS = "predictor.safetensors"
 CARD = "predictor.json"
@@ -34,6 +35,8 @@ class Card:
         training: data, seed, metrics and versions.
         decode: whether it decides before decode steps too.
         protect: what its ranking spares while decoding.
+        weighting: what kept tokens weighed, and whether they became means, when it was trained. A
+            card without weights and means says nothing of it.
     """
 
     model: str
@@ -47,6 +50,7 @@ class Card:
     training: dict[str, Any] = field(default_factory=dict)
     decode: bool = True
     protect: str = "nothing"
+    weighting: Weighting = UNWEIGHED
 
 
 def save_pretrained(predictor: RatePredictor, card: Card, folder: Path | str) -> None:
@@ -57,7 +61,10 @@ def save_pretrained(predictor: RatePredictor, card: Card, folder: Path | str) ->
         {k: v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()},
         folder / WEIGHTS,
     )
-    (folder / CARD).write_text(json.dumps(asdict(card), indent=1))
+    body = {**asdict(card), "weighting": card.weighting.facts}
+    if not body["weighting"]:
+        del body["weighting"]
+    (folder / CARD).write_text(json.dumps(body, indent=1))
 
 
 def from_pretrained(source: Path | str) -> tuple[RatePredictor, Card]:
@@ -72,10 +79,11 @@ def from_pretrained(source: Path | str) -> tuple[RatePredictor, Card]:
     folder = _folder(str(source))
     try:
         facts = json.loads((folder / CARD).read_text())
+        facts["weighting"] = Weighting(**facts.get("weighting", {}))
         card = Card(**{**facts, "rates": tuple(facts["rates"])})
         predictor = RatePredictor(card.heads, card.rates, card.response)
         predictor.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{folder} is no whole predictor ({CARD} and {WEIGHTS}): {first}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.schedules import PerLayer
+from .weighting import UNWEIGHED, Weighting
 
 FORMAT = "foveate schedule"
 VERSION = 1
@@ -29,6 +30,8 @@ class ScheduleFile:
         costs: FLOPs ratio, mean share kept, KV bytes ratio.
         search: what searching cost.
         versions: of foveate, torch, transformers.
+        weighting: what kept tokens weighed, and whether they became means, when it was searched. A
+            file without weights and means says nothing of it.
     """
 
     keep: tuple[float, ...]
@@ -42,6 +45,7 @@ class ScheduleFile:
     costs: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    weighting: Weighting = UNWEIGHED
 
     def __post_init__(self) -> None:
         _ = self.schedule
@@ -66,6 +70,9 @@ class ScheduleFile:
     def save(self, path: Path | str) -> None:
         """Writes the file."""
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        body["weighting"] = self.weighting.facts
+        if not body["weighting"]:
+            del body["weighting"]
         Path(path).write_text(json.dumps(body, indent=1) + "\n")
 
 
@@ -87,6 +94,7 @@ def load_schedule(path: Path | str) -> ScheduleFile:
             f"{path} is of version {version} of the format, this foveate reads {VERSION}; update foveate"
         )
     try:
+        body["weighting"] = Weighting(**body.get("weighting", {}))
         return ScheduleFile(**{**body, "keep": tuple(body["keep"])})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no whole schedule: {error}") from error

@@ -41,8 +41,7 @@ def cost(
     for spec, methods in {"unpruned": [], **specs}.items():
         row = plan.cost_of(found, request, methods)
         rows[spec] = {
-            "flops": {k: v for k, v in vars(row).items() if k not in ("score", "kv_bytes")}
-            | {"total": row.flops},
+            "flops": {k: v for k, v in vars(row).items() if k != "kv_bytes"} | {"total": row.flops},
             "kv_bytes": row.kv_bytes,
             "ratio": row.ratio(base),
             "papers": plan.papers(found, request, methods),
@@ -106,7 +105,8 @@ def _print(model: Architecture, asked: plan.Request, rows: dict[str, Any]) -> No
     console.print(
         f"{model.family}, {len(model.shapes.layers)} layers; batch {asked.batch} of {asked.text} text + {asked.visual} "
         f"visual tokens, {asked.new_tokens} new. FLOPs count 2 per multiply-accumulate; the last two columns are one "
-        "prefill in the papers' conventions (1 per multiply-accumulate, decoder alone). Ranking is left out.",
+        "prefill in the papers' conventions (1 per multiply-accumulate, decoder alone). Ranking is left out; comparing "
+        "dropped with kept tokens (weigh=, merge=mean) is in all FLOPs.",
         highlight=False,
     )
 

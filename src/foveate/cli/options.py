@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ..artefacts.weighting import MERGES, WEIGHS
 from ..core.scores import RANKINGS
 from ..cost import plan
 
@@ -24,7 +25,8 @@ Methods = Annotated[
     list[str] | None,
     typer.Option(
         "--method",
-        help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens). May be repeated.",
+        help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens), or with the knobs of every method "
+        "fastv:layer=2,keep=0.5,weigh=nearest,merge=mean (see `foveate methods`). May be repeated.",
     ),
 ]
 Model = Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")]
@@ -34,6 +36,18 @@ Ranking = Annotated[
         "--ranking",
         help=f"Which tokens go first: {', '.join(RANKINGS)}; or a method, by its score.",
     ),
+]
+Weigh = Annotated[str, typer.Option(help=f"Whom dropped tokens join: {', '.join(WEIGHS)}.")]
+Merge = Annotated[
+    str,
+    typer.Option(help=f"{' or '.join(MERGES)}: whether kept tokens become means of what joins."),
+]
+Strength = Annotated[float, typer.Option(help="Of --weigh: what log(n) is multiplied with.")]
+Place = Annotated[
+    float | None, typer.Option(help="Of --weigh mixed: how much nearness in the picture counts.")
+]
+Cutoff = Annotated[
+    float | None, typer.Option(help="Of --merge mean: the cosine below which none is averaged.")
 ]
 Match = Annotated[
     str | None,

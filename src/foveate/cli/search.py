@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from ..artefacts.schedules import ScheduleFile
+from ..artefacts.weighting import Weighting
 from ..explore.schedule import plot_schedules
 from ..models.load import load
 from ..processes import launched
@@ -46,6 +47,11 @@ def search(
     within: Annotated[
         str, typer.Option(help="sample, or image: every image keeps its share.")
     ] = "sample",
+    weigh: options.Weigh = "none",
+    merge: options.Merge = "none",
+    strength: options.Strength = 1.0,
+    place: options.Place = None,
+    cutoff: options.Cutoff = None,
     start_layer: Annotated[
         int, typer.Option(min=0, help="The first layer before which tokens may leave.")
     ] = 2,
@@ -103,6 +109,7 @@ def search(
         "first": start_layer,
     }
     numbers |= {"batch": batch, "cache_gb": cache_gb, "seed": seed}
+    numbers["weighting"] = Weighting(weigh, merge, strength, place, cutoff)
     plan = _plan(algorithm=algorithm, knobs=settled(algorithm, knobs), **numbers)
     _check_paths(out, plot)
     used = _data(data, kinds, calibration, held_out)

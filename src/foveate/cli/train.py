@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..artefacts.predictors import Card, save_pretrained
+from ..artefacts.weighting import Weighting
 from ..core.predictor import RatePredictor
 from ..core.scores import RANKINGS
 from ..models.load import load
@@ -82,6 +83,11 @@ def train_dyrate(
     ] = Plan.drop_all,
     decode: Decode = Plan.decode,
     protect: Protect = Plan.protect,
+    weigh: options.Weigh = "none",
+    merge: options.Merge = "none",
+    strength: options.Strength = 1.0,
+    place: options.Place = None,
+    cutoff: options.Cutoff = None,
     response: Annotated[
         bool, typer.Option(help="Whether the response's share is a feature.")
     ] = Plan.response,
@@ -115,6 +121,7 @@ def train_dyrate(
     plan = Plan(
         budget, layer, num_rates, ranking, response, steps, batch, lr, weight, kl=kl, cold=cold, seed=seed,
         drop_all=drop_all, parts=parts, decode=decode, protect=protect, exact=exact,
+        weighting=Weighting(weigh, merge, strength, place, cutoff),
     )  # fmt: skip
     if answers is not None and not exact:
         raise ValueError(f"--answers {answers} goes with --exact; add it, or leave --answers out")
@@ -194,7 +201,7 @@ def _card(
 ) -> Card:
     text = loaded.decoder.config
     facts = {
-        "plan": asdict(plan),
+        "plan": plan.facts,
         "data": "scenes" if data is None else data.name,
         "unusable rows": unusable,
         "held out": {
@@ -218,6 +225,7 @@ def _card(
         training=facts,
         decode=plan.decode,
         protect=plan.protect,
+        weighting=plan.weighting,
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core.method import Method
 from ..core.schedules import number_kept
+from ..core.weighing import Mean, Nearest, Uniform
 from ..engine.anatomy import anatomy_of
 from ..engine.sizes import LayerShape
 from ..engine.trace import Pass, Trace
@@ -174,6 +175,7 @@ def cost_of_counts(
     visual: float | None = None,
     tower: float = 0.0,
     asked: Sequence[int] = (),
+    cuts: Sequence[Cut] = (),
 ) -> Cost:
     """The cost of one sample whose layer l attends to `kept[l]` visual tokens.
 
@@ -185,6 +187,8 @@ def cost_of_counts(
         visual: visual tokens given, for the head where it runs on every row; None if layer 0 sees them all.
         tower: FLOPs of tower and projector.
         asked: layers of which one query row is recomputed to rank tokens.
+        cuts: as `cuts_by` gives them. Where a method says whom a dropped token joins by how alike they are (weights
+            or means by cosine), its cut adds one product of dropped x kept x width to `score`.
 
     Raises:
         ValueError: `kept` does not have one count per layer.
@@ -198,6 +202,7 @@ def cost_of_counts(
         layer.steps(new_tokens - 1, text + k) for layer, k in zip(shape.layers, kept, strict=True)
     )
     score = sum(shape.layers[i].ranking(1, text + kept[i]) for i in asked)
+    score += sum(cut.comparing(shape) for cut in cuts)
     kv = sum(
         layer.cache(text + k + new_tokens - 1) for layer, k in zip(shape.layers, kept, strict=True)
     )
@@ -209,8 +214,37 @@ class UnforeseenError(ValueError):
     """What methods keep depends on the input, so that no plan can say it."""
 
 
-def kept_by(methods: Sequence[Method], layers: int, total: int) -> list[int]:
-    """Visual tokens that each layer of the prefill sees, by the plans of the schedules.
+@dataclass(frozen=True)
+class Cut:
+    """What one method drops before one layer of a prefill, as its schedule plans it.
+
+    Attributes:
+        method: that drops.
+        layer: the layer about to run.
+        before: visual tokens that are there.
+        kept: those that stay.
+    """
+
+    method: Method
+    layer: int
+    before: int
+    kept: int
+
+    def comparing(self, shape: Shapes) -> float:
+        """FLOPs of comparing every dropped token with every kept one, where that decides whom it joins.
+
+        The hidden states that enter the layer are compared, D wide: 2 dropped x kept x D for each rule of joining by
+        cosine. Weights and means that go by one rule compare once.
+        """
+        merge = self.method.merge
+        rules = {self.method.weigh, merge.by if isinstance(merge, Mean) else None}
+        products = sum(isinstance(rule, Nearest | Uniform) for rule in rules)
+        width = shape.layers[self.layer].hidden
+        return 2.0 * products * (self.before - self.kept) * self.kept * width
+
+
+def cuts_by(methods: Sequence[Method], layers: int, total: int) -> list[Cut]:
+    """Where visual tokens leave in the prefill, by the plans of the schedules; in the order in which they do.
 
     Raises:
         UnforeseenError: a schedule has no plan.
@@ -227,10 +261,24 @@ def kept_by(methods: Sequence[Method], layers: int, total: int) -> list[int]:
     left = total
     found = []
     for layer in range(layers):
-        for (
-            plan
-        ) in plans:  # in the order of the methods, since a share is of what the others have left
+        # In the order of the methods, since a share is of what the others have left.
+        for method, plan in zip(methods, plans, strict=True):
             keep = plan[layer]
-            left = min(left, number_kept(left if isinstance(keep, float) else total, keep))
-        found.append(left)
+            kept = min(left, number_kept(left if isinstance(keep, float) else total, keep))
+            if kept < left:
+                found.append(Cut(method, layer, left, kept))
+            left = kept
+    return found
+
+
+def kept_by(methods: Sequence[Method], layers: int, total: int) -> list[int]:
+    """Visual tokens that each layer of the prefill sees, by the plans of the schedules.
+
+    Raises:
+        UnforeseenError: a schedule has no plan.
+        ValueError: a schedule does not fit the decoder.
+    """
+    found = [total] * layers
+    for cut in cuts_by(methods, layers, total):
+        found[cut.layer :] = [cut.kept] * (layers - cut.layer)
     return found

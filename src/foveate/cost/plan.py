@@ -9,7 +9,7 @@ from typing import Any
 from ..core.method import Method
 from .architecture import Architecture
 from .conventions import MLP, prefill
-from .flops import Cost, cost_of_counts, kept_by
+from .flops import Cost, cost_of_counts, cuts_by, kept_by
 from .pictures import PictureSize, Size, picture
 
 
@@ -80,6 +80,8 @@ def request(
 def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ()) -> Cost:
     """FLOPs and KV bytes of the whole batch; what ranking tokens takes is not foreseen and is left out.
 
+    `score` has the comparing of dropped with kept tokens alone, which weights and means by cosine take at every cut.
+
     Raises:
         ValueError: a schedule that depends on the input, or that does not fit the decoder.
     """
@@ -92,6 +94,7 @@ def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ())
         new_tokens=asked.new_tokens,
         visual=asked.visual,
         tower=tower,
+        cuts=cuts_by(methods, len(counts), asked.visual),
     )
     return Cost(**{name: asked.batch * value for name, value in vars(one).items()})
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from ..core.method import Method
 from ..cost.flops import Cost, Shapes, UnforeseenError, cost_of_counts, kept_by
 from ..methods import factories, knobs, parse
-from ..methods.spec import MARK, Named, filled, named_in, read
+from ..methods.spec import MARK, SPEAKING, Named, filled, named_in, read
 from .records import Record
 
 WORKS = ("flops", "bytes", "tokens")
@@ -78,7 +78,8 @@ def marked(spec: str) -> str:
         )
     if first.name not in factories():
         parse(first.name)  # says what was meant
-    numbers = [knob for knob in knobs(first.name) if _kinds(first.name, knob)]
+    own = (knob for knob in knobs(first.name) if knob not in SPEAKING)
+    numbers = [knob for knob in own if _kinds(first.name, knob)]
     chosen = "keep" if "keep" in numbers else numbers[0] if len(numbers) == 1 else None
     if chosen is None:
         raise ValueError(
@@ -104,6 +105,11 @@ def values(spec: str, layers: int) -> list[str]:
     if found is None:
         raise ValueError(f"{spec!r} marks no knob; expected one with ?, as in fastv:keep=?")
     knob = found.marked() or MARK
+    if knob in SPEAKING:
+        raise ValueError(
+            f"{str(found)!r}: {knob} changes how tokens count, not how many there are, so no work depends on it; mark "
+            "a knob such as keep"
+        )
     if found.name not in factories() or knob not in knobs(found.name):
         parse(filled(str(found), "1"))  # says what was meant
     kinds = _kinds(found.name, knob) if knob in knobs(found.name) else set()

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..artefacts.schedules import ScheduleFile, load_schedule
-from ..core.method import Method
+from ..artefacts.weighting import Weighting
+from ..core.method import MergeKind, Method, WeighKind
 from .spec import score_of
 
 
@@ -14,6 +15,11 @@ def schedule(
     path: str | ScheduleFile,
     ranking: str | None = None,
     within: Literal["sample", "image"] | None = None,
+    weigh: WeighKind | None = None,
+    merge: MergeKind | None = None,
+    strength: float | None = None,
+    place: float | None = None,
+    cutoff: float | None = None,
 ) -> Method:
     """Before every layer, keep the share of the visual tokens that a search found for it.
 
@@ -28,6 +34,12 @@ def schedule(
         ranking: by what tokens are ranked, if not as in the search; a ranking of `core.scores.RANKINGS`, or a method,
             whose score it is then. What that method makes of dropped tokens is left out.
         within: "image" gives every image of a sample its share, "sample" ranks all together; by default as searched.
+        weigh: what a kept token weighs, as `Method.weighted` has it, if not as in the search. "none"
+            weighs all alike.
+        merge: "mean" or "none", if not as in the search.
+        strength: of weights, if not as in the search.
+        place: of weigh "mixed", if not as in the search.
+        cutoff: of merge "mean", if not as in the search.
 
     Raises:
         ValueError: no such file, no schedule in it, or no such score. At `apply`: the model has another depth or is of
@@ -38,5 +50,18 @@ def schedule(
     name += ("" if ranking is None else f",ranking={ranking}") + (
         "" if within is None else f",within={within}"
     )
+    speaking = {
+        "weigh": weigh,
+        "merge": merge,
+        "strength": strength,
+        "place": place,
+        "cutoff": cutoff,
+    }
     kind: Literal["sample", "image"] = within or ("image" if found.within == "image" else "sample")
-    return Method(score_of(ranking or found.ranking), found.schedule, within=kind, name=name)
+    plain = Method(
+        score_of(ranking or found.ranking),
+        found.schedule,
+        within=kind,
+        name=name + Weighting.spelled(**speaking),
+    )
+    return found.weighting.told(**speaking).on(plain)

@@ -206,9 +206,14 @@ def _naming(part: str, whole: str, several: bool) -> Iterator[None]:
 
 
 def _made(spec: Named) -> Method:
-    """The method of this name with these knobs."""
-    own = spec.without(*SPEAKING)
-    return _weighted(_made_alone(own), dict(pair for pair in spec.knobs if pair[0] in SPEAKING))
+    """The method of this name with these knobs.
+
+    What reads weights and means from a file has their knobs itself.
+    """
+    own = knobs(spec.name) if spec.name in methods.factories() else ()
+    shared = [knob for knob in SPEAKING if knob not in own]
+    given = dict(pair for pair in spec.knobs if pair[0] in shared)
+    return _weighted(_made_alone(spec.without(*shared)), given)
 
 
 def _weighted(method: Method, given: dict[str, str]) -> Method:
@@ -227,12 +232,12 @@ def _made_alone(spec: Named) -> Method:
         meant = _meant(spec.name, factories)
         raise ValueError(f"unknown method {spec.name!r}{meant}; there are {', '.join(factories)}")
     known = knobs(spec.name)
+    every = tuple(dict.fromkeys((*known, *SPEAKING)))
     given = {}
     needed = [key for key, (_, default) in known.items() if default is inspect.Parameter.empty]
     for key, value in spec.knobs:
         if not key and not needed:
             if value not in known:
-                every = (*known, *SPEAKING)
                 if value in SPEAKING:
                     raise ValueError(
                         f"{value!r} in {str(spec)!r} has no value; expected {value}=value"
@@ -244,8 +249,7 @@ def _made_alone(spec: Named) -> Method:
         knob = key or needed[0]
         if knob not in known:
             raise ValueError(
-                f"{spec.name} has no knob {knob!r}{_meant(knob, (*known, *SPEAKING))}; "
-                f"it has {', '.join((*known, *SPEAKING))}"
+                f"{spec.name} has no knob {knob!r}{_meant(knob, every)}; it has {', '.join(every)}"
             )
         if knob in given:
             raise ValueError(f"{str(spec)!r} gives {knob} twice; give it once")

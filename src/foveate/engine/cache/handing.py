@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,14 +42,15 @@ def handed_on(
     Returns:
         The numbers from now on.
     """
-    mean = method.merge if isinstance(method.merge, Mean) else None
-    weigh = method.weigh
-    by = weigh if mean is None else mean.by
-    if by is None or layer.keys is None or layer.values is None:
+    speaks = method.weigh is not None or isinstance(method.merge, Mean)
+    if not speaks or layer.keys is None or layer.values is None:
         return numbers
     columns = slots.columns(alive.shape[0], alive.device)
     visual = (tokens.kind.gather(1, columns.clamp(min=0)) == int(Kind.IMAGE)) & (columns >= 0)
     place, real = gathered(visual)  # slots of visual tokens (B N)
+    # Evictions leave slots in any order; of two kept tokens equally near, the first is the first in the sequence.
+    order = columns.gather(1, place).masked_fill(~real, alive.shape[1]).argsort(dim=1)
+    place, real = place.gather(1, order), real.gather(1, order)
     columns = columns.gather(1, place)
     stays = alive.gather(1, columns.clamp(min=0))
     keys, values = (_of_slots(part, place) for part in (layer.keys, layer.values))
@@ -64,25 +65,48 @@ def handed_on(
         old.of(columns),
         spend,
     )
+    (keys, values), counts = spoken(at, method, (keys, values))
+    if isinstance(method.merge, Mean):
+        layer.replace(place, keys, values)
+    if counts is None or method.weigh is None:
+        return numbers
+    return old.changed(columns, at.keep, counts, method.weigh.strength)
+
+
+def spoken(
+    at: AtCut, method: Method, parts: Sequence[Float[Tensor, "B N K E"]]
+) -> tuple[Sequence[Float[Tensor, "B N K E"]], Float[Tensor, "B N"] | None]:
+    """What cached tokens become where some of them leave a layer's cache.
+
+    Args:
+        at: the tokens, compared by the layer's keys.
+        method: that drops them.
+        parts: their keys, values and whatever else is averaged with a `Mean`.
+
+    Returns:
+        The parts from now on; what does not stay has what it had. And the numbers of those that stay, or None if the
+        method does not weigh.
+    """
+    mean = method.merge if isinstance(method.merge, Mean) else None
+    weigh = method.weigh
+    by = weigh if mean is None else mean.by
+    if by is None:
+        return parts, None
     owner = by.owners(at)
     if mean is not None:
-        # What is not kept gets what it had, so that every slot in `place` can be written; all of them differ.
-        keys, values = (
+        parts = [
             torch.where(
                 at.keep[..., None, None].to(part.device),
-                at.means(part.flatten(2).to(alive.device), owner, mean.cutoff)
+                at.means(part.flatten(2).to(at.keep.device), owner, mean.cutoff)
                 .view(part.shape)
                 .to(part),
                 part,
             )
-            for part in (keys, values)
-        )
-        layer.replace(place, keys, values)
+            for part in parts
+        ]
     if weigh is None:
-        return numbers
-    if weigh != by:
-        owner = weigh.owners(at)
-    return old.changed(columns, at.keep, weigh.numbers(at, owner), weigh.strength)
+        return parts, None
+    return parts, weigh.numbers(at, owner if weigh == by else weigh.owners(at))
 
 
 def _of_slots(values: Float[Tensor, "B K S E"], place: Int[Tensor, "B N"]) -> Tensor:

@@ -10,9 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ...artefacts.predictors import Card, from_pretrained
+from ...artefacts.weighting import Weighting
 from ...core.contract import Schedule, Score
 from ...core.features import shares_by_type
-from ...core.method import Method
+from ...core.method import MergeKind, Method, WeighKind
 from ...core.predictor import RatePredictor
 from ...core.schedules import ByStep, check_layer
 from ...core.scores import RANKINGS, LastQuery, Ranking
@@ -120,7 +121,9 @@ class LearnedRate(Schedule):
 def dyrate(
     predictor: str | RatePredictor, layer: int | None = None, ranking: Ranking | None = None,
     semantics: Semantics = "cached", every: int = 1, adapt: Adapt = "input", deeper: float = 0.0,
-    decode: bool | None = None, protect: Protect | None = None,
+    decode: bool | None = None, protect: Protect | None = None, weigh: WeighKind | None = None,
+    merge: MergeKind | None = None, strength: float | None = None, place: float | None = None,
+    cutoff: float | None = None,
 ) -> Method:  # fmt: skip
     """At the prefill and before every decode step, a linear predictor picks how many visual tokens
     stay.
@@ -153,6 +156,12 @@ def dyrate(
             trained.
         protect: "unseen": tokens that the answer has looked at leave the cache before those it has
             not (`methods.dyrate.sparing.Sparing`); or "nothing"; by default as trained.
+        weigh: what a kept token weighs, as `Method.weighted` has it; by default as trained. "none"
+            weighs all alike.
+        merge: "mean" or "none"; by default as trained.
+        strength: of weights; by default as trained.
+        place: of weigh "mixed"; by default as trained.
+        cutoff: of merge "mean"; by default as trained.
 
     Raises:
         ValueError: no such predictor, a knob out of range; when run: another model's predictor, or
@@ -160,7 +169,7 @@ def dyrate(
     """
     loaded, card = from_pretrained(predictor) if isinstance(predictor, str) else (predictor, None)
     told = _told(card, layer, ranking, decode, protect)
-    return _method(
+    plain = _method(
         loaded,
         told,
         f"dyrate:predictor={predictor if card else 'given'}",
@@ -169,6 +178,15 @@ def dyrate(
         adapt,
         deeper,
     )
+    speaking = {
+        "weigh": weigh,
+        "merge": merge,
+        "strength": strength,
+        "place": place,
+        "cutoff": cutoff,
+    }
+    method = told.weighting.told(**speaking).on(plain)
+    return method.named(plain.name + Weighting.spelled(**speaking))
 
 
 def _told(

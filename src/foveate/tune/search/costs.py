@@ -127,6 +127,7 @@ def measure_layer(
                 layer=len(runner.layers) // 2,
                 hidden=state.hidden[:, stay.to(state.hidden.device)],
                 columns=state.columns[:, stay],
+                numbers=runner.ones(state) if gone and runner.weighting.weigh != "none" else None,
             )
             _wait(state.hidden)
             begin = time.perf_counter()

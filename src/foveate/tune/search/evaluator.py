@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...artefacts.weighting import UNWEIGHED, Weighting
 from ...core.contract import Score
-from ...core.method import Method
-from ...core.schedules import PerLayer
 from ...models.loaded import Loaded
 from ...processes import ALONE, Processes
 from ..examples import Example
@@ -40,6 +39,7 @@ class Evaluator:
         cache_bytes: what may be held between trials, by this process; the rest is run anew every
             time.
         processes: that share the batches.
+        weighting: what kept tokens weigh, and whether they become means.
 
     Attributes:
         held_bytes: what is held now.
@@ -62,6 +62,7 @@ class Evaluator:
         batch: int = 8,
         cache_bytes: float = 2e9,
         processes: Processes = ALONE,
+        weighting: Weighting = UNWEIGHED,
     ) -> None:
         if not examples:
             raise ValueError("got no examples to judge schedules on; give at least one")
@@ -69,8 +70,7 @@ class Evaluator:
         self.examples = examples
         self.objective = objective
         self.batch = batch
-        self.runner = Runner(loaded.model, score, within)
-        self.within = within
+        self.runner = Runner(loaded.model, score, within, weighting)
         self.processes = processes
         self.cache_bytes = cache_bytes
         self.depth = len(self.runner.layers)
@@ -139,7 +139,7 @@ class Evaluator:
         examples = self.examples[self._rows(index)]
         batch = state.prompt.batch
         longest = int(batch.answered.sum(1).max()) + 4  # words of a greedy answer
-        method = Method(self.runner.score, PerLayer(keep), within=self.within)
+        method = self.runner.method(self.runner.score, keep)
 
         def run() -> Tensor:
             if keep == (1.0,) * self.depth:

@@ -9,17 +9,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...core.tokens import TokenMap
+from ...engine.cache.numbers import Numbers
 from ..tower_view import TowerReader
 from ..train.dyrate.rollout import Batch
 
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What a layer ran on: its input (B T D) and the columns of its rows (B T), -1 at fills."""
+    """What a layer ran on.
+
+    Attributes:
+        layer: which.
+        hidden: its input (B T D).
+        columns: of its rows (B T), -1 at fills.
+        numbers: for how many tokens each column speaks in it, or None where each speaks for itself.
+    """
 
     layer: int
     hidden: Tensor
     columns: Tensor
+    numbers: Numbers | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Prefix:
         keep: what the layers before kept.
         notes: what the ranking has noticed so far, as `View.notes` has it.
         found: the ranking here, by the counts to keep, or by None where it is the same for all.
+        numbers: for how many tokens each column speaks so far, or None where each speaks for itself.
     """
 
     layer: int
@@ -45,6 +55,7 @@ class Prefix:
     keep: tuple[float, ...] = ()
     notes: dict[str, Tensor] = field(default_factory=dict)
     found: dict[tuple[int, ...] | None, Tensor] = field(default_factory=dict)
+    numbers: Numbers | None = None
 
     @property
     def bytes(self) -> int:
@@ -52,9 +63,12 @@ class Prefix:
 
         Rankings are left out: they come later.
         """
+        shared = (self.numbers, *(ran.numbers for ran in self.trail))
+        several = {id(numbers): numbers for numbers in shared if numbers is not None}
         held = (
             self.hidden,
             *(ran.hidden for ran in self.trail),
+            *(part for numbers in several.values() for part in (numbers.counts, numbers.bias)),
             *self.prompt.batch.inputs.values(),
         )
         return sum(t.numel() * t.element_size() for t in held)

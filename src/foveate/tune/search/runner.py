@@ -21,15 +21,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...artefacts.weighting import UNWEIGHED, Weighting
 from ...core.contract import Score
-from ...core.method import Method
+from ...core.method import Method, Selection
 from ...core.schedules import PerLayer
 from ...core.tokens import Kind, classify
 from ...core.view import View
 from ...engine.anatomy import anatomy_of
 from ...engine.assumptions import without_cache
 from ...engine.attention.masks import for_backend, may_see, needless
-from ...engine.attention.rows import attention_rows, take_rows
+from ...engine.attention.rows import attention_rows, replace_rows, take_rows
+from ...engine.cache.numbers import Numbers
 from ...engine.checks import check_model, check_teacher_forcing
 from ...engine.until import states_of, until
 from ..tower_view import TowerReader, tower_watched
@@ -44,14 +46,19 @@ class Runner:
         model: of a supported family; frozen.
         score: ranks the tokens.
         within: as `Method` has it.
+        weighting: what kept tokens weigh, and whether they become means.
 
     Raises:
         ValueError: a model that `apply` would refuse, or one whose decoder is fed between its
-            layers.
+            layers; weights under flash attention.
     """
 
     def __init__(
-        self, model: Any, score: Score, within: Literal["sample", "image"] = "sample"
+        self,
+        model: Any,
+        score: Score,
+        within: Literal["sample", "image"] = "sample",
+        weighting: Weighting = UNWEIGHED,
     ) -> None:
         self.anatomy = anatomy_of(model)
         self.model = self.anatomy.model
@@ -64,6 +71,13 @@ class Runner:
         self.backend = str(self.decoder.config._attn_implementation)
         self.score = score
         self.within = within
+        self.weighting = weighting
+        if weighting.weigh != "none" and self.backend.startswith("flash"):
+            raise ValueError(
+                f"searching with weigh={weighting.weigh} adds a bias to attention, which it cannot "
+                f"under {self.backend}; load the model with attn_implementation='sdpa' or 'eager', or "
+                "leave out --weigh"
+            )
         self.reach = score.needs.back
         self.tally = Tally()
 
@@ -101,18 +115,18 @@ class Runner:
     @torch.no_grad()
     def advance(self, state: Prefix, share: float) -> Prefix:
         """Drops down to `share` of the visual tokens before the layer, then runs it."""
-        hidden, columns = self._dropped(state, share)
-        ran = LayerInput(state.layer, hidden, columns)
+        ran = self._dropped(state, share)
         out = self.run_layer(ran, state.prompt)
         trail = (*state.trail, ran)[-self.reach :]
         return Prefix(
             layer=state.layer + 1,
             hidden=out,
-            columns=columns,
+            columns=ran.columns,
             prompt=state.prompt,
             trail=trail,
             keep=(*state.keep, share),
             notes=dict(state.notes),
+            numbers=ran.numbers,
         )
 
     def to_end(self, state: Prefix, keep: Sequence[float]) -> Float[Tensor, "B S D"]:
@@ -132,25 +146,39 @@ class Runner:
         row = _row_of_column(state.columns, length)[:, batch.prompt - 1 : length - 1]  # (B S)
         return self.decoder.norm(take_rows(state.hidden, row.to(state.hidden.device)))
 
-    def _dropped(self, state: Prefix, share: float) -> tuple[Tensor, Tensor]:
-        """States (B R D) and columns (B R) of the rows that enter the layer after dropping."""
+    def method(self, score: Score, keep: Sequence[float]) -> Method:
+        """What `apply` would be given for these shares, ranked by `score`."""
+        return self.weighting.on(Method(score, PerLayer(tuple(keep)), within=self.within))
+
+    def _dropped(self, state: Prefix, share: float) -> LayerInput:
+        """The rows that enter the layer after dropping; they speak for the others as the engine's.
+
+        States are (B R D), columns (B R).
+        """
+        whole = LayerInput(state.layer, state.hidden, state.columns, state.numbers)
         before = state.keep[-1] if state.keep else 1.0
         drops = share < before
         notices = self.score.takes_notice(state.layer, 0)
         if not (drops or notices):
-            return state.hidden, state.columns
+            return whole
         view = self.view(state)
         if view.visual.shape[1] == 0:
-            return state.hidden, state.columns
+            return whole
         if not drops:
             self.score.take_notice(view)
-            return state.hidden, state.columns
-        schedule = PerLayer((*state.keep, *[share] * (len(self.layers) - state.layer)))
-        found = Method(_Ranked(self, state), schedule, within=self.within).select(view)
+            return whole
+        rest = [share] * (len(self.layers) - state.layer)
+        method = self.method(_Ranked(self, state), (*state.keep, *rest))
+        found = method.select(view)
         if found is None:
-            return state.hidden, state.columns
+            return whole
         # The newest token stays in any case, as in the engine: its state is the prompt's output.
         keep = found.keep | (view.visual == view.newest)  # (B N)
+        hidden = state.hidden
+        if method.merge is not None:
+            merged = method.merge(view, keep, found.counts)  # (B N D)
+            hidden = replace_rows(hidden, view.place(), keep, merged)
+        numbers = self._spoken(method, state, view, Selection(keep, found.counts))
         # Which columns are left (B C+1): scatter clears those of the tokens that are dropped, and
         # all else writes to a spare last column.
         length = state.prompt.batch.inputs["input_ids"].shape[1]
@@ -164,7 +192,23 @@ class Runner:
         most = max(1, int(stay.sum(1).max()))
         order = stay.long().argsort(dim=1, stable=True)[:, -most:]  # (B R)
         columns = torch.where(stay.gather(1, order), state.columns.gather(1, order), -1)
-        return take_rows(state.hidden, order.to(state.hidden.device)), columns
+        return LayerInput(state.layer, take_rows(hidden, order.to(hidden.device)), columns, numbers)
+
+    def _spoken(
+        self, method: Method, state: Prefix, view: View, found: Selection
+    ) -> Numbers | None:
+        """For how many tokens each column speaks from this cut on; the state's own numbers stay."""
+        if method.weigh is None:
+            return state.numbers
+        counts = method.numbers(method.weigh, view, found.keep, found.counts)
+        old = state.numbers or self.ones(state)
+        return old.changed(view.visual, found.keep, counts, method.weigh.strength)
+
+    def ones(self, state: Prefix) -> Numbers:
+        """Every column of the prompt speaks for itself; so do the answer's, which are past the end."""
+        return Numbers.ones(
+            len(state.columns), state.prompt.batch.prompt, device=state.columns.device
+        )
 
     def ranked(self, state: Prefix, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """The score at this state, computed for the first trial that needs it.
@@ -187,17 +231,18 @@ class Runner:
         # Which of the prompt's columns are left (B P); fills write to a spare last column.
         present = torch.zeros((len(rows), prompt + 1), dtype=torch.bool, device=rows.device)
         present.scatter_(1, torch.where(rows < 0, prompt, rows), True)
-        visual = present[:, :-1] & tokens.are(Kind.IMAGE)
+        left = present[:, :-1] & tokens.are(Kind.IMAGE)
         # A stable sort brings the visual columns to the front, in their order (B N).
-        count = visual.sum(1, keepdim=True)
-        order = (~visual).long().argsort(dim=1, stable=True)[:, : int(count.max())]
+        count = left.sum(1, keepdim=True)
+        order = (~left).long().argsort(dim=1, stable=True)[:, : int(count.max())]
         mask = torch.arange(order.shape[1], device=rows.device) < count
+        visual = torch.where(mask, order, -1)
         return View(
             layer=state.layer,
             step=0,
             layers=len(self.layers),
             total=state.prompt.total,
-            visual=torch.where(mask, order, -1),
+            visual=visual,
             mask=mask,
             hidden=state.hidden,
             rows=rows,
@@ -206,6 +251,7 @@ class Runner:
             notes=state.notes,
             look=state.prompt.look,
             recall=lambda index: self._recall(state, index),
+            numbers=None if state.numbers is None else state.numbers.of(visual),
         )
 
     def _attend(self, state: Prefix, index: int, queries: Tensor) -> Tensor:
@@ -223,7 +269,9 @@ class Runner:
         )
         keys = self.adapter.keys(module, ran.hidden, self._turned(state.prompt, ran.columns))
         allowed = may_see(queries, held, None) & (queries >= 0)[:, :, None]
-        shares = attention_rows(asked, keys, module.self_attn.scaling, allowed)  # (B H Q T)
+        bias = None if ran.numbers is None else ran.numbers.biases(held)  # (B T)
+        scaling = module.self_attn.scaling
+        shares = attention_rows(asked, keys, scaling, allowed, bias=bias)  # (B H Q T)
         # From rows to columns: out[b, h, q, held[b, t]] = shares[b, h, q, t]. Columns that the
         # layer no longer held have 0; fills add to a spare last column.
         out = shares.new_zeros((*shares.shape[:-1], prompt + 1))
@@ -255,9 +303,12 @@ class Runner:
         """The layer's output (B T D)."""
         columns = ran.columns
         filled = bool((columns < 0).any())
-        mask = None
-        if filled or not needless(self.backend, columns.shape[1], 0):
-            mask = for_backend(self.backend, columns, columns, None, ran.hidden.dtype)
+        mask = bias = None
+        if ran.numbers is not None:  # all rows see the kept with their numbers, the answer's too
+            bias = ran.numbers.biases(columns)
+        if filled or bias is not None or not needless(self.backend, columns.shape[1], 0):
+            dtype = ran.hidden.dtype
+            mask = for_backend(self.backend, columns, columns, None, dtype, bias=bias)
         places = None
         # Flash attention would take gaps between the ids for the ends of packed sequences.
         if prompt.ids is not None and not self.backend.startswith("flash"):

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...artefacts.schedules import ScheduleFile
+from ...artefacts.weighting import UNWEIGHED, Weighting
 from ...core.contract import Score
 from ...core.method import Method
 from ...cost.flops import shapes
@@ -56,6 +57,7 @@ class Search:
         batch: examples per forward.
         cache_gb: what each process may hold between trials.
         seed: of strategies that draw, and of the bootstrap.
+        weighting: what kept tokens weigh, and whether they become means, in every trial and in the file.
     """
 
     algorithm: str = "gsearch"
@@ -68,6 +70,7 @@ class Search:
     batch: int = 8
     cache_gb: float = 2.0
     seed: int = 0
+    weighting: Weighting = UNWEIGHED
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -167,6 +170,8 @@ def _journal(
     """
     facts = {"model": model, "data": data.facts(), **asdict(plan)}
     facts.pop("cache_gb")  # the same is found with any
+    if not plan.weighting.facts:
+        facts.pop("weighting")  # so that records of before weights and means were go on
     journal = Journal(record if together.index == 0 else None, facts)
     journal.known = together.of_first(journal.known)
     return journal
@@ -180,7 +185,7 @@ def _file(
     costs: dict[str, float],
 ) -> ScheduleFile:
     """The schedule with what is known of it before it is judged."""
-    stated = ("ranking", "within", "seed")  # each has its own place in the file
+    stated = ("ranking", "within", "seed", "weighting")  # each has its own place in the file
     return ScheduleFile(
         keep=keep,
         ranking=plan.ranking,
@@ -191,6 +196,7 @@ def _file(
         data=data.facts(),
         costs=costs,
         versions=versions(),
+        weighting=plan.weighting,
     )
 
 
@@ -206,7 +212,7 @@ def _problem(
     """The calibration examples as a problem."""
 
     def seconds() -> list[float]:
-        runner = Runner(loaded.model, plan.score)
+        runner = Runner(loaded.model, plan.score, weighting=plan.weighting)
         mine = measure_layer(runner, loaded, data.calibration[0])
         found: list[float] = judge.processes.of_first(mine)
         return found
@@ -270,6 +276,7 @@ def _evaluator(
         batch=plan.batch,
         cache_bytes=plan.cache_gb * 1e9,
         processes=together,
+        weighting=plan.weighting,
     )
 
 

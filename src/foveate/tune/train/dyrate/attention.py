@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,11 +53,40 @@ def soft_key_attention(
     return out.flatten(1, 2).transpose(1, 2).to(values.dtype)
 
 
+@dataclass(frozen=True)
+class Span:
+    """Rows of a layer that attend to the same keys and values.
+
+    Attributes:
+        rows: which.
+        keys: (B K T D).
+        values: (B K T E).
+        shares: what each key's weight is multiplied with (B T), or None.
+    """
+
+    rows: slice
+    keys: Tensor
+    values: Tensor
+    shares: Tensor | None = None
+
+
+Spans = Callable[[Tensor, Tensor], Iterable[Span]]  # of a layer's keys and values
+
+
+def one_span(keys: Tensor, values: Tensor) -> Iterable[Span]:
+    """All rows attend to what the layer gives."""
+    return (Span(slice(None), keys, values),)
+
+
 @contextmanager
 def soft_keys(
-    decoder: Any, seen: Bool[Tensor, "B T T"], weight: Float[Tensor, "B T T"]
+    decoder: Any,
+    seen: Bool[Tensor, "B T T"],
+    weight: Float[Tensor, "B T T"],
+    spans: Spans = one_span,
 ) -> Iterator[None]:
-    """Within it, the decoder's layers attend under `weight`.
+    """Within it, the decoder's layers attend under `weight`, to what `spans` makes of their keys and
+    values.
 
     Its own attention comes back at the end.
     """
@@ -64,7 +94,17 @@ def soft_keys(
     def attend(
         module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float, **__: Any
     ) -> tuple[Tensor, None]:
-        return soft_key_attention(q, k, v, scaling, seen, weight), None
+        out = []
+        for span in spans(k, v):
+            mine = weight[:, span.rows]
+            if span.shares is not None:
+                mine = mine * span.shares[:, None]
+            out.append(
+                soft_key_attention(
+                    q[:, :, span.rows], span.keys, span.values, scaling, seen[:, span.rows], mine
+                )
+            )
+        return torch.cat(out, 1), None
 
     AttentionInterface.register(_NAME, attend)
     before = decoder.config._attn_implementation

@@ -22,7 +22,7 @@ def flops_ratio(
 ) -> Float[Tensor, ""]:
     """FLOPs of prefill and decode, all samples together, over those of the unpruned model.
 
-    The formula is that of `measure.cost`.
+    The formula is that of `cost.flops`.
 
     Args:
         shape: of the model.

@@ -61,7 +61,9 @@ def through_masks(
     """
     batch, text, total = made
     choose = partial(_gumbel, uniform=uniform, tau=tau)
-    found = roll_out(model, predictor, plan.score, plan.layer, batch, choose, plan.decode)
+    found = roll_out(
+        model, predictor, plan.score, plan.layer, batch, choose, plan.decode, plan.weighting
+    )
     ratio = flops_ratio(shape, plan.layer, text, total, found.kept, batch.answered)
     answer = answer_losses(found.logits, batch).mean()
     quality = answer

@@ -57,7 +57,14 @@ def judge(
         made = batch_of(loaded, examples[start : start + plan.batch])
         batch, _, total = made
         found = roll_out(
-            loaded.model, predictor, plan.score, plan.layer, batch, likeliest, plan.decode
+            loaded.model,
+            predictor,
+            plan.score,
+            plan.layer,
+            batch,
+            likeliest,
+            plan.decode,
+            plan.weighting,
         )
         loss = float(answer_losses(found.logits, batch).sum())
         unpruned_loss = float(answer_losses(unpruned_logits(loaded.model, batch), batch).sum())
@@ -130,7 +137,14 @@ def ratio_of(
     for start in range(0, len(examples), plan.batch):
         made = batch_of(loaded, examples[start : start + plan.batch])
         kept = counts(
-            loaded.model, predictor, plan.score, plan.layer, made[0], likeliest, plan.decode
+            loaded.model,
+            predictor,
+            plan.score,
+            plan.layer,
+            made[0],
+            likeliest,
+            plan.decode,
+            plan.weighting,
         )
         sums += torch.tensor(_spent(loaded.model, made, kept, plan), dtype=torch.float64)
     return float(sums[0] / sums[1])

@@ -7,12 +7,14 @@ import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ....artefacts.weighting import UNWEIGHED, Weighting
 from ....core.contract import Score
 from ....core.predictor import RatePredictor, rate_grid
 from ....methods.dyrate import ranked
@@ -54,6 +56,7 @@ class Plan:
         protect: as of `methods.dyrate`.
         exact: True to run the answers at every rate and learn from that table (`exact.fit`). False
             to learn through soft masks, as the paper does.
+        weighting: what kept tokens weigh, and whether they become means, in all of training.
 
     Raises:
         ValueError: no such ranking, or one that is not possible before the layer; `exact` while
@@ -79,6 +82,7 @@ class Plan:
     decode: bool = True
     protect: str = "nothing"
     exact: bool = False
+    weighting: Weighting = UNWEIGHED
 
     def __post_init__(self) -> None:
         if self.exact and self.decode:
@@ -104,6 +108,14 @@ class Plan:
         return self.lr * (0.55 + 0.45 * math.cos(math.pi * done))
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """The numbers as checkpoints have them. Those without weights and means are as ever."""
+        found = asdict(self)
+        if not self.weighting.facts:
+            del found["weighting"]
+        return found
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """Rates to choose from."""
         return rate_grid(self.num_rates, self.drop_all)
@@ -124,7 +136,7 @@ def save(
     for number, state in optimizer.state_dict()["state"].items():  # a state for each parameter
         for name, value in state.items():
             tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value).cpu().contiguous()
-    facts = {"step": str(step), "plan": json.dumps(asdict(plan)), "source": source}
+    facts = {"step": str(step), "plan": json.dumps(plan.facts), "source": source}
     write(folder / "state.safetensors", tensors, facts)
 
 
@@ -153,7 +165,7 @@ def resume(
         return 0
     with safe_open(path, "pt") as file:
         facts = file.metadata()
-    if json.loads(facts["plan"]) != asdict(plan):
+    if json.loads(facts["plan"]) != plan.facts:
         raise ValueError(
             f"{path} belongs to another plan; give another folder, or the same numbers to resume"
         )

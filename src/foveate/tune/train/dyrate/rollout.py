@@ -20,9 +20,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ....artefacts.weighting import UNWEIGHED, Weighting
 from ....core.contract import Score
 from ....core.features import shares_by_type
+from ....core.method import Method
 from ....core.predictor import RatePredictor
+from ....core.schedules import PerLayer
 from ....core.selection import places
 from ....core.view import View
 from ....engine.anatomy import Anatomy, anatomy_of
@@ -30,7 +33,8 @@ from ....engine.assumptions import without_cache
 from ....engine.checks import check_teacher_forcing
 from ....models.loaded import Loaded
 from ...examples import Example, encode
-from .attention import soft_keys
+from .attention import Spans, one_span, soft_keys
+from .speaking import Cut, Leaving, cut_by, speaks
 from .steps import Steps, rows_at, run_below
 
 Choose = Callable[[Tensor], Tensor]  # logits (B K) -> one-hot (B K), with a gradient or without
@@ -80,6 +84,7 @@ def roll_out(
     batch: Batch,
     choose: Choose,
     decode: bool = True,
+    weighting: Weighting = UNWEIGHED,
 ) -> Rollout:
     """Runs prompts and answers at once, under the keep sets that decoding with a cache would have.
 
@@ -92,16 +97,19 @@ def roll_out(
         choose: from the predictor's logits to a one-hot choice.
         decode: whether the predictor decides before decode steps too; else its choice at the
             prefill stays.
+        weighting: what kept tokens weigh, and whether they become means. Gradients take both as
+            given.
 
     Raises:
         ValueError: the score looks back further than one layer, or the decoder is of a form that
             is not supported.
     """
-    views, chosen = _decide(model, predictor, score, layer, batch, choose, decode)
+    method = _speaking(score, weighting)
+    views, chosen = _decide(model, predictor, method, layer, batch, choose, decode)
     if decode or chosen.weight.requires_grad:
-        logits = _run_above(views, chosen.weight, layer)
+        logits = _run_above(views, chosen, layer, method)
     else:  # nothing is asked of what was dropped, and it never comes back
-        logits = _run_kept(views, chosen.weight[:, 0] > 0.5, layer)
+        logits = _run_kept(views, chosen.cut, chosen.weight[:, 0] > 0.5, layer)
     return Rollout(logits, chosen.kept, chosen.choice, views.total)
 
 
@@ -114,18 +122,25 @@ def counts(
     batch: Batch,
     choose: Choose,
     decode: bool = True,
+    weighting: Weighting = UNWEIGHED,
 ) -> Float[Tensor, "B S"]:
     """`Rollout.kept` alone.
 
     What is kept is known before the prune layer, so nothing above is run.
     """
-    _, chosen = _decide(model, predictor, score, layer, batch, choose, decode)
+    method = _speaking(score, weighting)
+    _, chosen = _decide(model, predictor, method, layer, batch, choose, decode)
     return chosen.kept
 
 
 @torch.no_grad()
 def at_every_rate(
-    model: Any, predictor: RatePredictor, score: Score, layer: int, batch: Batch
+    model: Any,
+    predictor: RatePredictor,
+    score: Score,
+    layer: int,
+    batch: Batch,
+    weighting: Weighting = UNWEIGHED,
 ) -> tuple[Float[Tensor, "B H 4"], Iterator[tuple[Float[Tensor, "B S V"], Float[Tensor, "B S"]]]]:
     """Every rate of the predictor, chosen at the prefill and kept.
 
@@ -135,6 +150,7 @@ def at_every_rate(
         What the predictor sees at the prefill; and for each rate, when it is asked for, the
         answers' logits and the kept counts.
     """
+    method = _speaking(score, weighting)
     views = _views(model, score, layer, batch)
     view = views.view(0, views.present)
     place = _place(score, view)  # (B N)
@@ -147,7 +163,8 @@ def at_every_rate(
             stays = (place < keep[:, None]) | (view.visual == view.newest)
             alive = views.present & stays
             kept = alive.sum(1)[:, None].expand_as(batch.answered).float()  # the same at each step
-            yield _run_kept(views, alive, layer), kept
+            cut = cut_by(method, views.view(0, views.present), views.below.hidden, alive)
+            yield _run_kept(views, cut, alive, layer), kept
 
     return shares_by_type(view), answers()
 
@@ -160,17 +177,19 @@ class _Chosen:
         weight: of every visual token: 1 if it is alive, 0 if not.
         kept: how many stay.
         choice: the rates, one-hot.
+        cut: what the choice at the prefill leaves; without gradients.
     """
 
     weight: Float[Tensor, "B S N"]
     kept: Float[Tensor, "B S"]
     choice: Float[Tensor, "B S K"]
+    cut: Cut
 
 
 def _decide(
     model: Any,
     predictor: RatePredictor,
-    score: Score,
+    method: Method,
     layer: int,
     batch: Batch,
     choose: Choose,
@@ -181,12 +200,14 @@ def _decide(
     Each step starts from what the one before left alive. Without `decode` there is one choice, the
     prefill's, and it is repeated over all steps.
     """
+    score = method.score
     views = _views(model, score, layer, batch)
     steps = batch.inputs["input_ids"].shape[1] - batch.prompt
     alive = views.present  # (B N)
     weights = []
     kept = []
     choices = []
+    cut = Cut(views.below.hidden, None)
     for step in range(steps if decode else 1):
         view = views.view(step, alive)
         with torch.no_grad():
@@ -200,7 +221,12 @@ def _decide(
         chosen = torch.einsum("bk,bkn->bn", choice, stays)
         # The newest token stays whatever its place, as in the engine: its state is the output.
         chosen = torch.where(view.visual == view.newest, 1.0, chosen)
+        before = alive
         alive = alive & (chosen > 0.5)
+        with torch.no_grad():
+            if step == 0:
+                cut = cut_by(method, view, views.below.hidden, alive)
+            views.hand_over(method, cut, step, before, alive)
         # Straight-through: the value is `alive`, the gradient is that of `chosen`. Forward, sets
         # only shrink. Backward, each step answers for its own set: through a product over the
         # steps, no step could learn to keep what the others, whose choices are as likely to
@@ -215,7 +241,15 @@ def _decide(
         stacked = torch.stack(values, 1)
         return stacked if decode else stacked.expand(-1, steps, *stacked.shape[2:])
 
-    return views, _Chosen(over_steps(weights), over_steps(kept), over_steps(choices))
+    return views, _Chosen(over_steps(weights), over_steps(kept), over_steps(choices), cut)
+
+
+def _speaking(score: Score, weighting: Weighting) -> Method:
+    """A method with the score, the weights and the merge.
+
+    The predictor says how many stay, so its schedule is not looked at.
+    """
+    return weighting.on(Method(score, PerLayer((1.0,))))
 
 
 def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
@@ -232,15 +266,17 @@ def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
     return Steps(anatomy, layer, batch.inputs, batch.prompt, below)
 
 
-def _run_above(views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Tensor:
+def _run_above(views: Steps, chosen: _Chosen, layer: int, method: Method) -> Tensor:
     """Runs the prune layer and those above it; each row sees what was alive at its step.
 
     All rows run at once, those of dropped tokens too: nobody sees them, but a weight that is 0 now
-    has a gradient.
+    has a gradient. Under a method that weighs or averages, each row sees the numbers, keys and
+    values that its step has.
 
     Returns:
         Logits of the answers' words (B S V).
     """
+    weights = chosen.weight
     prompt = views.prompt
     below = views.below
     batch, length = views.real.shape
@@ -262,11 +298,14 @@ def _run_above(views: Steps, weights: Float[Tensor, "B S N"], layer: int) -> Ten
     seen = (causal & views.real[:, None]) | own  # (B T T)
     ours = ("hidden_states", "attention_mask")
     kwargs = {k: v for k, v in without_cache(below.kwargs).items() if k not in ours}
-    hidden = _layers(views.anatomy, layer, below.hidden, kwargs, seen, weight)
+    alive = weights.detach() > 0.5
+    leaving = Leaving(method, views.tokens, views.columns, alive, chosen.cut.numbers, prompt)
+    spans = leaving.spans if speaks(method) else one_span
+    hidden = _layers(views.anatomy, layer, chosen.cut.hidden, kwargs, seen, weight, spans)
     return _logits(views.anatomy, hidden[:, prompt - 1 : length - 1])
 
 
-def _run_kept(views: Steps, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
+def _run_kept(views: Steps, cut: Cut, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
     """As `_run_above` where one set holds for all rows: what was dropped is not run at all."""
     real = views.real  # (B T)
     below = views.below
@@ -286,8 +325,11 @@ def _run_kept(views: Steps, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
     seen = seen | torch.eye(longest, dtype=torch.bool, device=seen.device)
     cos, sin = below.kwargs["position_embeddings"]
     kwargs = {"position_embeddings": (rows_at(cos, columns), rows_at(sin, columns))}
-    hidden = rows_at(below.hidden, columns)
-    hidden = _layers(views.anatomy, layer, hidden, kwargs, seen, seen.to(torch.float32))
+    weight = seen.to(torch.float32)
+    if cut.numbers is not None:
+        # exp(product + bias) = exp(product) exp(bias), so the bias of a key is a factor.
+        weight = weight * cut.numbers.biases(columns).exp()[:, None]
+    hidden = _layers(views.anatomy, layer, rows_at(cut.hidden, columns), kwargs, seen, weight)
     # The way back: column c, if it stays, lies in the row that counts those that stay before it.
     row = stays.cumsum(1) - 1  # (B T)
     return _logits(views.anatomy, rows_at(hidden, row[:, prompt - 1 : -1]))
@@ -300,9 +342,10 @@ def _layers(
     kwargs: dict[str, Any],
     seen: Tensor,
     weight: Tensor,
+    spans: Spans = one_span,
 ) -> Tensor:
     """States (B R D) after the layers from `first` on, under the mask and weights (B R R)."""
-    with soft_keys(anatomy.decoder, seen, weight):
+    with soft_keys(anatomy.decoder, seen, weight, spans):
         for block in anatomy.layers[first:]:
             out = block(hidden, attention_mask=None, **kwargs)
             hidden = out[0] if isinstance(out, tuple) else out

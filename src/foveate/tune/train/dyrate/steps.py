@@ -14,12 +14,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ....core.contract import Score
+from ....core.method import Method
 from ....core.tokens import TokenMap, classify
 from ....core.view import View
 from ....engine.anatomy import Anatomy
 from ....engine.attention.rows import attention_rows
 from ....engine.until import states_of, until
 from ...tower_view import TowerReader, tower_watched
+from .speaking import Cut, Held, speaks
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Steps:
         notes: as of `View`.
         attention_layer: the layer whose attention the views have: the one before the prune layer,
             or layer 0.
-        keys: of that layer, at every column (B H T E).
+        cached: keys of that layer, at every column, and its numbers.
     """
 
     def __init__(
@@ -105,7 +107,8 @@ class Steps:
         self.notes: dict[str, Tensor] = {}
         self.attention_layer = max(0, layer - 1)
         module = self.layers[self.attention_layer]
-        self.keys = self.adapter.keys(module, below.last, below.kwargs["position_embeddings"])
+        keys = self.adapter.keys(module, below.last, below.kwargs["position_embeddings"])
+        self.cached = Held((keys,), None)
 
     def tokens_at(self, step: int) -> TokenMap:
         """What every column is at `step`."""
@@ -148,7 +151,39 @@ class Steps:
         asked = self.adapter.queries(module, rows_at(self.below.last, place), turned)  # (B H Q E)
         before = torch.arange(columns, device=queries.device) <= queries[..., None]  # (B Q C)
         allowed = before & self.held(alive, columns)[:, None] & (queries >= 0)[..., None]
-        return attention_rows(asked, self.keys[:, :, :columns], module.self_attn.scaling, allowed)
+        keys = self.cached.parts[0][:, :, :columns]
+        numbers = self.cached.numbers
+        bias = None if numbers is None else numbers.bias[:, :columns]
+        return attention_rows(asked, keys, module.self_attn.scaling, allowed, bias=bias)
+
+    def hand_over(
+        self,
+        method: Method,
+        cut: Cut,
+        step: int,
+        before: Bool[Tensor, "B N"],
+        alive: Bool[Tensor, "B N"],
+    ) -> None:
+        """Notes that tokens have left before `step`: the kept may speak for them from then on.
+
+        A layer below the prune layer loses none. Layer 0, where it is the prune layer itself, has
+        its own cache cut: its keys and numbers change as they will where it runs (see `speaking`).
+
+        Args:
+            method: with the weights and the merge.
+            cut: what the prefill's cut left.
+            step: the step about to run.
+            before: the visual tokens alive so far.
+            alive: those that stay.
+        """
+        if self.layer or not speaks(method) or bool((before == alive).all()):
+            return
+        if step:
+            self.cached = self.cached.after(method, self.tokens, self.columns, before, alive)
+            return
+        turned = self.below.kwargs["position_embeddings"]
+        keys = self.adapter.keys(self.layers[0], cut.hidden, turned)
+        self.cached = Held((keys,), cut.numbers)
 
     def view(self, step: int, alive: Bool[Tensor, "B N"]) -> View:
         """What the engine shows before the prune layer at `step`."""

@@ -65,8 +65,8 @@ def tabulate(
     Args:
         loaded: of a supported family.
         examples: prompts with answers.
-        plan: layer, ranking, rates and batch; its other numbers do not matter here, so one table
-            serves all budgets.
+        plan: layer, ranking, rates, batch, weights and means; its other numbers do not matter here,
+            so one table serves all budgets.
         path: where to keep what is done, and to go on from.
         source: marks model and data.
         report: called after each batch that runs, with `step`, `steps`, and mean losses at the
@@ -75,14 +75,14 @@ def tabulate(
             table.
 
     Raises:
-        ValueError: `path` holds answers of another layer, ranking, rates, model or data.
+        ValueError: `path` holds answers of another layer, ranking, rates, weights, model or data.
     """
     batches = _batches(examples, plan.batch)[processes.index :: processes.count]
     path = _own(path, processes)
-    facts = {
-        "of": json.dumps([plan.layer, plan.ranking, plan.rates, plan.batch, plan.protect]),
-        "source": source,
-    }
+    of = [plan.layer, plan.ranking, plan.rates, plan.batch, plan.protect]
+    if plan.weighting.facts:
+        of.append(plan.weighting.facts)
+    facts = {"of": json.dumps(of), "source": source}
     rows = _resume(path, facts)  # the table so far, and "at": which example each of its rows is of
     done = {int(i) for i in rows["at"]} if rows else set()
     shape = shapes(loaded.model)
@@ -126,7 +126,9 @@ def _run(
     """The table's rows of some examples."""
     batch, text, total = batch_of(loaded, examples)
     predictor = RatePredictor(loaded.anatomy.heads, plan.rates)
-    shares, answers = at_every_rate(loaded.model, predictor, plan.score, plan.layer, batch)
+    shares, answers = at_every_rate(
+        loaded.model, predictor, plan.score, plan.layer, batch, plan.weighting
+    )
     losses = []
     divergence = []
     spent = []
@@ -161,8 +163,8 @@ def _resume(path: Path | None, facts: dict[str, str]) -> dict[str, Tensor]:
         stored = file.metadata()
     if stored.get("of") != facts["of"]:
         raise ValueError(
-            f"{path} holds answers at another layer, ranking, rates or batch; "
-            "give another file or folder"
+            f"{path} holds answers at another layer, ranking, rates or batch, or with other weights "
+            "and means; give another file or folder"
         )
     if stored.get("source") != facts["source"]:
         raise ValueError(
