@@ -115,7 +115,19 @@ def knobs() -> Iterator[str]:
     yield from (f"fastv:layer=2,keep=0.25,weigh=nearest,merge=mean,cutoff={c}" for c in CUTOFFS)
 
 
-GROUPS = {"zoo": zoo, "few": few, "kinds": kinds, "knobs": knobs}
+def pact() -> Iterator[str]:
+    """PACT's clusters: as published, without weights, and without means."""
+    for cutoff in (0.05, 0.1, 0.21, 0.3):
+        base = f"pact:layer=2,cutoff={cutoff}"
+        yield from (
+            base,
+            f"{base},weigh=none",
+            f"{base},merge=none,weigh=nearest",
+            f"{base},weigh=nearest,merge=mean",
+        )
+
+
+GROUPS = {"zoo": zoo, "pact": pact, "few": few, "kinds": kinds, "knobs": knobs}
 
 
 def specs(group: str) -> Iterator[str]:

@@ -112,6 +112,12 @@ LISTED: dict[str, Case] = {
     "flowcut": Case(methods.flowcut(keep=0.4), vision.flowcut(0.4, (0, 1, 1, 1)), slow=True),
     "tome": Case(methods.tome(keep=0.3, rounds=3), vision.matching(0.3, 3, -1), slow=True),
     "dymu": Case(methods.dymu(threshold=0.3), vision.matching(None, None, 0.3), slow=True),
+    "pact": Case(
+        methods.pact(layer=1, important=0.6, cutoff=0.5),
+        vision.pact(1, 0.6, 0.5),
+        slow=True,
+        speaking=Speaking("clusters"),
+    ),
     "pdrop": Case(methods.pdrop(keep=0.6), zoo.pdrop(0.6, [1, 2, 3], 0), slow=True),
     "vscan2": Case(methods.vscan2(keep=0.4), zoo.vscan2(0.4), slow=True),
     "dart": Case(methods.dart(1, 0.6, pivots=2, text_pivots=2), zoo.dart(1, 0.6, 2, 2), slow=True),

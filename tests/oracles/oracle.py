@@ -20,6 +20,10 @@ def _unseen(column: int) -> Tensor:
     raise NotImplementedError("this oracle shows attention alone")
 
 
+def _unseen_projection(which: str, column: int, rotated: bool) -> Tensor:
+    raise NotImplementedError("this oracle shows attention alone")
+
+
 @dataclass
 class Situation:
     """What a chooser may look at before `layer` at `step`; columns are places in the unpadded sample."""
@@ -40,6 +44,8 @@ class Situation:
     memory: dict[Any, Any]  # the sample's, for choosers that remember
     state: Callable[[int], Tensor] = _unseen  # column that runs now -> (D), what enters the layer
     key: Callable[[int], Tensor] = _unseen  # column -> (K E), key in the layer before
+    projected: Callable[[str, int, bool], Tensor] = _unseen_projection
+    """"queries" or "keys", column that runs now, whether rotated -> (H E), in the coming layer."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,9 @@ class Oracle:
                 self.memory,
                 lambda column, hidden=hidden: hidden[column - first],
                 lambda column: self.keys[index - 1][:, column],
+                lambda which, column, rotated, hidden=hidden: self._projected(
+                    module, hidden[column - first], column, which, rotated
+                ),
             )
             self.memory["into"] = {}
             found = chooser(seen)
@@ -164,6 +173,16 @@ class Oracle:
                 self.dropped.setdefault(layer, set()).update(c for c in alive if c not in keep)
         self.kept[self.calls, self.step, index] = len(self._alive(index))
         return hidden
+
+    def _projected(
+        self, layer: Any, state: Tensor, column: int, which: str, rotated: bool
+    ) -> Tensor:
+        """Query or key (H E) of one token in a layer."""
+        attn = layer.self_attn
+        projection = attn.q_proj if which == "queries" else attn.k_proj
+        heads = projection(layer.input_layernorm(state[None])).view(-1, 1, attn.head_dim)
+        theta = self.model.config.text_config.rope_parameters["rope_theta"]
+        return (rotate(heads, torch.tensor([column]), theta) if rotated else heads)[:, 0]
 
     def _speak(
         self, speaks: Speaking, index: int, layers: int, alive: list[int], keep: set[int],

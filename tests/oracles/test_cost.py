@@ -21,6 +21,7 @@ RAGGED = (
     "prumerge",
     "prumerge_plus",
     "dymu",
+    "pact",
 )  # samples keep different numbers, and fills are not counted
 ASKED: dict[str | None, list[int]] = {
     None: [],

@@ -22,11 +22,11 @@ def half_up(total: int, keep: float) -> int:
     return math.floor(total * keep + 0.5)
 
 
-def per_image(decide: Callable[[Situation, list[int]], Chosen]) -> Chooser:
-    """`decide` gives, of one image's columns, those that stay, and what becomes of their states."""
+def per_image(decide: Callable[[Situation, list[int]], Chosen], layer: int = 0) -> Chooser:
+    """Before a layer, `decide` gives, of one image's columns, those that stay, and what becomes of their states."""
 
     def choose(s: Situation) -> list[int] | Mixed:
-        if s.layer or s.step:
+        if s.layer != layer or s.step:
             return s.alive
         keep: list[int] = []
         states: dict[int, Tensor] = {}
@@ -300,3 +300,46 @@ def matching(keep: float | None, rounds: int | None, threshold: float) -> Choose
         return left, merge
 
     return per_image(decide)
+
+
+def pact(layer: int, important: float, cutoff: float) -> Chooser:
+    """Importance, clusters bounded by a distance, and what is taken back (2504.08966)."""
+
+    def decide(s: Situation, own: list[int]) -> Chosen:
+        bare = {c: [s.projected(w, c, False) for w in ("queries", "keys")] for c in own}
+        query = sum(bare[c][0] for c in own) / len(own)
+        score = dict.fromkeys(own, 0.0)
+        for head in range(query.shape[0]):
+            shared = head * bare[own[0]][1].shape[0] // query.shape[0]
+            products = {
+                c: float(query[head] @ bare[c][1][shared]) / math.sqrt(query.shape[1]) for c in own
+            }
+            whole = sum(math.exp(p) for p in products.values())
+            for c in own:
+                score[c] += math.exp(products[c]) / whole / query.shape[0]
+        score = {c: v * float(s.state(c).norm()) for c, v in score.items()}
+        chosen = sorted(best_first(score)[: max(1, half_up(len(own), important))])
+        keys = {c: s.projected("keys", c, True).flatten().detach().double().numpy() for c in own}
+        far = {(a, b): max(0.0, 1 - near) for (a, b), near in alike(keys).items()}
+        density = {c: sum(math.exp(-((far[c, o] / 2) ** 2)) for o in chosen) for c in chosen}
+        centres: list[int] = []
+        for c in sorted(chosen, key=lambda c: (-density[c], c)):
+            if all(far[c, o] > cutoff for o in centres):
+                centres.append(c)
+        taken: dict[int, list[int]] = {c: [c] for c in sorted(centres)}
+        for c in own:
+            nearest = min(taken, key=lambda o: (far[c, o], o))
+            if c not in taken and far[c, nearest] <= 1.5 * cutoff:
+                taken[nearest].append(c)
+
+        def merge(stay: list[int]) -> dict[int, Tensor]:
+            went(s, taken)
+            out = {}
+            for k, members in taken.items():
+                some = [c for c in members if c == k or c not in stay]
+                out[k] = mean_of(s, some, [1.0] * len(some))
+            return out
+
+        return sorted(centres), merge
+
+    return per_image(decide, layer)

@@ -161,7 +161,7 @@ def test_scores_that_hang_on_counts_say_so(name: str) -> None:
             return first
 
     made, data = model("llava"), batch("llava", LAYOUT)
-    with torch.no_grad(), foveate.apply(made, replace(method, score=Spied(), merge=None)):
+    with torch.no_grad(), foveate.apply(made, replace(method, score=Spied(), merge=None, weigh=None)):
         made.generate(**data.inputs, max_new_tokens=3, do_sample=False)
     assert differ or name in ("vtw", "vscan2 own"), "it was never asked"
     assert method.score.needs.counts or not any(differ)
@@ -172,7 +172,7 @@ def test_scores_that_hang_on_counts_say_so(name: str) -> None:
 def test_plans_are_what_the_engine_keeps(name: str) -> None:
     method = LISTED[name].method
     made, data = model("llava"), batch("llava", Layout(((3, 0, 5),)))
-    if name in ("dyrate", "sparsevlm", "prumerge", "prumerge_plus", "dymu"):
+    if name in ("dyrate", "sparsevlm", "prumerge", "prumerge_plus", "dymu", "pact"):
         with pytest.raises(UnforeseenError, match=re.escape(method.name)):
             kept_by([method], LAYERS, 16)
         return

@@ -69,7 +69,7 @@ def test_a_method_in_python_is_the_one_in_text() -> None:
         ("divprune:merge=avg", "mean"),
         ("divprune:weigh=nearest,place=1", "place=1.0 goes with weigh=mixed"),
         ("divprune:weigh=nearest,cutoff=0.5", "cutoff=0.5 goes with merge=mean"),
-        ("divprune:strength=0.5", "goes with weights"),
+        ("divprune:strength=0.5", "goes with a kind of weights"),
         ("divprune:weigh=nearest,strength=-1", "expected a number, 0 or more"),
         ("divprune:weigh=nearest,strength=nan", "expected a number, 0 or more"),
         ("divprune:weigh=mixed,place=-1", "expected a number, 0 or more"),

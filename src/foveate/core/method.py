@@ -28,7 +28,7 @@ from .selection import top, top_per_image
 from .view import View
 from .weighing import CUTOFF, PLACE, AtCut, Cell, Clusters, Mean, Nearest, Uniform, owners
 
-WeighKind = Literal["none", "nearest", "cell", "mixed", "uniform", "clusters"]
+WeighKind = Literal["own", "none", "nearest", "cell", "mixed", "uniform", "clusters"]
 MergeKind = Literal["own", "mean", "none"]
 SOON = 33  # steps looked at to tell whether a schedule ever acts while decoding
 
@@ -193,7 +193,8 @@ class Method:
         Args:
             weigh: whom a dropped token joins: the kept token "nearest" to it by hidden state, by "cell" in the picture,
                 "mixed" by both, or by the "clusters" of the method's own merge; "uniform" is a control, which gives all
-                kept tokens of an image one number; "none" weighs all alike, as published methods do.
+                kept tokens of an image one number; "none" weighs all alike, as most published methods do; "own" weighs
+                as the method does by itself.
             merge: "mean" averages the kept with what joined them, "own" merges as the method does by itself, "none"
                 lets states be.
             strength: what log(n) is multiplied with.
@@ -212,13 +213,16 @@ class Method:
             raise ValueError(f"place={place} goes with weigh=mixed; got weigh={weigh}")
         if cutoff is not None and merge != "mean":
             raise ValueError(f"cutoff={cutoff} goes with merge=mean; got merge={merge}")
-        if strength != 1.0 and weigh == "none":
-            raise ValueError(f"strength={strength:g} goes with weights; got weigh=none")
+        if strength != 1.0 and weigh in ("none", "own"):
+            raise ValueError(
+                f"strength={strength:g} goes with a kind of weights; got weigh={weigh}"
+            )
         if weigh == "clusters" and merge != "own":
             raise ValueError(
                 f"weigh=clusters goes by what the method itself merges; got merge={merge}, expected merge=own"
             )
         kinds: dict[str, Weigh | None] = {
+            "own": self.weigh,
             "none": None,
             "nearest": Nearest(strength),
             "cell": Cell(strength),
@@ -234,13 +238,15 @@ class Method:
             "none": None,
         }
         said = {
-            "weigh": weigh,
+            "weigh": "" if weigh == "own" else weigh,
             "merge": "" if merge == "own" else merge,
             "strength": "" if strength == 1.0 else f"{strength:g}",
             "place": "" if place is None else f"{place:g}",
             "cutoff": "" if cutoff is None else f"{cutoff:g}",
         }
         knobs = ",".join(f"{key}={value}" for key, value in said.items() if value)
+        if not knobs:
+            return self
         name = f"{self.name}{',' if ':' in self.name or '=' in self.name else ':'}{knobs}"
         return Method(self.score, self.schedule, merges[merge], self.within, name, chosen)
 

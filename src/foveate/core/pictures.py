@@ -18,7 +18,7 @@ from .contract import Merge, Needs, Part, Schedule, Score
 from .schedules import check_depth, check_keep, check_layer, number_kept, planned_cut
 from .selection import quotas
 from .tower import Layer
-from .view import View
+from .view import Projection, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,10 @@ class Picture:
     def keys(self, layer: Layer = None) -> Float[Tensor, "n E"]:
         """The tower's keys, mean over heads."""
         return self.of(self.view.tower.keys(layer)).mean(-2)
+
+    def projected(self, which: Projection, rotated: bool) -> Float[Tensor, "n H E"]:
+        """Queries or keys of the layer about to run; see `View.projected`."""
+        return self.of(self.view.projected(which, rotated)).float()
 
     def cosines(
         self, some: Float[Tensor, "p E"], others: Float[Tensor, "q E"]
@@ -138,7 +142,7 @@ class Mix(Part):
     def owners(
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Int[Tensor, n]:
-        """The token that each of the image's tokens goes into; what names a token that does not stay is lost."""
+        """The token that each of the image's tokens goes into; -1, or a token that does not stay, loses it."""
         raise NotImplementedError(f"{type(self).__name__} has no clusters")
 
 
@@ -302,7 +306,8 @@ class MixImage(Merge):
         out = torch.full(view.visual.shape, -1, device=view.visual.device)
         for picture in pictures(view):
             into = self.weights.owners(picture, picture.of(keep), counts)
-            out[picture.sample, picture.places] = picture.places[into]
+            place = picture.places[into.clamp(min=0)]
+            out[picture.sample, picture.places] = torch.where(into < 0, -1, place)
         return out
 
 

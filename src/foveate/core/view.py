@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .tokens import TokenMap
 from .tower import Tower
+
+Projection = Literal["queries", "keys"]
 
 
 def _uncounted(flops: float) -> None:
@@ -40,6 +42,7 @@ class View:
         spend: counts FLOPs that a decision costs, over all samples, as `torch.utils.flop_counter` would: of products of
             matrices. Attention rows are counted by the engine.
         recall: computes `keys`; given by the engine.
+        project: computes what `projected` gives, for all rows; given by the engine.
         numbers: for how many tokens each entry of `visual` speaks here (see `weighing`); None: each for itself.
     """
 
@@ -58,6 +61,7 @@ class View:
     look: Callable[[Any, Any, Tensor], Tensor] | None = None
     spend: Callable[[float], None] = _uncounted
     recall: Callable[[int], Tensor] | None = None
+    project: Callable[[Projection, bool], Tensor] | None = None
     numbers: Float[Tensor, "B N"] | None = None
 
     @property
@@ -110,6 +114,29 @@ class View:
                 f"layer {self.layer} has no layer before it whose keys could rank tokens; use layer >= 1"
             )
         return self.recall(self.layer - 1)
+
+    def projected(self, which: Projection, rotated: bool) -> Float[Tensor, "B N H E"]:
+        """Queries or keys of the alive visual tokens in the layer about to run; zeros where they do not run now.
+
+        They are projected for this alone. Keys have fewer heads than queries where several share one.
+
+        Args:
+            which: "queries" or "keys".
+            rotated: by the tokens' positions, or not at all.
+
+        Raises:
+            ValueError: outside a model.
+        """
+        project = self.project
+        if project is None:
+            raise ValueError(
+                "this view has no layer behind it that could project queries or keys; use the method under "
+                "foveate.apply"
+            )
+        rows: Tensor = self.once((which, rotated), lambda: project(which, rotated))  # (B R H E)
+        place = self.place()
+        index = place.clamp(min=0)[..., None, None].expand(*place.shape, *rows.shape[2:])
+        return rows.to(place.device).gather(1, index) * (place >= 0)[..., None, None]
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """What `compute` gives, computed once for this view: what score, schedule and merge of a decision share."""

@@ -337,6 +337,7 @@ class Forward:
             look=None if self.sight is None else self.sight.look,
             spend=self.record.spend,
             recall=self.seen.keys,
+            project=self.seen.project,
             numbers=None if numbers is None else numbers.of(columns),
         )
 

@@ -19,6 +19,7 @@ from .dyrate import dyrate as dyrate
 from .fastv import fastv as fastv
 from .fitprune import fitprune as fitprune
 from .flowcut import flowcut as flowcut
+from .pact import pact as pact
 from .pdrop import pdrop as pdrop
 from .prumerge import prumerge as prumerge
 from .prumerge_plus import prumerge_plus as prumerge_plus
@@ -50,6 +51,7 @@ __all__ = [
     "fitprune",
     "flowcut",
     "knobs",
+    "pact",
     "parse",
     "pdrop",
     "prumerge",
@@ -78,6 +80,7 @@ _LISTED: tuple[Factory, ...] = (
     fastv,
     fitprune,
     flowcut,
+    pact,
     pdrop,
     prumerge,
     prumerge_plus,

@@ -16,8 +16,8 @@ def dymu(layer: int = 0, threshold: float = 0.9) -> Method:
 
     Deviations: done after the tower, not between its layers, by the keys of the layer whose output the model reads.
     The paper sets a threshold per layer from a batch of images so that a wished count is kept on average; here it is a
-    knob (`foveate.Trace.mean_kept` tells what it keeps). Virtual unmerging, by which attention treats a
-    merged token as its members, needs another attention than stock models have, and is left out.
+    knob (`foveate.Trace.mean_kept` tells what it keeps). Virtual unmerging lets attention treat a merged token as its
+    members, at their own positions. ``weigh=clusters`` is its half without the positions: a bias of log(size).
 
     Args:
         layer: the first layer that runs with fewer tokens; 0 is before the language model.

@@ -222,7 +222,7 @@ def _weighted(method: Method, given: dict[str, str]) -> Method:
         return method
     hints = get_type_hints(Method.weighted)
     values = {key: _value(method.name, key, text, hints[key]) for key, text in given.items()}
-    return method.weighted(**{"weigh": "none", "merge": "own", **values})
+    return method.weighted(**{"weigh": "own", "merge": "own", **values})
 
 
 def _made_alone(spec: Named) -> Method:

@@ -16,8 +16,8 @@ def tome(layer: int = 0, keep: float | int = 0.25, rounds: int = 8) -> Method:
 
     Deviations: done after the tower, not between its layers: stock towers and projectors give as many tokens as the
     prompt has places, so the tower's own cost stays what it was. All rounds match by the keys of the layer whose output
-    the model reads, merged as the tokens are; there is no attention weighted by size, since a language model has no
-    such term.
+    the model reads, merged as the tokens are. Attention weighted by size (the paper's equation 1) is off, as in what
+    others compare with; ``weigh=clusters`` puts it into the language model, and is far better.
 
     Args:
         layer: the first layer that runs with fewer tokens; 0 is before the language model.

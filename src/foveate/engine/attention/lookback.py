@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...core.view import Projection
 from ..adapters import Adapter
 from ..assumptions import Cache
 from ..cache.ledger import Ledger
@@ -168,6 +169,21 @@ class Lookback:
         out = flat.new_zeros((flat.shape[0], self.ledger.columns + 1, flat.shape[2]))
         slot = torch.where(held < 0, self.ledger.columns, held).to(out.device)
         return out.scatter(1, slot[..., None].expand(flat.shape), flat)[:, :-1].to(held.device)
+
+    def project(self, which: Projection, rotated: bool) -> Float[Tensor, "B R H E"]:
+        """Queries or keys of all rows in the layer about to run."""
+        ran = self.coming
+        if ran is None:
+            raise ValueError("no layer is about to run, whose queries or keys could be projected")
+        cos, sin = ran.positions
+        # A rotation by nothing has cosines of one and sines of zero.
+        at = (cos, sin) if rotated else (torch.ones_like(cos), torch.zeros_like(sin))
+        rows = ran.hidden.shape[1]
+        if which == "queries":
+            self.record.asked.append((ran.index, rows, 0, 0))
+            return self.adapter.queries(ran.module, ran.hidden, at).transpose(1, 2)
+        self.record.asked.append((ran.index, 0, 0, rows))
+        return self.adapter.keys(ran.module, ran.hidden, at).transpose(1, 2)
 
     def attend(self, index: int, queries: Int[Tensor, "B Q"]) -> Float[Tensor, "B H Q C"]:
         """Attention of layer `index` from the rows of `queries` to all columns, in float32."""
