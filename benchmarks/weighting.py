@@ -116,15 +116,11 @@ def knobs() -> Iterator[str]:
 
 
 def pact() -> Iterator[str]:
-    """PACT's clusters: as published, without weights, and without means."""
-    for cutoff in (0.05, 0.1, 0.21, 0.3):
-        base = f"pact:layer=2,cutoff={cutoff}"
-        yield from (
-            base,
-            f"{base},weigh=none",
-            f"{base},merge=none,weigh=nearest",
-            f"{base},weigh=nearest,merge=mean",
-        )
+    """PACT's clusters: as published, without weights, and with this library's weights and means."""
+    for important in (0.55, 1.0):
+        for cutoff in (0.05, 0.1, 0.21):
+            base = f"pact:layer=2,important={important},cutoff={cutoff}"
+            yield from (joined(base, knobs) for knobs in ("", "weigh=none", VARIANTS["both"]))
 
 
 GROUPS = {"zoo": zoo, "pact": pact, "few": few, "kinds": kinds, "knobs": knobs}
