@@ -26,16 +26,14 @@ from ..world.scenes import sample
 from . import options, tables
 from .output import console, errors, print_json
 
-METHODS = {
-    name: (
-        "fastv:layer=2,keep=0.5",
-        "fastv:layer=2,keep=0.25",
-        f"vtw:layer={withdrawn}",
-        "random:layer=2,keep=0.5",
-        "downsample:layer=2,keep=0.5",
-    )
-    for name, withdrawn in (("scenes", 4), ("smol", 15))  # half of each decoder
-}
+RECOMMENDED = "divprune:keep=0.25,weigh=nearest,merge=mean"  # a quarter, which speaks for the rest
+METHODS = (
+    RECOMMENDED,
+    "divprune:keep=0.25",
+    "fastv:layer=2,keep=0.5",
+    "random:layer=2,keep=0.5",
+    "downsample:layer=2,keep=0.5",
+)
 HELD_OUT = {"scenes": 24, "smol": 4}  # some three minutes on two CPU cores
 Figures = dict[str, dict[str, dict[str, Any]]]  # by method and name, as `report.figures` gives them
 
@@ -63,7 +61,7 @@ def demo(
 ) -> None:
     """Describe held-out pictures with all tokens, with FastV, VTW, and the random and downsampling controls."""
     model = chosen(model)
-    table = comparison.rows_of(method or METHODS[model])
+    table = comparison.rows_of(method or METHODS)
     loaded = load(model)
     scenes = [sample("test", index) for index in range(pictures)]
     out.mkdir(parents=True, exist_ok=True)
@@ -104,9 +102,9 @@ def chosen(model: str) -> str:
     Raises:
         ValueError: there is no bundled model of that name.
     """
-    if model not in ("auto", *METHODS):
+    if model not in ("auto", *HELD_OUT):
         raise ValueError(
-            f"--model {model!r}; expected auto, {' or '.join(METHODS)} (others: `foveate generate`)"
+            f"--model {model!r}; expected auto, {' or '.join(HELD_OUT)} (others: `foveate generate`)"
         )
     if model != "auto":
         return model
