@@ -279,6 +279,9 @@ def tables(model: str) -> dict[str, list[str]]:
     answers = answered(model)
     if answers:
         found["answers"] = answers_table(answers)
+    goals = answered(model, "goals-")
+    if goals:
+        found["goals"] = answers_table(goals)
     path = RESULTS / f"weighting-why-{model}.json"
     if path.is_file():
         why = json.loads(path.read_text())
@@ -306,9 +309,9 @@ SHOWN = {
 }
 
 
-def answered(model: str) -> dict[str, Any]:
-    """What answers came to, by method: all figures, and the FLOPs of prefill and decode over both reports."""
-    paths = [RESULTS / f"weighting-{part}-{model}.json" for part in ("answers", "questions")]
+def answered(model: str, of: str = "") -> dict[str, Any]:
+    """What answers came to, by method: all figures, and the FLOPs of descriptions and captions."""
+    paths = [RESULTS / f"weighting-{of}{part}-{model}.json" for part in ("answers", "questions")]
     if not all(path.is_file() for path in paths):
         return {}
     described, asked = (json.loads(path.read_text())["methods"] for path in paths)
