@@ -11,6 +11,7 @@ decoder's width.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -236,10 +237,22 @@ class Merge(Part):
         raise NotImplementedError(f"{type(self).__name__} has no clusters")
 
 
+@dataclass(frozen=True)
 class Weigh(Part):
-    """What a kept token weighs: for how many tokens it speaks."""
+    """What a kept token weighs: for how many tokens it speaks.
+
+    Attributes:
+        strength: what the logarithm of that number is multiplied with; 1 is as if the token were there so many times.
+
+    Raises:
+        ValueError: a strength below 0, or none.
+    """
 
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.strength) and self.strength >= 0):
+            raise ValueError(f"strength={self.strength}; expected a number, 0 or more; 1 is log(n)")
 
     @abstractmethod
     def owners(self, at: AtCut) -> Int[Tensor, "B N"]:

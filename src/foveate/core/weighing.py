@@ -173,26 +173,19 @@ class AtCut:
         )
 
 
-def _check(strength: float) -> None:
-    if not (math.isfinite(strength) and strength >= 0):
-        raise ValueError(f"strength={strength}; expected a number, 0 or more; 1 is log(n)")
-
-
 @dataclass(frozen=True)
 class Nearest(Weigh):
     """A dropped token joins the kept token that is most like it, by cosine of hidden states at the cut.
 
     Attributes:
-        strength: what log(n) is multiplied with.
         place: how much nearness in the picture counts beside: `place` times the squared distance, in units of the
             picture's area, is taken off the cosine.
     """
 
-    strength: float = 1.0
     place: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.strength)
+        super().__post_init__()
         if not (math.isfinite(self.place) and self.place >= 0):
             raise ValueError(f"place={self.place}; expected a number, 0 or more")
 
@@ -206,11 +199,6 @@ class Nearest(Weigh):
 class Cell(Weigh):
     """A dropped token joins the kept token that lies nearest in the picture."""
 
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self.strength)
-
     def owners(self, at: AtCut) -> Int[Tensor, "B N"]:
         """Whom each token joins."""
         return at.joined(-at.distances())
@@ -223,11 +211,6 @@ class Clusters(Weigh):
     Tokens of earlier turns, which no merge sees, join as in `Nearest`.
     """
 
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self.strength)
-
     def owners(self, at: AtCut) -> Int[Tensor, "B N"]:
         """Whom each token joins."""
         if at.into is None:
@@ -239,11 +222,6 @@ class Clusters(Weigh):
 @dataclass(frozen=True)
 class Uniform(Weigh):
     """Every kept token of an image has the same number: a control, which gives the image its mass and no more."""
-
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self.strength)
 
     def owners(self, at: AtCut) -> Int[Tensor, "B N"]:
         """As `Nearest`, for a mean."""
