@@ -66,7 +66,8 @@ def test_every_kind_equals_the_oracle(kind: str, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["tome", "dymu", "prumerge", "visionzip", "vscan1", "sparsevlm", "sparsevlm table", "pact"]
+    "method",
+    ["tome", "dymu", "prumerge", "visionzip", "vscan1", "sparsevlm", "sparsevlm table", "pact"],
 )
 @pytest.mark.parametrize("layout", ["several", "left"])
 def test_clusters_of_the_methods_own_equal_the_oracle(method: str, layout: str) -> None:

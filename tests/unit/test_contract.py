@@ -161,7 +161,10 @@ def test_scores_that_hang_on_counts_say_so(name: str) -> None:
             return first
 
     made, data = model("llava"), batch("llava", LAYOUT)
-    with torch.no_grad(), foveate.apply(made, replace(method, score=Spied(), merge=None, weigh=None)):
+    with (
+        torch.no_grad(),
+        foveate.apply(made, replace(method, score=Spied(), merge=None, weigh=None)),
+    ):
         made.generate(**data.inputs, max_new_tokens=3, do_sample=False)
     assert differ or name in ("vtw", "vscan2 own"), "it was never asked"
     assert method.score.needs.counts or not any(differ)
