@@ -176,29 +176,37 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @app.command()
 def summary(model: str) -> None:
-    """Means with 95 % intervals, drawn over pictures, of every method that ran on all samples."""
-    by_spec: dict[str, list[dict[str, Any]]] = {}
+    """Means with 95 % intervals over pictures: of the zoo on all samples, of other groups on those they share."""
+    by_spec: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows(RUNS / f"{model}.jsonl"):
-        by_spec.setdefault(row["spec"], []).append(row)
-    most = max(len(found) for found in by_spec.values())
-    methods = {}
-    for spec, found in by_spec.items():
-        if len(found) < most:
-            typer.echo(f"{spec} has {len(found)} of {most} samples and is left out")
+        by_spec.setdefault(row["spec"], {})[row["sample"]] = row
+    found = {}
+    for name, group in {
+        "zoo": [*GROUPS["zoo"](), *GROUPS["few"]()],
+        "others": [*GROUPS["kinds"](), *GROUPS["knobs"](), *GROUPS["pact"]()],
+    }.items():
+        ran = {spec: by_spec[spec] for spec in dict.fromkeys(group) if spec in by_spec}
+        if not ran:
             continue
-        parts = np.array([(row["kl"], 1.0) for row in found])
-        groups = [row["group"] for row in found]
-        kl = estimate(parts, groups, lambda sums: sums[..., 0] / sums[..., 1])
-        methods[spec] = {
-            "kl": kl.value,
-            "low": kl.low,
-            "high": kl.high,
-            "agreement": float(np.mean([row["agreement"] for row in found])),
+        shared = sorted(set.intersection(*(set(samples) for samples in ran.values())))
+        found[name] = {
+            "samples": len(shared),
+            "methods": {
+                spec: figures([samples[key] for key in shared]) for spec, samples in ran.items()
+            },
         }
-    body = {"model": model, "samples": most, "first": FIRST, "tasks": TASKS, "versions": versions()}
-    path = RESULTS / f"weighting-{model}.json"
-    path.write_text(json.dumps({**body, "methods": methods}, indent=1) + "\n")
-    typer.echo(f"{len(methods)} methods, {most} samples: {path}")
+        typer.echo(f"{name}: {len(ran)} methods on {len(shared)} samples")
+    body = {"model": model, "first": FIRST, "tasks": TASKS, "versions": versions(), **found}
+    (RESULTS / f"weighting-{model}.json").write_text(json.dumps(body, indent=1) + "\n")
+
+
+def figures(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean divergence with its interval, and agreement, of one method."""
+    parts = np.array([(row["kl"], 1.0) for row in found])
+    groups = [row["group"] for row in found]
+    kl = estimate(parts, groups, lambda sums: sums[..., 0] / sums[..., 1])
+    agreement = float(np.mean([row["agreement"] for row in found]))
+    return {"kl": kl.value, "low": kl.low, "high": kl.high, "agreement": agreement}
 
 
 @app.command()
@@ -263,17 +271,20 @@ def tables(model: str) -> dict[str, list[str]]:
     """The tables of a model, by the name of their mark; without those of which nothing was measured."""
     found = {}
     path = RESULTS / f"weighting-{model}.json"
-    if path.is_file():
-        methods = json.loads(path.read_text())["methods"]
-        found["zoo"] = zoo_table(methods)
+    body = json.loads(path.read_text()) if path.is_file() else {}
+    if "zoo" in body:
+        zoo_found = body["zoo"]
+        found["zoo"] = [f"{zoo_found['samples']} answers.", "", *zoo_table(zoo_found["methods"])]
+    if "others" in body:
+        others = body["others"]["methods"]
         found["kinds"] = [
+            f"{body['others']['samples']} answers.",
+            "",
             "| | divergence | next word alike |",
             "|---|---:|---:|",
             *(
-                f"| `{spec}` | {kl_cell(methods[spec])} | {100 * methods[spec]['agreement']:.1f} % |"
-                for group in ("kinds", "knobs")
-                for spec in specs(group)
-                if spec in methods
+                f"| `{spec}` | {kl_cell(others[spec])} | {100 * others[spec]['agreement']:.1f} % |"
+                for spec in others
             ),
         ]
     answers = answered(model)
