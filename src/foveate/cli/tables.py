@@ -45,7 +45,8 @@ def compared(rows: Sequence[Contestant]) -> Table:
                 f"{first * 1e3:.0f} ms {before / first:.2f}x",
                 "-" if single else f"{further * 1e3:.1f} ms {after / further:.2f}x",
             ]
-        out.add_row(row.spec.replace(",", ", "), f"{row.kept:.0%}", *sizes, *times)
+        spec = row.spec.replace(":", ": ").replace(",", ", ")  # where lines may break
+        out.add_row(spec, f"{row.kept:.0%}", *sizes, *times)
     return out
 
 
