@@ -134,10 +134,10 @@ def pact(layer: int = 4, important: float = 0.55, cutoff: float = 0.21) -> Metho
     ones within 1.5 cutoffs of a centre are taken back into mean and weight, and others vanish. Clustering was checked
     against the authors' code; the importance is from notes on the paper.
 
-    Deviations: each image of a sample is a problem of its own, and important tokens are a share of it. Keys are those of
-    the layer about to run, rotated, as in the code; queries and keys of the importance are its, too, without rotation.
-    Density's ties go to the earlier token. A centre keeps its position, as in the code's default. How many tokens stay depends on the
-    image; `foveate.Trace.mean_kept` tells.
+    Deviations: each image of a sample is a problem of its own, and important tokens are a share of it. Keys are those
+    of the layer about to run, rotated, as in the code; queries and keys of the importance are its, too, without
+    rotation. Density's ties go to the earlier token. A centre keeps its position, as in the code's default. How many
+    tokens stay depends on the image; `foveate.Trace.mean_kept` tells.
 
     Args:
         layer: the first layer that runs with fewer tokens; 4 in the paper.
