@@ -188,6 +188,8 @@ def summary(model: str) -> None:
         ran = {spec: by_spec[spec] for spec in dict.fromkeys(group) if spec in by_spec}
         if not ran:
             continue
+        most = max(map(len, ran.values()))
+        ran = {spec: samples for spec, samples in ran.items() if 2 * len(samples) > most}
         shared = sorted(set.intersection(*(set(samples) for samples in ran.values())))
         found[name] = {
             "samples": len(shared),

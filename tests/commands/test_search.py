@@ -143,7 +143,7 @@ def test_a_file_says_what_is_not_told(told: str, weigh: Any, merge: Any, tmp_pat
         (",weigh=clusters", "no merge of its own"),
         (",cutoff=0.5", "goes with merge=mean"),
         (",place=0.5", "goes with weigh=mixed"),
-        (",strength=2", "goes with weights"),
+        (",strength=2", "goes with a kind of weights"),
         (",weigh=best", "expected one of"),
     ],
 )

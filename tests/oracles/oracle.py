@@ -285,7 +285,8 @@ class Oracle:
             )
         group = queries.shape[0] // keys.shape[0]
         products = queries @ keys.repeat_interleave(group, 0).transpose(1, 2) / math.sqrt(size)
-        products = products + biases(self.numbers.get(index, {}), self.strength, self.columns)
+        added = biases(self.numbers.get(index, {}), self.strength, self.columns)
+        products = products + added.to(products)
         allowed = torch.arange(self.columns)[None] <= positions[:, None]
         for column in self.dropped[index]:
             allowed[:, column] = False
