@@ -281,16 +281,15 @@ class Forward:
         """Takes dropped columns out of the caches of this layer and all deeper ones; what stays may speak for them."""
         if self.real is not None:
             alive = alive & self.real
-        plans: dict[
-            int, Any
-        ] = {}  # layers that hold the same tokens share their slots, and so one plan
+        # Layers that hold the same tokens share one plan.
+        plans: dict[Any, Any] = {}
         for layer in range(index, self.layers):
             old = self.past[layer]
             if old.length == 0:
                 continue
-            if id(old) not in plans:
-                plans[id(old)] = (old, *old.kept(alive))
-            _, slots, move = plans[id(old)]
+            if old.key not in plans:
+                plans[old.key] = (old, *old.kept(alive))
+            _, slots, move = plans[old.key]
             if move is not None and self.cache is not None:
                 kept: KeptLayer = self.cache.layers[layer]
                 tokens = self.ledger.tokens.with_responses(self.ledger.columns)
@@ -369,7 +368,7 @@ class Forward:
     def _bias(self, index: int, numbers: Numbers, batch: int) -> Tensor:
         """What attention adds to products with each key that layer `index` is about to hold (B S)."""
         past = self.past[index]
-        key = (id(past), id(self.rows), id(numbers))
+        key = (past.key, id(self.rows), id(numbers))
         if key not in self.biases:
             self.biases[key] = ((past, self.rows, numbers), numbers.biases(self._held(past, batch)))
         return self.biases[key][1]
@@ -383,7 +382,7 @@ class Forward:
         past = self.past[index]
         numbers = self.numbers[index]
         key = (
-            id(past), id(self.rows), id(numbers), id(given) if own is not None else 0, hidden.device,
+            past.key, id(self.rows), id(numbers), id(given) if own is not None else 0, hidden.device,
         )  # fmt: skip
         if key not in self.masks:
             mask = self._made_mask(past, numbers, hidden, own)
@@ -430,14 +429,13 @@ class Forward:
         if self.setting.watch is not None:
             self.setting.watch(self._view(self.layers, last))
         if self.cache is not None:
-            joined: dict[
-                tuple[int, int], Slots
-            ] = {}  # layers that hold the same tokens share the slots, and so masks
+            # Layers that hold the same tokens share the slots, and so masks.
+            joined: dict[tuple[Any, Any], Slots] = {}
             for index, (layer, past, ran) in enumerate(
                 zip(self.cache.layers, self.past, self.ran, strict=True)
             ):
                 check_filled(self.setting.cache_name, index, layer.length, past.length + ran.length)
-                pair = (id(past), id(ran))
+                pair = (past.key, ran.key)
                 if pair not in joined:
                     joined[pair] = self._joined(past, ran, last.shape[0])
                 layer.slots = joined[pair]

@@ -41,6 +41,14 @@ class Slots:
     tail: int = 0
 
     @property
+    def key(self) -> tuple[int, int, int]:
+        """The same for slots that hold the same tokens in the same order, as long as their table lives.
+
+        Layers that lost the same tokens share their table, also where each has cropped its run by itself.
+        """
+        return (id(self.table), self.start, self.tail)
+
+    @property
     def untouched(self) -> bool:
         """Whether the slots are simply all columns in order."""
         return self.table is None
