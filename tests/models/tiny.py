@@ -105,6 +105,9 @@ def checkpointing(made: Any, on: bool) -> None:
     """Turns gradient checkpointing on or off, by the name that this transformers gives it."""
     kind = "activation" if RELEASE >= (5, 24) else "gradient"
     getattr(made, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
+    if not on:  # it leaves hooks behind that make embeddings want gradients, for whoever uses the model next
+        for hook in getattr(made, "_require_grads_hooks", ()):
+            hook.remove()
 
 
 @dataclass(frozen=True)
