@@ -53,6 +53,15 @@ class Weighting:
             return method
         return self._put(method).named(method.name)
 
+    def said(self, method: Method, **knobs: Any) -> Method:
+        """The method with these weights and means, or with what is said instead; its name says what was said.
+
+        Args:
+            method: with a name of its own.
+            knobs: of `Method.weighted`; None says nothing.
+        """
+        return self.told(**knobs).on(method).named(method.name + Weighting.spelled(**knobs))
+
     def _put(self, method: Method) -> Method:
         weigh, merge = cast(WeighKind, self.weigh), cast(MergeKind, self.merge)
         return method.weighted(weigh, merge, self.strength, self.place, self.cutoff)

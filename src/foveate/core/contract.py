@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -249,6 +249,8 @@ class Weigh(Part):
     """
 
     strength: float = 1.0
+    of_merge: ClassVar[bool] = False
+    """Whether it goes by the clusters of the method's merge, and so needs a merge that has them."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.strength) and self.strength >= 0):

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .contract import Needs, Part
-from .pictures import Count, Mix, Picture, Rank, shared_out
+from .pictures import Count, Into, Picture, Rank
 
 
 @dataclass(frozen=True)
@@ -86,24 +86,14 @@ class LeftFirst(Rank):
 
 
 @dataclass(frozen=True)
-class IntoOwners(Mix):
+class IntoOwners(Into):
     """The merge: a token becomes the mean of all that it has taken in."""
 
     matching: Matching
 
-    def __call__(
-        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
-    ) -> Float[Tensor, "n n"]:
-        """Weights of the merge."""
-        owner = self.owners(picture, stay, counts)
-        return shared_out(owner, torch.ones(len(owner), device=owner.device))
-
-    clusters = True
-
-    def owners(
+    def find(
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Int[Tensor, n]:
         """As the matching has it; what stays against it is its own."""
         owner = self.matching.owners(picture)
-        itself = torch.arange(len(owner), device=owner.device)
-        return torch.where(stay, itself, owner)
+        return torch.where(stay, torch.arange(len(owner), device=owner.device), owner)

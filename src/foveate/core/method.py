@@ -98,7 +98,7 @@ class Method:
             raise ValueError(
                 f"the merge goes on from what {found} found, but the score is {self.score}; use both"
             )
-        if isinstance(self.weigh, Clusters) and not (self.merge and self.merge.clusters):
+        if self.weigh and self.weigh.of_merge and not (self.merge and self.merge.clusters):
             raise ValueError(
                 f"{name} has no merge that puts every dropped token into one kept token, so there are no clusters to "
                 "weigh; expected weigh=nearest, or a method that merges, such as tome"
@@ -269,7 +269,7 @@ class Method:
             Numbers of those that stay and run now. Entries of others, as of earlier turns' images, are not to be read.
         """
         at = AtCut.of_view(view, keep)
-        if isinstance(weigh, Clusters) and self.merge is not None:
+        if weigh.of_merge and self.merge is not None:
             at = replace(at, into=self.merge.owners(view, keep, counts))
             return weigh.numbers(at, weigh.owners(at))
         return weigh.numbers(at, owners(weigh, view, keep))

@@ -146,6 +146,35 @@ class Mix(Part):
         raise NotImplementedError(f"{type(self).__name__} has no clusters")
 
 
+class Into(Mix):
+    """A mix by which every token goes into one other, so that clusters have numbers (`weighing.Clusters`)."""
+
+    clusters = True
+
+    @abstractmethod
+    def find(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Int[Tensor, n]:
+        """The token that each of the image's tokens goes into, itself if it stays; -1 for what is lost."""
+
+    def share(self, picture: Picture) -> Float[Tensor, n]:
+        """What each token counts in the mean of its cluster; all the same by default."""
+        return torch.ones(len(picture), device=picture.places.device)
+
+    def owners(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Int[Tensor, n]:
+        """As `find`, once for states and numbers of a decision."""
+        found: Tensor = picture.once(("into", self), lambda: self.find(picture, stay, counts))
+        return found
+
+    def __call__(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Float[Tensor, "n n"]:
+        """Every cluster's mean."""
+        return shared_out(self.owners(picture, stay, counts), self.share(picture))
+
+
 def allotted(view: View, count: Count, counts: Int[Tensor, B]) -> dict[tuple[int, int], int]:
     """How many tokens each image keeps: `count`, or its share where a schedule wants another total.
 
@@ -312,11 +341,13 @@ class MixImage(Merge):
 
 
 def shared_out(into: Int[Tensor, n], weight: Float[Tensor, n]) -> Float[Tensor, "n n"]:
-    """The matrix of weighted means: token j goes to `into[j]`; a row's weights sum to 1, or 0 where none does."""
-    spread = torch.zeros(
-        len(into), len(into), device=weight.device
-    )  # [i, j]: what token j gives to token i
-    spread[into, torch.arange(len(into), device=weight.device)] = weight
+    """The matrix of weighted means: token j goes to `into[j]`, or nowhere where that is -1.
+
+    A row's weights sum to 1, or to 0 where nothing goes into it.
+    """
+    spread = torch.zeros(len(into), len(into), device=weight.device)
+    goes = (into >= 0).nonzero()[:, 0]
+    spread[into[goes], goes] = weight[goes]  # [i, j]: what token j gives to token i
     return spread / spread.sum(1, keepdim=True).clamp(min=1e-30)
 
 

@@ -211,6 +211,8 @@ class Clusters(Weigh):
     Tokens of earlier turns, which no merge sees, join as in `Nearest`.
     """
 
+    of_merge = True
+
     def owners(self, at: AtCut) -> Int[Tensor, "B N"]:
         """Whom each token joins."""
         if at.into is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.contract import Needs
 from ..core.method import Method
-from ..core.pictures import ByImage, Count, EachImage, Mix, MixImage, Picture, Rank, Share
+from ..core.pictures import ByImage, Count, EachImage, Into, MixImage, Picture, Rank, Share
 from ..core.schedules import spelled
 from ..core.weighing import NOBODY, Clusters
 
@@ -69,23 +69,12 @@ class CentresFirst(Rank):
 
 
 @dataclass(frozen=True)
-class IntoCentres(Mix):
+class IntoCentres(Into):
     """The merge: a centre becomes the mean of its cluster."""
 
     clustering: Clustering
-    clusters = True
 
-    def __call__(
-        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
-    ) -> Float[Tensor, "n n"]:
-        """Weights of the merge."""
-        owner = self.owners(picture, stay, counts)
-        spread = torch.zeros(len(owner), len(owner), device=owner.device)
-        joins = (owner >= 0).nonzero()[:, 0]
-        spread[owner[joins], joins] = 1.0  # [i, j]: token j goes into token i
-        return spread / spread.sum(1, keepdim=True).clamp(min=1)
-
-    def owners(
+    def find(
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Int[Tensor, n]:
         """As clustered; what stays against it is its own."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from ..artefacts.schedules import ScheduleFile, load_schedule
-from ..artefacts.weighting import Weighting
 from ..core.method import MergeKind, Method, WeighKind
 from .spec import score_of
 
@@ -50,18 +49,8 @@ def schedule(
     name += ("" if ranking is None else f",ranking={ranking}") + (
         "" if within is None else f",within={within}"
     )
-    speaking = {
-        "weigh": weigh,
-        "merge": merge,
-        "strength": strength,
-        "place": place,
-        "cutoff": cutoff,
-    }
     kind: Literal["sample", "image"] = within or ("image" if found.within == "image" else "sample")
-    plain = Method(
-        score_of(ranking or found.ranking),
-        found.schedule,
-        within=kind,
-        name=name + Weighting.spelled(**speaking),
+    plain = Method(score_of(ranking or found.ranking), found.schedule, within=kind, name=name)
+    return found.weighting.said(
+        plain, weigh=weigh, merge=merge, strength=strength, place=place, cutoff=cutoff
     )
-    return found.weighting.told(**speaking).on(plain)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -13,13 +12,12 @@ from ..core.method import Method
 from ..core.pictures import (
     ByImage,
     EachImage,
-    Mix,
+    Into,
     MixImage,
     Picture,
     Rank,
     Share,
     nearest,
-    shared_out,
 )
 from ..core.schedules import spelled
 
@@ -60,29 +58,15 @@ class Scans(Rank):
 
 
 @dataclass(frozen=True)
-class IntoSimilar(Mix):
+class IntoSimilar(Into):
     """Each dropped token goes to the kept one most like itself; a cluster becomes its mean."""
 
-    def __call__(
-        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
-    ) -> Float[Tensor, "n n"]:
-        """Weights of the merge."""
-        into = self.owners(picture, stay, counts)
-        return shared_out(into, torch.ones(len(picture), device=into.device))
-
-    clusters = True
-
-    def owners(
+    def find(
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Int[Tensor, n]:
         """The kept token most like each."""
-
-        def find() -> Tensor:
-            states = picture.states()
-            return nearest(picture.cosines(states, states), stay)
-
-        found: Tensor = picture.once(("similar", *stay.tolist()), find)
-        return found
+        states = picture.states()
+        return nearest(picture.cosines(states, states), stay)
 
 
 def vscan1(

@@ -10,7 +10,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ...artefacts.predictors import Card, from_pretrained
-from ...artefacts.weighting import Weighting
 from ...core.contract import Schedule, Score
 from ...core.features import shares_by_type
 from ...core.method import MergeKind, Method, WeighKind
@@ -178,15 +177,9 @@ def dyrate(
         adapt,
         deeper,
     )
-    speaking = {
-        "weigh": weigh,
-        "merge": merge,
-        "strength": strength,
-        "place": place,
-        "cutoff": cutoff,
-    }
-    method = told.weighting.told(**speaking).on(plain)
-    return method.named(plain.name + Weighting.spelled(**speaking))
+    return told.weighting.said(
+        plain, weigh=weigh, merge=merge, strength=strength, place=place, cutoff=cutoff
+    )
 
 
 def _told(

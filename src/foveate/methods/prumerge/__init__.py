@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...core.method import Method
 from ...core.pictures import ByImage, EachImage, MixImage
-from .outliers import IntoOutliers, Merging, Outliers, OutliersFirst
+from .outliers import MERGES, Merging, Outliers, OutliersFirst
 
 
 def prumerge(layer: int = 0, merging: Merging = "nearest") -> Method:
@@ -33,9 +33,9 @@ def prumerge(layer: int = 0, merging: Merging = "nearest") -> Method:
 
 def outliers_kept(name: str, layer: int, merging: Merging, spaced: bool) -> Method:
     """What `prumerge` and `prumerge_plus` share: the same but for the spaced tokens."""
-    if merging not in ("nearest", "neighbours"):
+    if merging not in MERGES:
         raise ValueError(f"merging={merging!r}; expected nearest or neighbours")
     name += f":layer={layer}" + ("" if merging == "nearest" else f",merging={merging}")
     found = Outliers(spaced)
     score = ByImage(OutliersFirst(found), found)
-    return Method(score, EachImage(found, layer), MixImage(IntoOutliers(merging)), name=name)
+    return Method(score, EachImage(found, layer), MixImage(MERGES[merging]), name=name)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...core.contract import Needs
-from ...core.pictures import Count, Mix, Picture, Rank, nearest, shared_out
+from ...core.pictures import Count, Into, Mix, Picture, Rank, nearest
 
 Merging = Literal["nearest", "neighbours"]
 NEIGHBOURS = 32  # of each kept token, in the authors' code
@@ -55,10 +55,26 @@ class OutliersFirst(Rank):
 
 
 @dataclass(frozen=True)
-class IntoOutliers(Mix):
-    """Each kept token becomes a sum of others, weighted by their attention; see `prumerge`."""
+class IntoOutliers(Into):
+    """Each dropped token goes to the kept one with the nearest key; a cluster's mean is weighted by attention."""
 
-    merging: Merging
+    own = Needs(tower=(None,))
+
+    def find(
+        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
+    ) -> Int[Tensor, n]:
+        """The kept token whose key is most like each one's."""
+        keys = picture.keys()
+        return nearest(picture.cosines(keys, keys), stay)
+
+    def share(self, picture: Picture) -> Float[Tensor, n]:
+        """The tower's attention."""
+        return _attention(picture)
+
+
+@dataclass(frozen=True)
+class WithNeighbours(Mix):
+    """To each kept token its nearest are added, weighted by attention; they may be kept themselves."""
 
     own = Needs(tower=(None,))
 
@@ -66,29 +82,17 @@ class IntoOutliers(Mix):
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
-        weight = picture.attention().clamp(min=1e-12)
-        if self.clusters:
-            return shared_out(self.owners(picture, stay, counts), weight)
         keys = picture.keys()
         similar = picture.cosines(keys, keys)
         order = similar.fill_diagonal_(-torch.inf).argsort(dim=1, descending=True, stable=True)
         near = order[:, : min(NEIGHBOURS, len(picture) - 1)]
         itself = torch.eye(len(picture), device=similar.device)
-        return itself.scatter(1, near, weight[near])
+        return itself.scatter(1, near, _attention(picture)[near])
 
-    @property
-    def clusters(self) -> bool:
-        """Where a token goes into one other."""
-        return self.merging == "nearest"
 
-    def owners(
-        self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
-    ) -> Int[Tensor, n]:
-        """The kept token whose key is most like each one's."""
+def _attention(picture: Picture) -> Float[Tensor, n]:
+    """What the tower paid to each token, above 0 so that a cluster has a mean."""
+    return picture.attention().clamp(min=1e-12)
 
-        def find() -> Tensor:
-            keys = picture.keys()
-            return nearest(picture.cosines(keys, keys), stay)
 
-        found: Tensor = picture.once(("nearest", *stay.tolist()), find)
-        return found
+MERGES: dict[str, Mix] = {"nearest": IntoOutliers(), "neighbours": WithNeighbours()}
