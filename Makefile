@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -217,7 +217,8 @@ predictors-scenes: $(READY)  # forty minutes on one core
 	$(LEARN)-0.33 $(EXACT) --budget 0.33 --num-rates 10 --steps 150 $(TABLE)
 	$(LEARN)-0.2 $(EXACT) --budget 0.2 --num-rates 20 --steps 100
 	$(LEARN)-0.33-decode --ranking diverse --layer 1 --budget 0.33 --num-rates 20 --steps 120
-	for p in 0.5 0.33 0.2 0.33-decode; do $(call BUNDLE,scenes,$$p); done
+	$(LEARN)-0.2-weighted $(EXACT) --budget 0.2 --num-rates 20 --steps 150 --weigh nearest --merge mean
+	for p in 0.5 0.33 0.2 0.33-decode 0.2-weighted; do $(call BUNDLE,scenes,$$p); done
 
 LEARN_SMOL := $(TRAIN) --model $(SMOL) --held-out 18 --out runs/predictors/smol
 TABLE_SMOL := --num-rates 10 --steps 30 --answers runs/predictors/smol-answers.safetensors
@@ -227,6 +228,35 @@ predictors-smol: $(READY)  # an hour on one core, 4 GB; not 0.2: one token in fo
 	for p in 0.5 0.33 0.25 0.33-decode; do $(call BUNDLE,smol,$$p); done
 
 BUNDLE = mkdir -p src/foveate/artefacts/bundled/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/artefacts/bundled/$(1)-$(2)/
+
+# docs/weighting.md; goes on where it stopped. Three hours on one core; W=smol takes the smaller groups and counts.
+W ?= scenes
+W_SCENES := $(filter scenes,$(W))
+BOTH := weigh=nearest,merge=mean
+FIND_W = $(BIN)/foveate search $(W) --ranking diverse --algorithm gsearch --start-layer 0 --weigh nearest --merge mean
+W_QUARTER := divprune:keep=0.25 divprune:keep=0.25,$(BOTH) divprune:keep=0.125,$(BOTH)
+W_MORE := $(foreach k,0.25 0.125 0.0625,divprune:keep=$(k) divprune:keep=$(k),weigh=nearest divprune:keep=$(k),$(BOTH))
+W_OTHERS := cdpruner:keep=0.125 vispruner:keep=0.125 visionzip:keep=0.25 fastv:layer=2,keep=0.25 random:layer=0,keep=0.25
+W_ALL := $(W_MORE) $(foreach m,$(W_OTHERS),$(m) $(m),$(BOTH)) tome:keep=0.125 tome:keep=0.125,weigh=clusters
+W_FOUND := docs/results/search/scenes/gsearch-diverse
+W_GOALS := $(W_FOUND:%=schedule:%.json) $(foreach t,0.05 0.01,schedule:$(W_FOUND)-weighted-$(t).json)
+W_GOALS += $(foreach p,0.33 0.2 0.2-weighted,dyrate:predictor=scenes-$(p))
+W_JUDGE = $(BIN)/foveate eval --model $(W) --tokenizer words
+W_SAY = $(W_JUDGE) --tasks descriptions,captions --first 20000 --pictures $(if $(W_SCENES),200,60)
+W_ASK = $(W_JUDGE) --tasks questions --first 40000 --limit $(if $(W_SCENES),1000,200)
+results-weighting: $(READY)
+	$(if $(W_SCENES),for t in 0.05 0.01; do $(FIND_W) --calibration 48 --held-out 48 --stride 1 --tolerance $$t --out $(W_FOUND)-weighted-$$t.json || exit 1; done,\
+	  $(FIND_W) --calibration 24 --held-out 24 --stride 2 --tolerance 0.02 --out docs/results/search/smol/gsearch-diverse-weighted-0.02.json)
+	$(W_SAY) --save runs/weighting/answers-$(W) $(addprefix --method ,$(if $(W_SCENES),$(W_ALL),$(W_QUARTER)))
+	$(W_ASK) --save runs/weighting/questions-$(W) $(addprefix --method ,$(if $(W_SCENES),$(W_ALL),$(W_QUARTER)))
+	$(if $(W_SCENES),$(W_SAY) --save runs/weighting/goals-answers-scenes $(addprefix --method ,$(W_GOALS)))
+	$(if $(W_SCENES),$(W_ASK) --save runs/weighting/goals-questions-scenes $(addprefix --method ,$(W_GOALS)))
+	for part in answers questions $(if $(W_SCENES),goals-answers goals-questions); do cp runs/weighting/$$part-$(W)/report.json docs/results/weighting-$$part-$(W).json || exit 1; done
+	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py run scenes zoo,$(BIN)/python benchmarks/weighting.py run $(W) few --pictures 20)
+	$(if $(W_SCENES),for g in kinds knobs pact; do $(BIN)/python benchmarks/weighting.py run scenes $$g --pictures 30 || exit 1; done)
+	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py reasons scenes)
+	$(BIN)/python benchmarks/weighting.py summary $(W)
+	$(BIN)/python benchmarks/weighting.py page
 
 ABLATED ?= scenes
 PREDICTOR ?= scenes-0.33

@@ -3,6 +3,8 @@
     python benchmarks/weighting.py run scenes zoo      # divergences of a group of methods; goes on where it stopped
     python benchmarks/weighting.py summary scenes      # docs/results/weighting-scenes.json
     python benchmarks/weighting.py reasons scenes      # attention paid to the picture, and how near the nearest is
+    python benchmarks/weighting.py left smol           # what positions and later layers have to do with what is left
+    python benchmarks/weighting.py time                # of prefill and decode step, with and without weights
     python benchmarks/weighting.py page                # the tables of docs/weighting.md, and its plot
 
 Divergences are of `foveate.eval.divergence`, on descriptions, captions and questions of test pictures that no other
@@ -12,7 +14,9 @@ table uses. What each answer gave is kept in runs/weighting/, a line for every m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,13 +27,18 @@ from rich.progress import track
 
 import foveate
 from foveate import Kind
-from foveate.core.weighing import AtCut
+from foveate.core.weighing import AtCut, Nearest
+from foveate.cost.configurations import config_of
+from foveate.cost.plan import request
+from foveate.engine.assumptions import cache_name
 from foveate.eval.divergence import divergence, reference
 from foveate.eval.intervals import estimate
 from foveate.eval.tasks.bundled import bundled
 from foveate.explore.canvas import save, subplots
 from foveate.inspect.attention import attention_shares
 from foveate.methods import parse
+from foveate.timing.race import build, faster, in_turn
+from foveate.timing.race import inputs as race_inputs
 from foveate.versions import versions
 from foveate.world.language import KINDS
 
@@ -252,6 +261,126 @@ def cosines(loaded: foveate.Loaded, inputs: dict[str, Any], method: foveate.Meth
     with foveate.apply(loaded.model, method, watch=look):
         loaded.model(**inputs)
     return torch.cat(found)
+
+
+@app.command()
+def left(model: str, pictures: int = 12, keep: float = 0.25) -> None:
+    """Divergence of DivPrune with weights and means, and of a model in which all tokens run but share states."""
+    torch.set_num_threads(1)
+    loaded = foveate.load(model)
+    spec = f"divprune:keep={keep},weigh=nearest,merge=mean,cutoff=-1.0"
+    found: dict[str, list[float]] = {}
+    for sample in track(list(bundled(TASKS, pictures, FIRST)), description=model):
+        inputs = loaded.inputs(sample.images(), sample.prompt)
+        given = reference(loaded, inputs, sample.max_new_tokens)
+        columns, into, means = joins(loaded, inputs, parse(spec)[0])
+        rows = {"weighted and averaged": divergence(loaded, given, parse(spec)).kl}
+        for name, everywhere in (("states shared at first", False), ("at every layer", True)):
+            with sharing(loaded, columns, into, means, everywhere):
+                rows[name] = divergence(loaded, given, ()).kl
+        for name, kl in rows.items():
+            found.setdefault(name, []).append(kl)
+    for name, kls in found.items():
+        typer.echo(f"{name:24s} {np.mean(kls):.4f} ({len(kls)} answers)")
+
+
+@torch.inference_mode()
+def joins(
+    loaded: foveate.Loaded, inputs: dict[str, Any], method: foveate.Method
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of one prompt: columns of its visual tokens (N), the column that each joins (N), and the means (N D)."""
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def look(view: foveate.View) -> None:
+        selected = method.select(view) if view.layer == 0 else None
+        if selected is not None:
+            at = AtCut.of_view(view, selected.keep)
+            owner = Nearest().owners(at)
+            means = at.means(at.features, owner, -1.0)
+            found.append((view.visual[0], view.visual[0][owner[0]], means[0][owner[0]]))
+
+    with foveate.apply(loaded.model, watch=look):
+        loaded.model(**inputs)
+    return found[0]
+
+
+@contextmanager
+def sharing(
+    loaded: foveate.Loaded,
+    columns: torch.Tensor,
+    into: torch.Tensor,
+    means: torch.Tensor,
+    everywhere: bool,
+) -> Iterator[None]:
+    """All tokens run; before layer 0, or before every layer, a token has the state of the one that it joins."""
+
+    def hook(index: int) -> Callable[..., Any]:
+        def before(module: Any, args: Any, kwargs: Any) -> Any:
+            hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+            if hidden.shape[1] > int(columns.max()):  # the prompt; words of the answer come later
+                hidden[0, columns] = means.to(hidden) if index == 0 else hidden[0, into]
+            changed = {**kwargs, "hidden_states": hidden}
+            return ((hidden, *args[1:]), kwargs) if args else (args, changed)
+
+        return before
+
+    layers = loaded.anatomy.layers if everywhere else loaded.anatomy.layers[:1]
+    handles = [
+        layer.register_forward_pre_hook(hook(index), with_kwargs=True)
+        for index, layer in enumerate(layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@app.command("time")
+@torch.inference_mode()
+def times(turns: int = 20) -> None:
+    """Prefill and decode step with weights and means, over those of the same method without, in turn."""
+    config = config_of("smol-135m")
+    asked = request(config, text=64, images=1, new_tokens=1)
+    model = build(config, "cpu")
+    given = race_inputs(model.config, asked, model)
+    for keep in (0.25, 0.125):
+        specs = [f"divprune:keep={keep}{knobs}" for knobs in ("", ",weigh=nearest,merge=mean")]
+        caches: dict[str, Any] = {}
+
+        def prefill(spec: str, caches: dict[str, Any] = caches) -> Callable[[], float]:
+            def run() -> float:
+                with foveate.apply(model, *parse(spec)):
+                    start = time.perf_counter()
+                    out = model(**given, logits_to_keep=1, use_cache=True)
+                    taken = time.perf_counter() - start
+                caches[spec] = out[cache_name(model)]
+                return taken
+
+            return run
+
+        def decode(spec: str, caches: dict[str, Any] = caches) -> Callable[[], float]:
+            word = torch.full((1, 1), 11)
+
+            def run() -> float:
+                with foveate.apply(model, *parse(spec)):
+                    start = time.perf_counter()
+                    for _ in range(8):
+                        held = {cache_name(model): caches[spec]}
+                        model(input_ids=word, **held, use_cache=True)
+                    taken = time.perf_counter() - start
+                caches[spec].crop(-8)
+                return taken / 8
+
+            return run
+
+        for what, kind in (("prefill", prefill), ("decode step", decode)):
+            taken = in_turn({spec: kind(spec) for spec in specs}, turns)
+            plain, weighed = (taken[spec] for spec in specs)
+            ratio = 1 / faster(plain, weighed)
+            typer.echo(
+                f"{what}, keep={keep}: {1e3 * np.median(plain):.1f} ms, {100 * (ratio - 1):+.1f} % with both"
+            )
 
 
 @app.command()
