@@ -198,7 +198,7 @@ def summary(model: str) -> None:
         if not ran:
             continue
         most = max(map(len, ran.values()))
-        ran = {spec: samples for spec, samples in ran.items() if 2 * len(samples) > most}
+        ran = {spec: samples for spec, samples in ran.items() if 4 * len(samples) > most}
         shared = sorted(set.intersection(*(set(samples) for samples in ran.values())))
         found[name] = {
             "samples": len(shared),

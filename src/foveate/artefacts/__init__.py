@@ -1,1 +1,3 @@
-"""What searches and trainings leave: predictors and schedules, how they are stored, and the bundled ones."""
+"""What searches and trainings leave: predictors and schedules, how they are stored, and the bundled
+ones.
+"""

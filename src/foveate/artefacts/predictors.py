@@ -1,4 +1,6 @@
-"""A predictor as a folder: ``predictor.safetensors`` (weights) and ``predictor.json`` (what they are for)."""
+"""A predictor as a folder: ``predictor.safetensors`` (weights) and ``predictor.json`` (what they
+are for).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Card:
         model: the name, path or hub id of the model.
         layers: depth of the model's decoder.
         heads: its attention heads.
-        layer: the layer before which the predictor decides; features are the attention of the one before.
+        layer: the layer before which the predictor decides; features are the attention of the one
+            before.
         rates: prune rates that it chooses from.
         response: whether the response's share is a feature.
         ranking: name of the ranking that it was trained with.

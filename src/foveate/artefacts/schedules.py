@@ -1,4 +1,6 @@
-"""A schedule as one JSON file: what each layer keeps, by which ranking, for which model, and how it was found."""
+"""A schedule as one JSON file: what each layer keeps, by which ranking, for which model, and how it
+was found.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,16 @@ class ScheduleFile:
 
     Attributes:
         keep: share of the visual tokens that each layer runs with.
-        ranking: by what tokens are ranked: a name of `core.scores.RANKINGS`, or a method, whose score it is then.
+        ranking: by what tokens are ranked: a name of `core.scores.RANKINGS`, or a method, whose
+            score it is then.
         within: "sample", or "image" where every image keeps its share.
-        model: what it is for: `family` and `layers` are checked; name, decoder, hidden, heads and revision are noted.
+        model: what it is for: `family` and `layers` are checked; name, decoder, hidden, heads and
+            revision are noted.
         algorithm: the name of the strategy, and its numbers.
         seed: of the search.
         data: what it was searched and judged on.
-        scores: quality and its 95 % intervals, "calibration" and "held out", each of this schedule and unpruned.
+        scores: quality and its 95 % intervals, "calibration" and "held out", each of this schedule
+            and unpruned.
         costs: FLOPs ratio, mean share kept, KV bytes ratio.
         search: what searching cost.
         versions: of foveate, torch, transformers.
@@ -80,7 +85,8 @@ def load_schedule(path: Path | str) -> ScheduleFile:
     """Reads a schedule that `foveate search` wrote.
 
     Raises:
-        ValueError: there is no such file, it is no schedule, or it is of a later version of the format.
+        ValueError: there is no such file, it is no schedule, or it is of a later version of the
+            format.
     """
     try:
         body = json.loads(Path(path).read_text())

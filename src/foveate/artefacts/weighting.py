@@ -1,6 +1,7 @@
 """How kept tokens speak for the dropped, as files have it.
 
-These are the knobs of `Method.weighted`, for methods that come from a file and merge nothing by themselves.
+These are the knobs of `Method.weighted`, for methods that come from a file and merge nothing by
+themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ MERGES = tuple(kind for kind in get_args(MergeKind) if kind != "own")
 
 @dataclass(frozen=True)
 class Weighting:
-    """What was searched or trained with, by default nothing; see `Method.weighted` for what the knobs mean.
+    """What was searched or trained with, by default nothing; see `Method.weighted` for what the
+    knobs mean.
 
     Attributes:
         weigh: whom a dropped token joins, or "none".
@@ -48,13 +50,16 @@ class Weighting:
         self._put(Method(Random(), PerLayer((1.0,))))  # refuses numbers that do not go together
 
     def on(self, method: Method) -> Method:
-        """The method with these weights and means, under its own name; the method itself if there are none."""
+        """The method with these weights and means, under its own name; the method itself if there
+        are none.
+        """
         if self.weigh == "none" and self.merge == "none":
             return method
         return self._put(method).named(method.name)
 
     def said(self, method: Method, **knobs: Any) -> Method:
-        """The method with these weights and means, or with what is said instead; its name says what was said.
+        """The method with these weights and means, or with what is said instead; its name says what
+        was said.
 
         Args:
             method: with a name of its own.
@@ -69,8 +74,8 @@ class Weighting:
     def told(self, **knobs: Any) -> Weighting:
         """These, with what is told instead, of the knobs of `Method.weighted`.
 
-        None and merge "own" say nothing. Where another kind is told, the numbers that go with a kind
-        start from their defaults.
+        None and merge "own" say nothing. Where another kind is told, the numbers that go with a
+        kind start from their defaults.
         """
         said = self._said(knobs)
         facts = asdict(self)
@@ -95,7 +100,10 @@ class Weighting:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For a file: what differs from the defaults. Files without weights and means are as ever."""
+        """For a file: what differs from the defaults.
+
+        Files without weights and means are as ever.
+        """
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)

@@ -87,7 +87,9 @@ def evaluate_methods(
     dtype: options.Dtype = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Judge methods on tasks, with intervals and paired differences to unpruned; under torchrun, by all processes."""
+    """Judge methods on tasks, with intervals and paired differences to unpruned; under torchrun, by
+    all processes.
+    """
     target = equal.read_target(match) if match else None
     specs = list(dict.fromkeys(method or []))
     as_given = list(dict.fromkeys(also or []))
@@ -112,7 +114,9 @@ def evaluate_methods(
 def _check(
     specs: Sequence[str], also: Sequence[str], target: equal.Target | None, against: str | None
 ) -> None:
-    """Raises ValueError for what is no method, has no knob to tune, or is to be compared with but not run as it is."""
+    """Raises ValueError for what is no method, has no knob to tune, or is to be compared with but
+    not run as it is.
+    """
     for spec in specs:
         equal.values(equal.marked(spec), 1) if target else parse(spec)
     for spec in also:
@@ -155,7 +159,9 @@ def _identity(loaded: Loaded, samples: Sequence[Sample], model: str, batch: int)
 def _samples(
     tasks: str, data: Path | None, limit: int | None, pictures: int | None, first: int, split: str
 ) -> list[Sample]:
-    """What is asked: the named tasks and the file; descriptions, captions and questions if neither is given."""
+    """What is asked: the named tasks and the file; descriptions, captions and questions if neither
+    is given.
+    """
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names and data is None:
         names = ["descriptions", "captions", "questions"]
@@ -182,7 +188,9 @@ def _keep(
 
 
 def _claim(save: Path | None, body: dict[str, Any], among: Processes) -> None:
-    """Takes the folder for this evaluation, if there is one to take; ValueError if it holds another."""
+    """Takes the folder for this evaluation, if there is one to take; ValueError if it holds
+    another.
+    """
     if save is None:
         return
     if save.exists() and not save.is_dir():
@@ -286,7 +294,9 @@ BESIDE = 4  # methods whose columns fit a terminal beside each other
 
 
 def _print(body: dict[str, Any], target: equal.Target | None) -> None:
-    """Every figure of every method; differences to unpruned, bold where their interval leaves out 0."""
+    """Every figure of every method; differences to unpruned, bold where their interval leaves out
+    0.
+    """
     methods = body["methods"]
     gap = "against" if body["against"] else "difference"
     keys = dict.fromkeys(key for m in methods.values() for key in m["figures"])
@@ -333,7 +343,9 @@ def _below(methods: Sequence[str], rows: dict[str, list[str]]) -> Table:
 
 
 def _work(spec: str, work: dict[str, float], key: str, target: equal.Target | None) -> str:
-    """A share of the unpruned model's work; red where the methods were to do equal work and this one does not."""
+    """A share of the unpruned model's work; red where the methods were to do equal work and this
+    one does not.
+    """
     off = target and key == target.work and spec != "unpruned"
     red = off and target is not None and abs(work[key] - target.ratio) > 0.01
     return f"[red]{work[key]:.3f}[/red]" if red else f"{work[key]:.3f}"

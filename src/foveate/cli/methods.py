@@ -17,7 +17,9 @@ from .output import console, print_json
 
 
 def describe(name: str) -> dict[str, Any]:
-    """A method's summary, paper, deviations and knobs, read off its factory's docstring and signature."""
+    """A method's summary, paper, deviations and knobs, read off its factory's docstring and
+    signature.
+    """
     doc = inspect.getdoc(factories()[name]) or ""
     parts = [" ".join(p.split()) for p in doc.split("\n\n")]
 

@@ -227,7 +227,8 @@ class Merge(Part):
     def owners(
         self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
     ) -> Int[Tensor, "B N"]:
-        """For each entry of `view.visual` the kept one that it goes into: itself if it stays, -1 if none.
+        """For each entry of `view.visual` the kept one that it goes into: itself if it stays, -1 if
+        none.
 
         Args:
             view: the state before the layer.
@@ -242,7 +243,8 @@ class Weigh(Part):
     """What a kept token weighs: for how many tokens it speaks.
 
     Attributes:
-        strength: what the logarithm of that number is multiplied with; 1 is as if the token were there so many times.
+        strength: what the logarithm of that number is multiplied with; 1 is as if the token were
+            there so many times.
 
     Raises:
         ValueError: a strength below 0, or none.

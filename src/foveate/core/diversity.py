@@ -15,7 +15,9 @@ from .view import View
 
 @dataclass(frozen=True)
 class MaxMin(Rank):
-    """Greedy max-min diversity: each next token is the one farthest, by cosine, from all chosen before it."""
+    """Greedy max-min diversity: each next token is the one farthest, by cosine, from all chosen
+    before it.
+    """
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Minus the turn in which a token is chosen; all that are not come last, together."""
@@ -37,7 +39,9 @@ class MaxMin(Rank):
 
 @dataclass(frozen=True)
 class Diverse(Score):
-    """DivPrune's order of every image (2503.02175, Section 3), whatever the count; images take turns by their sizes."""
+    """DivPrune's order of every image (2503.02175, Section 3), whatever the count; images take
+    turns by their sizes.
+    """
 
     own = Needs(in_prompt=True)
 

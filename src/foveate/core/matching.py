@@ -14,7 +14,8 @@ from .pictures import Count, Into, Picture, Rank
 
 @dataclass(frozen=True)
 class Matching(Part):
-    """Every second token is matched with the most similar of the others, by key; the best pairs of a round merge.
+    """Every second token is matched with the most similar of the others, by key; the best pairs of
+    a round merge.
 
     A merged token has the mean key of its members and the place of the token that took them in.
 
@@ -36,7 +37,9 @@ class Matching(Part):
         return found
 
     def _owners(self, picture: Picture) -> Int[Tensor, n]:
-        """As `owners`, found anew: round by round, until few enough are left or no pair is alike enough."""
+        """As `owners`, found anew: round by round, until few enough are left or no pair is alike
+        enough.
+        """
         least = max(1, self.least(picture))
         some = (
             len(picture) if not self.rounds else max(1, -(-(len(picture) - least) // self.rounds))
@@ -47,8 +50,8 @@ class Matching(Part):
         while len(left) > least:
             even = left[::2]
             odd = left[1::2]
-            # Each even token's best partner among the odd ones. The mean key has the sum's direction, and the cosine
-            # does not see lengths, so sums will do.
+            # Each even token's best partner among the odd ones. The mean key has the sum's
+            # direction, and the cosine does not see lengths, so sums will do.
             alike, to = picture.cosines(sums[even], sums[odd]).max(1)
             most = min(some, len(left) - least, int((alike >= self.threshold).sum()))
             best = alike.argsort(descending=True, stable=True)[:most]
@@ -56,7 +59,8 @@ class Matching(Part):
                 break
             source, target = even[best], odd[to[best]]  # several sources may have one target
             sums = sums.index_add(0, target, sums[source])
-            # One step of a path: sources go to their targets, all others stay. What a source owned goes along.
+            # One step of a path: sources go to their targets, all others stay. What a source owned
+            # goes along.
             step = torch.arange(len(picture), device=owner.device).scatter(0, source, target)
             owner = step[owner]
             left = left[~torch.isin(left, source)]

@@ -52,17 +52,18 @@ class Method:
     Attributes:
         score: which tokens matter: a `Score`, or a plain function of a view.
         schedule: how many stay: a `Schedule`, or a plain function of a view.
-        merge: new hidden states of the kept: a `Merge`, or a plain function of a view and the kept set. None lets the
-            dropped go.
-        weigh: what a kept token weighs: for how many tokens it speaks in attention. None weighs all alike, as published
-            methods do; the number of a token that leaves is then lost.
-        within: "sample" ranks all visual tokens of a sample together; "image" gives every image its share.
+        merge: new hidden states of the kept: a `Merge`, or a plain function of a view and the kept
+            set. None lets the dropped go.
+        weigh: what a kept token weighs: for how many tokens it speaks in attention. None weighs all
+            alike, as published methods do; the number of a token that leaves is then lost.
+        within: "sample" ranks all visual tokens of a sample together; "image" gives every image its
+            share.
         name: for traces and tables.
 
     Raises:
         TypeError: a part is neither of its class nor a plain function.
-        ValueError: `within` is neither of the two; the merge goes on from what another score finds; or weights go by
-            the clusters of a merge that has none.
+        ValueError: `within` is neither of the two; the merge goes on from what another score finds;
+            or weights go by the clusters of a merge that has none.
     """
 
     score: Score
@@ -114,7 +115,9 @@ class Method:
         return self.schedule.acts(layer, step) is not False
 
     def acts(self, layer: int, step: int) -> bool:
-        """Whether the method is to be consulted before `layer` at `step`: it may drop tokens, or takes notice."""
+        """Whether the method is to be consulted before `layer` at `step`: it may drop tokens, or
+        takes notice.
+        """
         return self.drops(layer, step) or any(part.notices(layer, step) for part in self._watching)
 
     @cached_property
@@ -123,12 +126,16 @@ class Method:
         return (*self.score.watching(), *self.schedule.watching())
 
     def check(self, layers: int, family: str = "") -> None:
-        """Raises ValueError if the schedule does not fit `layers` layers or a model of this family, or the score."""
+        """Raises ValueError if the schedule does not fit `layers` layers or a model of this family,
+        or the score.
+        """
         self.schedule.check(layers, family)
         self.check_parts(layers)
 
     def check_parts(self, layers: int = 128) -> None:
-        """Raises ValueError if the schedule acts where the score cannot rank, as far as the schedule tells."""
+        """Raises ValueError if the schedule acts where the score cannot rank, as far as the
+        schedule tells.
+        """
         acts = self.schedule.acts
         needs = self.score.needs
         first = min(layers, needs.earliest)
@@ -191,19 +198,20 @@ class Method:
         """This method, with kept tokens that speak for the dropped (see `core.weighing`).
 
         Args:
-            weigh: whom a dropped token joins: the kept token "nearest" to it by hidden state, by "cell" in the picture,
-                "mixed" by both, or by the "clusters" of the method's own merge; "uniform" is a control, which gives all
-                kept tokens of an image one number; "none" weighs all alike, as most published methods do; "own" weighs
-                as the method does by itself.
-            merge: "mean" averages the kept with what joined them, "own" merges as the method does by itself, "none"
-                lets states be.
+            weigh: whom a dropped token joins: the kept token "nearest" to it by hidden state, by
+                "cell" in the picture, "mixed" by both, or by the "clusters" of the method's own
+                merge; "uniform" is a control, which gives all kept tokens of an image one number;
+                "none" weighs all alike, as most published methods do; "own" weighs as the method
+                does by itself.
+            merge: "mean" averages the kept with what joined them, "own" merges as the method does
+                by itself, "none" lets states be.
             strength: what log(n) is multiplied with.
             place: of "mixed": how much nearness in the picture counts beside the cosine.
             cutoff: of "mean": the cosine below which a token is not averaged.
 
         Raises:
-            ValueError: a kind that is not known, a number out of range or without its kind, or clusters of a method
-                that has none.
+            ValueError: a kind that is not known, a number out of range or without its kind, or
+                clusters of a method that has none.
         """
         if weigh not in get_args(WeighKind):
             raise ValueError(f"weigh={weigh!r}; expected one of {', '.join(get_args(WeighKind))}")
@@ -266,7 +274,8 @@ class Method:
             counts: as `Selection` has them.
 
         Returns:
-            Numbers of those that stay and run now. Entries of others, as of earlier turns' images, are not to be read.
+            Numbers of those that stay and run now. Entries of others, as of earlier turns' images,
+            are not to be read.
         """
         at = AtCut.of_view(view, keep)
         if weigh.of_merge and self.merge is not None:

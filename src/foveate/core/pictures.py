@@ -1,4 +1,5 @@
-"""Decisions that each image takes for itself, once, when it is read: counts, orders and merges image by image.
+"""Decisions that each image takes for itself, once, when it is read: counts, orders and merges
+image by image.
 
 Images of earlier turns have decided, and are left as they are.
 """
@@ -93,7 +94,8 @@ def _pictures(view: View) -> tuple[Picture, ...]:
         for image in torch.unique(owner[sample][here[sample]]).tolist():
             columns = (view.tokens.image[sample] == image).nonzero()[:, 0]
             places = (here[sample] & (owner[sample] == image)).nonzero()[:, 0]
-            # A token's number is the place of its column among all columns that the image came with.
+            # A token's number is the place of its column among all columns that the image came
+            # with.
             number = torch.searchsorted(columns, view.visual[sample][places].contiguous())
             found.append(Picture(view, sample, image, places, number, int(columns.shape[0])))
     return tuple(found)
@@ -142,12 +144,16 @@ class Mix(Part):
     def owners(
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Int[Tensor, n]:
-        """The token that each of the image's tokens goes into; -1, or a token that does not stay, loses it."""
+        """The token that each of the image's tokens goes into; -1, or a token that does not stay,
+        loses it.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no clusters")
 
 
 class Into(Mix):
-    """A mix by which every token goes into one other, so that clusters have numbers (`weighing.Clusters`)."""
+    """A mix by which every token goes into one other, so that clusters have numbers
+    (`weighing.Clusters`).
+    """
 
     clusters = True
 
@@ -155,7 +161,9 @@ class Into(Mix):
     def find(
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Int[Tensor, n]:
-        """The token that each of the image's tokens goes into, itself if it stays; -1 for what is lost."""
+        """The token that each of the image's tokens goes into, itself if it stays; -1 for what is
+        lost.
+        """
 
     def share(self, picture: Picture) -> Float[Tensor, n]:
         """What each token counts in the mean of its cluster; all the same by default."""
@@ -206,7 +214,8 @@ def allotted(view: View, count: Count, counts: Int[Tensor, B]) -> dict[tuple[int
 
 @dataclass(frozen=True)
 class Share(Count):
-    """A count: `keep` of the tokens that an image came with, a fraction of them (rounded half up) or their number.
+    """A count: `keep` of the tokens that an image came with, a fraction of them (rounded half up)
+    or their number.
 
     Raises:
         ValueError: `keep` out of range.
@@ -232,7 +241,8 @@ class Share(Count):
 
 @dataclass(frozen=True)
 class EachImage(Schedule):
-    """The schedule: before layer `layer`, every image that is read now keeps as many tokens as `count` says.
+    """The schedule: before layer `layer`, every image that is read now keeps as many tokens as
+    `count` says.
 
     Raises:
         ValueError: a negative layer.
@@ -267,7 +277,8 @@ class EachImage(Schedule):
 
 @dataclass(frozen=True)
 class ByImage(Score):
-    """The score: in every image, what `rank` puts first within `count` (see `allotted`); an order for the rest.
+    """The score: in every image, what `rank` puts first within `count` (see `allotted`); an order
+    for the rest.
 
     Attributes:
         rank: orders an image's tokens.
@@ -282,7 +293,9 @@ class ByImage(Score):
     )  # there is nothing of an image to look at while decoding
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
-        """Scores: 3 for images of earlier turns, else in (1, 2) within the count and in (0, 1) past it."""
+        """Scores: 3 for images of earlier turns, else in (1, 2) within the count and in (0, 1) past
+        it.
+        """
         scores = torch.full(view.visual.shape, 3.0, device=view.visual.device)
         shares = allotted(view, self.count, counts)
         for picture in pictures(view):
@@ -352,6 +365,8 @@ def shared_out(into: Int[Tensor, n], weight: Float[Tensor, n]) -> Float[Tensor, 
 
 
 def nearest(similar: Float[Tensor, "n n"], target: Bool[Tensor, n]) -> Int[Tensor, n]:
-    """For each token the most similar one among `target`, for a target itself; at least one target is needed."""
+    """For each token the most similar one among `target`, for a target itself; at least one target
+    is needed.
+    """
     near = similar.masked_fill(~target, -torch.inf).argmax(1)
     return torch.where(target, torch.arange(len(near), device=near.device), near)

@@ -1,4 +1,6 @@
-"""DyRate's predictor: a linear classifier from attention shares to a prune rate (2501.14204, Section III)."""
+"""DyRate's predictor: a linear classifier from attention shares to a prune rate (2501.14204,
+Section III).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 
 
 def rate_grid(number: int, drop_all: bool = False) -> tuple[float, ...]:
-    """The paper's rates, eq. 1: (k - 1) / K for k = 1..K; the first keeps everything, none drops everything.
+    """The paper's rates, eq. 1: (k - 1) / K for k = 1..K; the first keeps everything, none drops
+    everything.
 
     Args:
         number: the paper's K.
@@ -25,14 +28,15 @@ def rate_grid(number: int, drop_all: bool = False) -> tuple[float, ...]:
 
 
 class RatePredictor(nn.Module):
-    """Picks one of several prune rates from per-head attention shares: softmax(W v + b), v of shape (heads x types).
+    """Picks one of several prune rates from per-head attention shares: softmax(W v + b), v of shape
+    (heads x types).
 
     Args:
         heads: attention heads of the model's decoder.
-        rates: prune rates to choose from, ascending in [0, 1]. The paper's grid (`rate_grid`) ends below 1; a rate of
-            1, dropping all, is our extension.
-        response: whether the response's share is a feature. It grows with the step whatever the answer is; without it
-            the predictor cannot count steps.
+        rates: prune rates to choose from, ascending in [0, 1]. The paper's grid (`rate_grid`) ends
+            below 1; a rate of 1, dropping all, is our extension.
+        response: whether the response's share is a feature. It grows with the step whatever the
+            answer is; without it the predictor cannot count steps.
 
     Raises:
         ValueError: rates that are not ascending in [0, 1].
@@ -71,7 +75,10 @@ class RatePredictor(nn.Module):
         return out
 
     def keep(self, total: Int[Tensor, "*B"]) -> Int[Tensor, "*B K"]:
-        """Visual tokens that each rate keeps of `total`: the whole part of total (1 - rate) (eq. 3, as settled)."""
+        """Visual tokens that each rate keeps of `total`: the whole part of total (1 - rate) (eq.
+
+        3, as settled).
+        """
         left = torch.tensor(
             [1.0 - rate for rate in self.rates], dtype=torch.float64, device=total.device
         )

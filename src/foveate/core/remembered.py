@@ -14,7 +14,9 @@ from .view import View
 
 @dataclass(frozen=True)
 class Saliency(Score):
-    """Attention that a token's patches receive in the vision tower's last read layer, mean over heads."""
+    """Attention that a token's patches receive in the vision tower's last read layer, mean over
+    heads.
+    """
 
     own = Needs(in_prompt=True, tower=(None,))
 
@@ -25,7 +27,9 @@ class Saliency(Score):
 
 @dataclass(frozen=True)
 class Remembered(Score):
-    """What `base` gave a token when it was last read, for later steps too, which have no image to look at."""
+    """What `base` gave a token when it was last read, for later steps too, which have no image to
+    look at.
+    """
 
     base: Score
 
@@ -55,7 +59,8 @@ class Remembered(Score):
         """Scores of `base`.
 
         Raises:
-            ValueError: the method was never consulted in a prefill, so there is nothing to remember.
+            ValueError: the method was never consulted in a prefill, so there is nothing to
+                remember.
         """
         if self._key not in view.notes:
             raise ValueError(

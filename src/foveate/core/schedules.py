@@ -15,7 +15,9 @@ from .view import View
 
 
 def tokens_kept(total: Int[Tensor, B], keep: float | int) -> Int[Tensor, B]:
-    """`keep` as a count of `total`: an int is a number of tokens, a float a fraction, rounded half up."""
+    """`keep` as a count of `total`: an int is a number of tokens, a float a fraction, rounded half
+    up.
+    """
     if isinstance(keep, Integral):
         return total.clamp(max=min(int(keep), 2**31))
     return (
@@ -57,7 +59,9 @@ def check_layer(layer: int) -> None:
 
 
 def check_depth(layer: int, layers: int) -> None:
-    """Raises ValueError if a decoder of `layers` layers has no `layer`, before which a schedule drops tokens."""
+    """Raises ValueError if a decoder of `layers` layers has no `layer`, before which a schedule
+    drops tokens.
+    """
     if layer >= layers:
         raise ValueError(
             f"the schedule cuts before layer {layer}, but the model has layers 0 to {layers - 1}"
@@ -66,7 +70,8 @@ def check_depth(layer: int, layers: int) -> None:
 
 @dataclass(frozen=True)
 class Cut(Schedule):
-    """One cut in the prefill: before layer `layer`, keep `keep` of the visual tokens that each sample started with.
+    """One cut in the prefill: before layer `layer`, keep `keep` of the visual tokens that each
+    sample started with.
 
     Args:
         layer: the first layer that runs without the dropped tokens.
@@ -108,7 +113,8 @@ def spelled(keep: float | int) -> str:
 
 @dataclass(frozen=True)
 class ByStep(Schedule):
-    """A share of the visual tokens for every step, whatever the input: the control of what adapts to it.
+    """A share of the visual tokens for every step, whatever the input: the control of what adapts
+    to it.
 
     Args:
         layer: the layer before which tokens leave; all deeper ones run without them.
@@ -149,16 +155,17 @@ class ByStep(Schedule):
 class PerLayer(Schedule):
     """A fraction of the visual tokens for every layer, in the prefill: what a search finds.
 
-    Fractions are of the tokens that each sample started with (of each image's, where the method ranks within images),
-    so one schedule serves any number of tokens.
+    Fractions are of the tokens that each sample started with (of each image's, where the method
+    ranks within images), so one schedule serves any number of tokens.
 
     Args:
-        keep: the share that each layer of the decoder runs with; never more than the layer before, since a dropped
-            token cannot come back.
+        keep: the share that each layer of the decoder runs with; never more than the layer before,
+            since a dropped token cannot come back.
         family: the `model_type` that the schedule is for; "" for any.
 
     Raises:
-        ValueError: no shares, a share out of [0, 1], or one that is larger than the share before it.
+        ValueError: no shares, a share out of [0, 1], or one that is larger than the share before
+            it.
     """
 
     keep: tuple[float, ...]
@@ -183,7 +190,9 @@ class PerLayer(Schedule):
         return step == 0 and layer < len(self.keep) and self.keep[layer] < (1.0, *self.keep)[layer]
 
     def check(self, layers: int, family: str = "") -> None:
-        """Raises ValueError if the schedule is for a decoder of another depth, or for another family."""
+        """Raises ValueError if the schedule is for a decoder of another depth, or for another
+        family.
+        """
         if layers != len(self.keep):
             raise ValueError(
                 f"the schedule is for a decoder of {len(self.keep)} layers, but this model has {layers}; "

@@ -8,9 +8,11 @@ from torch import Tensor
 
 
 def places(scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:
-    """Each entry's place in its row's order, from 0: the highest-scored first, of equals the earlier, fills last."""
-    # ranked[b, p] is the entry in place p. It is sorted twice, and stably: by score, then fills behind all others, as
-    # a real entry may score -inf, too.
+    """Each entry's place in its row's order, from 0: the highest-scored first, of equals the
+    earlier, fills last.
+    """
+    # ranked[b, p] is the entry in place p. It is sorted twice, and stably: by score, then fills
+    # behind all others, as a real entry may score -inf, too.
     ranked = (
         scores.float().masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     )
@@ -24,7 +26,9 @@ def places(scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Int[Tenso
 def top(
     scores: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], counts: Int[Tensor, B]
 ) -> Bool[Tensor, "B N"]:
-    """The `counts` highest-scored entries of each row within `mask`; of equal scores the earlier wins."""
+    """The `counts` highest-scored entries of each row within `mask`; of equal scores the earlier
+    wins.
+    """
     return (places(scores, mask) < counts[:, None]) & mask
 
 

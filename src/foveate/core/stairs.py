@@ -14,9 +14,11 @@ from .view import View
 
 
 def placed(at: tuple[float | int, ...], layers: int) -> tuple[int, ...]:
-    """Places in a decoder as layers: whole numbers are layers, fractions shares of the depth, rounded half up.
+    """Places in a decoder as layers: whole numbers are layers, fractions shares of the depth,
+    rounded half up.
 
-    Fractions are layer 1 at least, and each at least one after the place before it, as in very shallow decoders.
+    Fractions are layer 1 at least, and each at least one after the place before it, as in very
+    shallow decoders.
     """
     found: list[int] = []
     for place in at:
@@ -29,12 +31,14 @@ def placed(at: tuple[float | int, ...], layers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Stairs(Schedule):
-    """Several cuts in the prefill: before place `at[i]`, keep `keep[i]` of the tokens that each sample started with.
+    """Several cuts in the prefill: before place `at[i]`, keep `keep[i]` of the tokens that each
+    sample started with.
 
     Args:
         at: layers (ints) or shares of the decoder's depth (floats in (0, 1)), ascending.
         keep: fractions (floats) or numbers of tokens (ints), one for each place.
-        of_left: whether fractions are of the tokens that are left by then, as for a stage that comes after others.
+        of_left: whether fractions are of the tokens that are left by then, as for a stage that
+            comes after others.
 
     Raises:
         ValueError: places that do not ascend, or not one keep for each.
@@ -76,7 +80,9 @@ class Stairs(Schedule):
         )
 
     def plan(self, total: int, layers: int) -> list[int | float]:
-        """What each place keeps: a number, or with `of_left` a share of what is left there; `total` elsewhere."""
+        """What each place keeps: a number, or with `of_left` a share of what is left there; `total`
+        elsewhere.
+        """
         found: list[int | float] = [total] * layers
         for place, keep in zip(self.places(layers), self.keep, strict=True):
             if place < layers:

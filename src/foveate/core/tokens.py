@@ -28,8 +28,10 @@ class TokenMap:
 
     Attributes:
         kind: a `Kind` per column.
-        image: which of the sample's images a column belongs to, counted from 0; -1 for text and padding.
-        grid: (rows, columns) of every image's tokens in raster order, or None where they form no such grid.
+        image: which of the sample's images a column belongs to, counted from 0; -1 for text and
+            padding.
+        grid: (rows, columns) of every image's tokens in raster order, or None where they form no
+            such grid.
     """
 
     kind: Int[Tensor, "B C"]
@@ -49,8 +51,9 @@ class TokenMap:
             columns: of visual tokens; -1 at fills, which get any values.
 
         Returns:
-            The image's number; row and column on its grid, or 0 and the token's number in the image where there is no
-            grid; cells of the grid, or the image's number of tokens squared where there is none.
+            The image's number; row and column on its grid, or 0 and the token's number in the image
+            where there is no grid; cells of the grid, or the image's number of tokens squared where
+            there is none.
         """
         index = columns.clamp(min=0)
         image = self.image.gather(1, index)
@@ -115,7 +118,8 @@ def classify(
     Args:
         visual: which columns hold visual tokens.
         real: which columns are not padding.
-        per_image: visual tokens of one image, if all have the same; images that touch are told apart by it.
+        per_image: visual tokens of one image, if all have the same; images that touch are told
+            apart by it.
         grid: passed on to the map.
         opening: whether this is the start of a conversation; in a later turn no text is system.
     """

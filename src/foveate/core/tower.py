@@ -11,16 +11,20 @@ from torch import Tensor
 
 What = Literal["attention", "keys", "values", "states", "known"]
 Layer = int | float | None
-"""A layer of the tower: None is the one whose output the model reads; -1 the one before it, and so on; a whole number
-from 0 counts from the tower's first layer; a fraction is one of the tower's depth."""
+"""A layer of the tower: None is the one whose output the model reads; -1 the one before it, and so
+on; a whole number from 0 counts from the tower's first layer; a fraction is one of the tower's
+depth.
+"""
 
 
 @dataclass(frozen=True)
 class Tower:
-    """Read off lazily, in float32, over the alive visual tokens; zeros at fills and for tokens without a patch.
+    """Read off lazily, in float32, over the alive visual tokens; zeros at fills and for tokens
+    without a patch.
 
-    A score asks for it beforehand by `tower` of its `Needs`, the layers it will look at; where none asks, no hook is
-    put on and nothing is kept. Where the model merges patches into a token, the token has their mean.
+    A score asks for it beforehand by `tower` of its `Needs`, the layers it will look at; where none
+    asks, no hook is put on and nothing is kept. Where the model merges patches into a token, the
+    token has their mean.
 
     Attributes:
         look: computes; given by the engine.
@@ -31,10 +35,11 @@ class Tower:
     visual: Int[Tensor, "B N"]
 
     def attention(self, layer: Layer = None) -> Float[Tensor, "B N H"]:
-        """Attention that each token's patches receive: from the [CLS] row, or the mean over rows where there is none.
+        """Attention that each token's patches receive: from the [CLS] row, or the mean over rows
+        where there is none.
 
-        In layers that attend within windows, a patch receives from its own window alone; the mean is over the rows of
-        the largest window, so that windows compare.
+        In layers that attend within windows, a patch receives from its own window alone; the mean
+        is over the rows of the largest window, so that windows compare.
         """
         return self.look("attention", layer, self.visual)
 
@@ -51,5 +56,7 @@ class Tower:
         return self.look("states", layer, self.visual)
 
     def known(self) -> Bool[Tensor, "B N"]:
-        """Which tokens come from patches; a newline between rows of tiles, or a [CLS] among the tokens, does not."""
+        """Which tokens come from patches; a newline between rows of tiles, or a [CLS] among the
+        tokens, does not.
+        """
         return self.look("known", None, self.visual).bool()

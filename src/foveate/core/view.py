@@ -30,20 +30,26 @@ class View:
         step: 0 in a prefill (each forward of several tokens is one), t >= 1 before decode step t.
         layers: depth of the decoder.
         total: visual tokens that each sample started with.
-        visual: columns (see `TokenMap`) of the visual tokens still alive here, ascending; filled with -1.
+        visual: columns (see `TokenMap`) of the visual tokens still alive here, ascending; filled
+            with -1.
         mask: which entries of `visual` are real.
         hidden: hidden states entering the layer.
         rows: columns of those hidden states; -1 where a row is only a fill.
         tokens: what every column is.
-        attend: computes `attention`; given by the engine, absent where a schedule is costed without a model.
-        cached: whether keys and values are cached; without a cache every step is a prefill of the whole input.
-        notes: what scores and schedules remember of a conversation, (B C) over the columns of its time; see `note`.
-        look: computes what `tower` gives; given by the engine where a score asks for the vision tower.
-        spend: counts FLOPs that a decision costs, over all samples, as `torch.utils.flop_counter` would: of products of
-            matrices. Attention rows are counted by the engine.
+        attend: computes `attention`; given by the engine, absent where a schedule is costed without
+            a model.
+        cached: whether keys and values are cached; without a cache every step is a prefill of the
+            whole input.
+        notes: what scores and schedules remember of a conversation, (B C) over the columns of its
+            time; see `note`.
+        look: computes what `tower` gives; given by the engine where a score asks for the vision
+            tower.
+        spend: counts FLOPs that a decision costs, over all samples, as `torch.utils.flop_counter`
+            would: of products of matrices. Attention rows are counted by the engine.
         recall: computes `keys`; given by the engine.
         project: computes what `projected` gives, for all rows; given by the engine.
-        numbers: for how many tokens each entry of `visual` speaks here (see `weighing`); None: each for itself.
+        numbers: for how many tokens each entry of `visual` speaks here (see `weighing`); None: each
+            for itself.
     """
 
     layer: int
@@ -71,19 +77,24 @@ class View:
 
     @cached_property
     def newest(self) -> Int[Tensor, "B 1"]:
-        """Column of each sample's last real token: the last of the prompt, or the one being decoded."""
+        """Column of each sample's last real token: the last of the prompt, or the one being
+        decoded.
+        """
         return self.rows.amax(1, keepdim=True)
 
     def attention(self, queries: Int[Tensor, "B Q"], back: int = 1) -> Float[Tensor, "B H Q C"]:
-        """Attention that an earlier layer paid, in float32, from the rows of `queries` to every column.
+        """Attention that an earlier layer paid, in float32, from the rows of `queries` to every
+        column.
 
-        Only these rows are computed, from the layer's input and its cached keys: the same numbers under
-        eager, sdpa and flash attention. A column that layer no longer held has 0; a query of -1 gives zeros.
+        Only these rows are computed, from the layer's input and its cached keys: the same numbers
+        under eager, sdpa and flash attention. A column that layer no longer held has 0; a query of
+        -1 gives zeros.
 
         Args:
             queries: columns among the rows that the layer has just run.
-            back: how many layers back; more than 1 needs a score that announces it by `back` of its `Needs`. 0 is the
-                layer about to run, what it will pay if nothing is dropped; its keys are projected for this alone.
+            back: how many layers back; more than 1 needs a score that announces it by `back` of its
+                `Needs`. 0 is the layer about to run, what it will pay if nothing is dropped; its
+                keys are projected for this alone.
 
         Raises:
             ValueError: there is no layer so far back, as at layer 0; or outside a model.
@@ -104,7 +115,8 @@ class View:
         return paid
 
     def keys(self) -> Float[Tensor, "B C K"]:
-        """Keys of the layer before as its attention used them, rotated, heads side by side; 0 where it held none.
+        """Keys of the layer before as its attention used them, rotated, heads side by side; 0 where
+        it held none.
 
         Raises:
             ValueError: there is no layer before, as at layer 0; or outside a model.
@@ -116,9 +128,11 @@ class View:
         return self.recall(self.layer - 1)
 
     def projected(self, which: Projection, rotated: bool) -> Float[Tensor, "B N H E"]:
-        """Queries or keys of the alive visual tokens in the layer about to run; zeros where they do not run now.
+        """Queries or keys of the alive visual tokens in the layer about to run; zeros where they do
+        not run now.
 
-        They are projected for this alone. Keys have fewer heads than queries where several share one.
+        They are projected for this alone. Keys have fewer heads than queries where several share
+        one.
 
         Args:
             which: "queries" or "keys".
@@ -139,7 +153,9 @@ class View:
         return rows.to(place.device).gather(1, index) * (place >= 0)[..., None, None]
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """What `compute` gives, computed once for this view: what score, schedule and merge of a decision share."""
+        """What `compute` gives, computed once for this view: what score, schedule and merge of a
+        decision share.
+        """
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
@@ -149,8 +165,8 @@ class View:
         """What the vision tower made of the alive visual tokens.
 
         Raises:
-            ValueError: no score announced by `tower` of its `Needs` that it would look; no image comes with this
-                forward, as in a decode step; or outside a model.
+            ValueError: no score announced by `tower` of its `Needs` that it would look; no image
+                comes with this forward, as in a decode step; or outside a model.
         """
         if self.look is None:
             raise ValueError(
@@ -165,10 +181,11 @@ class View:
         return {}
 
     def note(self, key: str) -> Float[Tensor, "B C"]:
-        """What was last written under `key` in `notes`, zeros in the columns since; zeros if nothing was.
+        """What was last written under `key` in `notes`, zeros in the columns since; zeros if
+        nothing was.
 
-        Notes follow their samples through beam search. Columns that are cropped off lose theirs, but what the other
-        columns' notes owe to a cropped step stays.
+        Notes follow their samples through beam search. Columns that are cropped off lose theirs,
+        but what the other columns' notes owe to a cropped step stays.
         """
         batch, columns = self.tokens.kind.shape
         known = self.notes.get(key)
@@ -178,7 +195,10 @@ class View:
         return out
 
     def on_columns(self, values: Float[Tensor, "B N"]) -> Float[Tensor, "B C"]:
-        """Values of the alive visual tokens in their columns; 0 elsewhere. The inverse of `of_visual`."""
+        """Values of the alive visual tokens in their columns; 0 elsewhere.
+
+        The inverse of `of_visual`.
+        """
         # Fills are -1: they point at column 0 and add 0 there.
         out = torch.zeros(self.tokens.kind.shape, device=values.device, dtype=values.dtype)
         return out.scatter_add(1, self.visual.clamp(min=0), values * self.mask)
@@ -197,7 +217,8 @@ class View:
         """Hidden states of the alive visual tokens (zeros at fills).
 
         Args:
-            partial: give zeros for tokens of earlier turns, which are only in the cache, in place of raising.
+            partial: give zeros for tokens of earlier turns, which are only in the cache, in place
+                of raising.
 
         Raises:
             ValueError: some of them are not among the rows that run now, as in a decode step.
@@ -213,7 +234,8 @@ class View:
     def place(self) -> Int[Tensor, "B N"]:
         """Index into `hidden`'s rows of each alive visual token; -1 where it is not among them."""
         batch, columns = self.tokens.kind.shape
-        # A table from columns to rows, with one more column at its end, into which rows that are fills are written.
+        # A table from columns to rows, with one more column at its end, into which rows that are
+        # fills are written.
         where = torch.full((batch, columns + 1), -1, dtype=torch.long, device=self.rows.device)
         numbers = torch.arange(self.rows.shape[1], device=self.rows.device).expand_as(self.rows)
         where.scatter_(1, torch.where(self.rows < 0, columns, self.rows), numbers)

@@ -1,13 +1,14 @@
 """What a kept token weighs: for how many tokens it speaks, once others have left.
 
-A kept visual token carries the number n of tokens that it stands for: itself, and those of the dropped that joined it.
-Every query then adds log(n) to its product with the token's key, as if the key were there n times. This is proportional
-attention (ToMe, Bolya et al., arXiv 2210.09461, eq. 1), which PACT (2504.08966) carried into the decoders of VLMs; here
-it goes with any score, schedule and merge. A `Weigh` says whom a dropped token joins; `Mean` makes the kept token the
-mean of those that joined it.
+A kept visual token carries the number n of tokens that it stands for: itself, and those of the
+dropped that joined it. Every query then adds log(n) to its product with the token's key, as if the
+key were there n times. This is proportional attention (ToMe, Bolya et al., arXiv 2210.09461, eq.
+1), which PACT (2504.08966) carried into the decoders of VLMs; here it goes with any score, schedule
+and merge. A `Weigh` says whom a dropped token joins; `Mean` makes the kept token the mean of those
+that joined it.
 
-Each image is its own: a token joins one of its own image, or nobody if its image keeps none. Cuts add up: whoever joins
-brings its whole number along. Text has the number 1.
+Each image is its own: a token joins one of its own image, or nobody if its image keeps none. Cuts
+add up: whoever joins brings its whole number along. Text has the number 1.
 
 Shapes: B samples, N tokens, G those that leave, K those that stay, E the width of what is compared.
 """
@@ -37,17 +38,19 @@ class AtCut:
     """The visual tokens of one layer where some of them leave. All of an image are here, or none.
 
     Attributes:
-        features: what tells how alike they are: hidden states that enter the layer if the tokens run now, else the
-            layer's keys, rotated, heads side by side.
+        features: what tells how alike they are: hidden states that enter the layer if the tokens
+            run now, else the layer's keys, rotated, heads side by side.
         keep: which of them stay.
         gone: which of them leave; what is neither is a fill.
         image: the image of each.
-        place: row and column on the image's grid, or 0 and the number in the sequence where there is none.
-        area: of each one's image, in cells of its grid; of an image without a grid, its number of tokens squared.
+        place: row and column on the image's grid, or 0 and the number in the sequence where there
+            is none.
+        area: of each one's image, in cells of its grid; of an image without a grid, its number of
+            tokens squared.
         numbers: for how many tokens each speaks so far.
         spend: counts FLOPs.
-        into: whom each token goes into by the merge's own clusters, as places in N or -1; None where it has none, or
-            where the tokens do not run now.
+        into: whom each token goes into by the merge's own clusters, as places in N or -1; None
+            where it has none, or where the tokens do not run now.
     """
 
     features: Float[Tensor, "B N E"]
@@ -76,7 +79,10 @@ class AtCut:
 
     @staticmethod
     def of_view(view: View, keep: Bool[Tensor, "B N"]) -> AtCut:
-        """The tokens of `view.visual` that run now; others, of earlier turns, are fills here. A view has one cut."""
+        """The tokens of `view.visual` that run now; others, of earlier turns, are fills here.
+
+        A view has one cut.
+        """
 
         def find() -> AtCut:
             here = (view.place() >= 0) & view.mask
@@ -122,7 +128,8 @@ class AtCut:
         return apart.square().sum(-1) / self.area.gather(1, self.leaving[0])[:, :, None]
 
     def joined(self, alike: Float[Tensor, "B G K"]) -> Int[Tensor, "B N"]:
-        """Whom each token joins: itself if it stays, else the most alike of its image that stays, of equals the first.
+        """Whom each token joins: itself if it stays, else the most alike of its image that stays,
+        of equals the first.
 
         Args:
             alike: of those that leave and those that stay.
@@ -143,7 +150,9 @@ class AtCut:
         return torch.nn.functional.pad(owner, (0, 1)).scatter(1, place, found)[:, :-1]
 
     def summed(self, owner: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-        """Numbers after the cut: each that stays has its own and those of all that joined it; 0 elsewhere."""
+        """Numbers after the cut: each that stays has its own and those of all that joined it; 0
+        elsewhere.
+        """
         present = (owner >= 0) & (self.keep | self.gone)
         sums = torch.zeros_like(self.numbers)
         return sums.scatter_add(1, owner.clamp(min=0), self.numbers * present)
@@ -175,11 +184,12 @@ class AtCut:
 
 @dataclass(frozen=True)
 class Nearest(Weigh):
-    """A dropped token joins the kept token that is most like it, by cosine of hidden states at the cut.
+    """A dropped token joins the kept token that is most like it, by cosine of hidden states at the
+    cut.
 
     Attributes:
-        place: how much nearness in the picture counts beside: `place` times the squared distance, in units of the
-            picture's area, is taken off the cosine.
+        place: how much nearness in the picture counts beside: `place` times the squared distance,
+            in units of the picture's area, is taken off the cosine.
     """
 
     place: float = 0.0
@@ -206,7 +216,8 @@ class Cell(Weigh):
 
 @dataclass(frozen=True)
 class Clusters(Weigh):
-    """A dropped token joins the kept token into which the method's own merge puts it; what is merged nowhere is lost.
+    """A dropped token joins the kept token into which the method's own merge puts it; what is
+    merged nowhere is lost.
 
     Tokens of earlier turns, which no merge sees, join as in `Nearest`.
     """
@@ -223,7 +234,9 @@ class Clusters(Weigh):
 
 @dataclass(frozen=True)
 class Uniform(Weigh):
-    """Every kept token of an image has the same number: a control, which gives the image its mass and no more."""
+    """Every kept token of an image has the same number: a control, which gives the image its mass
+    and no more.
+    """
 
     def owners(self, at: AtCut) -> Int[Tensor, "B N"]:
         """As `Nearest`, for a mean."""
@@ -241,11 +254,13 @@ class Uniform(Weigh):
 
 @dataclass(frozen=True)
 class Mean(Merge):
-    """A kept token's state becomes the mean of itself and of the dropped that joined it, weighted by their numbers.
+    """A kept token's state becomes the mean of itself and of the dropped that joined it, weighted
+    by their numbers.
 
     Attributes:
         by: says whom a dropped token joins.
-        cutoff: cosine; what is less like its kept token is not averaged. It still counts in the token's number.
+        cutoff: cosine; what is less like its kept token is not averaged. It still counts in the
+            token's number.
     """
 
     by: Weigh = Nearest()
@@ -277,7 +292,9 @@ def owners(weigh: Weigh, view: View, keep: Bool[Tensor, "B N"]) -> Int[Tensor, "
 
 
 def gathered(mask: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
-    """Places of the true entries of each row, in order, padded to the longest row; and which of them are real."""
+    """Places of the true entries of each row, in order, padded to the longest row; and which of
+    them are real.
+    """
     count = mask.sum(1, keepdim=True)
     most = int(count.max()) if mask.numel() else 0
     order = (~mask).long().argsort(dim=1, stable=True)[:, :most]

@@ -1,4 +1,6 @@
-"""A model's sizes from its configuration alone, for any family of transformers: built without weights and measured."""
+"""A model's sizes from its configuration alone, for any family of transformers: built without
+weights and measured.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Architecture:
         family: `model_type`.
         shapes: of the decoder.
         tower: the vision tower.
-        inner: width of the MLP that a token runs through; of a mixture, of all its experts together.
+        inner: width of the MLP that a token runs through; of a mixture, of all its experts
+            together.
         words: parameters of the word embeddings; 0 where the head is the same matrix.
         vision: parameters of everything beside the decoder: tower and projector.
     """
@@ -52,8 +55,8 @@ def architecture(config: Any, dtype: str = "auto") -> Architecture:
         dtype: of the KV cache; "auto" is the configuration's own, or bfloat16 where it names none.
 
     Raises:
-        ValueError: transformers cannot build it, the decoder is of a form whose cost is not known, or the dtype is
-            unknown.
+        ValueError: transformers cannot build it, the decoder is of a form whose cost is not known,
+            or the dtype is unknown.
     """
     name = str(config.dtype or "bfloat16").removeprefix("torch.") if dtype == "auto" else dtype
     if name not in _BYTES:
@@ -76,7 +79,8 @@ def _inner(anatomy: Anatomy) -> int:
     shapes = anatomy.shapes
     if not any(shape.left for shape in shapes):
         return int(anatomy.decoder.config.intermediate_size)
-    # what is left of a layer's matrices without its attention's four is an MLP of three, each of hidden x inner
+    # what is left of a layer's matrices without its attention's four is an MLP of three, each of
+    # hidden x inner
     wide = [shape.matrices - 2 * shape.hidden * (shape.query + shape.key) for shape in shapes]
     return round(
         sum(w / (3 * shape.hidden) for w, shape in zip(wide, shapes, strict=True)) / len(shapes)

@@ -78,7 +78,8 @@ SHAPES: dict[str, dict[str, Any]] = {  # sizes as in the models' published confi
 
 
 def config_of(name: str, layers: int | None = None) -> Any:
-    """A configuration: of one of `SHAPES`, of a bundled model, of a ``config.json`` or its folder, or of a hub id.
+    """A configuration: of one of `SHAPES`, of a bundled model, of a ``config.json`` or its folder,
+    or of a hub id.
 
     Args:
         name: which.

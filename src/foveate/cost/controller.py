@@ -13,7 +13,8 @@ class Control:
 
     Attributes:
         flops: share of the step's FLOPs.
-        bytes: share of the bytes that the step reads: weights once, and every layer's keys and values.
+        bytes: share of the bytes that the step reads: weights once, and every layer's keys and
+            values.
     """
 
     flops: float
@@ -25,10 +26,11 @@ def control_step(
 ) -> Control:
     """The controller's share of a decode step at batch 1, where it is largest in bytes.
 
-    A decision projects one query of the layer before (`q_proj` is read for it), takes its products with that layer's
-    keys, sums them by token type and runs the predictor; rankings of the newest token use the same row. Ordering the
-    tokens is not matrix work and not counted, nor is moving keys and values when tokens leave, which pays for itself
-    within two steps (dev/LOG.md). The head is part of the step.
+    A decision projects one query of the layer before (`q_proj` is read for it), takes its products
+    with that layer's keys, sums them by token type and runs the predictor; rankings of the newest
+    token use the same row. Ordering the tokens is not matrix work and not counted, nor is moving
+    keys and values when tokens leave, which pays for itself within two steps (dev/LOG.md). The head
+    is part of the step.
 
     Args:
         shape: of the model.

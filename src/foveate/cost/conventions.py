@@ -1,8 +1,8 @@
 """FLOPs as papers count them, to set our figures beside theirs.
 
-They count a multiply-accumulate as one, only the decoder, and multi-head attention; ``C(n) = 4 n d^2 + 2 n^2 d +
-k n d m`` per layer and n tokens, where k is 2 in FastV (2403.06764, Section 4.2) and 3, the matrices of a gated MLP, in
-PyramidDrop (2410.17247, Section 3.3).
+They count a multiply-accumulate as one, only the decoder, and multi-head attention; ``C(n) = 4 n
+d^2 + 2 n^2 d + k n d m`` per layer and n tokens, where k is 2 in FastV (2403.06764, Section 4.2)
+and 3, the matrices of a gated MLP, in PyramidDrop (2410.17247, Section 3.3).
 """
 
 from __future__ import annotations

@@ -32,16 +32,20 @@ class Device:
     dtypes: tuple[str, ...] = ("bfloat16", "float16")
 
 
-# Dense peaks; a figure "with sparsity" is twice as much. Compared in November 2026 with published copies of the
-# documents named and with tables that cite them.
+# Dense peaks; a figure "with sparsity" is twice as much. Compared in November 2026 with published
+# copies of the documents named and with tables that cite them.
 DEVICES = {
-    # nvidia-a100-datasheet-us-nvidia-1758950-r4: 312 TFLOPS bf16 and fp16, 2,039 GB/s (80 GB SXM; PCIe has 1,935)
+    # nvidia-a100-datasheet-us-nvidia-1758950-r4: 312 TFLOPS bf16 and fp16, 2,039 GB/s (80 GB SXM;
+    # PCIe has 1,935)
     "a100": Device("A100 SXM 80 GB", 312e12, 2.039e12, 80e9),
-    # NVIDIA H100 architecture whitepaper (SXM5): 989.4 TFLOPS bf16 and fp16 (1,978.9 with sparsity); 3.35 TB/s
+    # NVIDIA H100 architecture whitepaper (SXM5): 989.4 TFLOPS bf16 and fp16 (1,978.9 with
+    # sparsity); 3.35 TB/s
     "h100": Device("H100 SXM", 989.4e12, 3.35e12, 80e9),
-    # NVIDIA H200 datasheet (SXM): the same chip, 1,979 TFLOPS with sparsity, with 141 GB at 4.8 TB/s
+    # NVIDIA H200 datasheet (SXM): the same chip, 1,979 TFLOPS with sparsity, with 141 GB at 4.8
+    # TB/s
     "h200": Device("H200 SXM", 989.4e12, 4.8e12, 141e9),
-    # NVIDIA Ada architecture whitepaper, appendix A: 165.2 TFLOPS bf16, and fp16 summed in fp32; 1,008 GB/s
+    # NVIDIA Ada architecture whitepaper, appendix A: 165.2 TFLOPS bf16, and fp16 summed in fp32;
+    # 1,008 GB/s
     "4090": Device("GeForce RTX 4090", 165.2e12, 1.008e12, 24e9),
     # NVIDIA L4 datasheet: 242 TFLOPS bf16 and fp16 with sparsity; 300 GB/s
     "l4": Device("L4", 121e12, 300e9, 24e9),
@@ -49,7 +53,8 @@ DEVICES = {
     "l40s": Device("L40S", 362.05e12, 864e9, 48e9),
     # NVIDIA A10 datasheet: 125 TFLOPS bf16 and fp16, 600 GB/s
     "a10": Device("A10", 125e12, 600e9, 24e9),
-    # NVIDIA T4 datasheet: 65 TFLOPS fp16, no bf16; 320 GB/s (256 bits of 10 Gbit/s, of which some editions print 300)
+    # NVIDIA T4 datasheet: 65 TFLOPS fp16, no bf16; 320 GB/s (256 bits of 10 Gbit/s, of which some
+    # editions print 300)
     "t4": Device("T4", 65e12, 320e9, 16e9, dtype="float16", dtypes=("float16",)),
 }
 
@@ -62,7 +67,8 @@ def device_of(name: str, dtype: str = "auto") -> Device:
         dtype: what is measured; "auto" is bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
-        ValueError: there is none of that name, the dtype is unknown, or the device's figures are of another.
+        ValueError: there is none of that name, the dtype is unknown, or the device's figures are of
+            another.
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
@@ -82,7 +88,9 @@ def device_of(name: str, dtype: str = "auto") -> Device:
 
 
 def measured(dtype: str = "auto") -> Device:
-    """Best of a few tries each of a matrix product, a copy and a tiny operation; takes a second or two."""
+    """Best of a few tries each of a matrix product, a copy and a tiny operation; takes a second or
+    two.
+    """
     cuda = torch.cuda.is_available()
     where = torch.device("cuda" if cuda else "cpu")
     dtype = ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype

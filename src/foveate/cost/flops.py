@@ -1,12 +1,14 @@
 """FLOPs and KV bytes in closed form, from weight shapes and token counts; no model is run.
 
-Convention: true FLOPs, 2 per multiply-accumulate; attention counted in full, not halved for causality, as the
-papers do. Per decoder layer, n rows against c tokens before them: ``2 n (parameters of the layer's matrices) +
-4 n (c + n) d_attention`` (`engine.sizes.LayerShape.flops`, the only place where it is written). Of a mixture of
-experts the parameters are those that a token runs through. Equal to `torch.utils.flop_counter.FlopCounterMode` to the
-last FLOP on every family (tests/oracles/test_every_cost.py); norms, activations and rotary embeddings are not
-counted, there as here. What tower and projector cost is measured where a model runs (`vision`), and closed too where
-none does (`architecture`).
+Convention: true FLOPs, 2 per multiply-accumulate; attention counted in full, not halved for
+    causality, as the
+papers do. Per decoder layer, n rows against c tokens before them: ``2 n (parameters of the layer's
+matrices) + 4 n (c + n) d_attention`` (`engine.sizes.LayerShape.flops`, the only place where it is
+written). Of a mixture of experts the parameters are those that a token runs through. Equal to
+`torch.utils.flop_counter.FlopCounterMode` to the last FLOP on every family
+(tests/oracles/test_every_cost.py); norms, activations and rotary embeddings are not counted, there
+as here. What tower and projector cost is measured where a model runs (`vision`), and closed too
+where none does (`architecture`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Shapes:
         layers: the decoder's.
         head: parameters of the language-model head.
         bytes: of one number in the KV cache.
-        whole_head: whether `generate` runs the head on every row of a prompt, not on the last alone.
+        whole_head: whether `generate` runs the head on every row of a prompt, not on the last
+            alone.
     """
 
     layers: tuple[LayerShape, ...]
@@ -43,7 +46,9 @@ class Shapes:
     whole_head: bool = False
 
     def head_rows(self, text: float, visual: float) -> float:
-        """Rows of a prompt that `generate` runs the head on; those of dropped tokens are zeros, and run too."""
+        """Rows of a prompt that `generate` runs the head on; those of dropped tokens are zeros, and
+        run too.
+        """
         return text + visual if self.whole_head else 1
 
 
@@ -56,8 +61,8 @@ class Cost:
         prefill: decoder layers over prompts.
         decode: decoder layers over generated tokens.
         head: language-model head.
-        score: attention rows recomputed to rank tokens, in the decoder and in the vision tower, and what scores,
-            schedules and merges say that they compute.
+        score: attention rows recomputed to rank tokens, in the decoder and in the vision tower, and
+            what scores, schedules and merges say that they compute.
         kv_bytes: bytes of keys and values at the end, all samples together (not FLOPs).
     """
 
@@ -103,13 +108,15 @@ def cost_of_trace(
 ) -> Cost:
     """What a recorded run really computed, all samples together.
 
-    Padding, and the fills of ragged batches, are not counted: they are the batch's waste and not the samples' work.
+    Padding, and the fills of ragged batches, are not counted: they are the batch's waste and not
+    the samples' work.
 
     Args:
         shape: of the model.
         trace: from `apply`.
         tower: FLOPs of tower and projector, from `vision.vision_flops`.
-        all_logits: whether the head ran on every row (a bare forward) or on the last alone (`generate`).
+        all_logits: whether the head ran on every row (a bare forward) or on the last alone
+            (`generate`).
     """
     total = Cost(tower=tower)
     kv = 0.0
@@ -121,9 +128,11 @@ def cost_of_trace(
 
 
 def costs_of_samples(shape: Shapes, trace: Trace, lengths: Sequence[int]) -> list[Cost]:
-    """What each sample of one `generate` cost, up to the end of its own answer; the tower is not counted.
+    """What each sample of one `generate` cost, up to the end of its own answer; the tower is not
+    counted.
 
-    A batch runs until its longest answer ends; what a sample's rows cost after its own end is its neighbours' doing.
+    A batch runs until its longest answer ends; what a sample's rows cost after its own end is its
+    neighbours' doing.
 
     Args:
         shape: of the model.
@@ -143,7 +152,9 @@ def costs_of_samples(shape: Shapes, trace: Trace, lengths: Sequence[int]) -> lis
 
 
 def _parts(shape: Shapes, done: Pass, depth: int, all_logits: bool) -> dict[str, Tensor]:
-    """The parts of a `Cost` that one forward spends, each (B,); `kv_bytes` is what is held after it."""
+    """The parts of a `Cost` that one forward spends, each (B,); `kv_bytes` is what is held after
+    it.
+    """
     fresh, cached = (t.double() for t in done.visual(depth))
     text = done.text.cpu().double()
     past = done.past.cpu().double()
@@ -184,11 +195,13 @@ def cost_of_counts(
         kept: visual tokens per layer, as `kept_by` gives them for a method.
         text: prompt tokens that are not visual.
         new_tokens: tokens generated; the first comes out of the prefill.
-        visual: visual tokens given, for the head where it runs on every row; None if layer 0 sees them all.
+        visual: visual tokens given, for the head where it runs on every row; None if layer 0 sees
+            them all.
         tower: FLOPs of tower and projector.
         asked: layers of which one query row is recomputed to rank tokens.
-        cuts: as `cuts_by` gives them. Where a method says whom a dropped token joins by how alike they are (weights
-            or means by cosine), its cut adds one product of dropped x kept x width to `score`.
+        cuts: as `cuts_by` gives them. Where a method says whom a dropped token joins by how alike
+            they are (weights or means by cosine), its cut adds one product of dropped x kept x
+            width to `score`.
 
     Raises:
         ValueError: `kept` does not have one count per layer.
@@ -231,10 +244,11 @@ class Cut:
     kept: int
 
     def comparing(self, shape: Shapes) -> float:
-        """FLOPs of comparing every dropped token with every kept one, where that decides whom it joins.
+        """FLOPs of comparing every dropped token with every kept one, where that decides whom it
+        joins.
 
-        The hidden states that enter the layer are compared, D wide: 2 dropped x kept x D for each rule of joining by
-        cosine. Weights and means that go by one rule compare once.
+        The hidden states that enter the layer are compared, D wide: 2 dropped x kept x D for each
+        rule of joining by cosine. Weights and means that go by one rule compare once.
         """
         merge = self.method.merge
         rules = {self.method.weigh, merge.by if isinstance(merge, Mean) else None}
@@ -244,7 +258,8 @@ class Cut:
 
 
 def cuts_by(methods: Sequence[Method], layers: int, total: int) -> list[Cut]:
-    """Where visual tokens leave in the prefill, by the plans of the schedules; in the order in which they do.
+    """Where visual tokens leave in the prefill, by the plans of the schedules; in the order in
+    which they do.
 
     Raises:
         UnforeseenError: a schedule has no plan.

@@ -14,9 +14,9 @@ from transformers.models.llava_next.modeling_llava_next import (
 
 Size = tuple[int, int]  # width, height
 
-# Families whose tokens and towers' FLOPs are known from a configuration: test_every_cost.py runs each of them.
-# Others are measured on the live model alone (see `vision`): Pixtral's pictures see one another, GOT-OCR's and
-# FastVLM's towers are convolutions, Aria, Idefics2 and Ovis2 resample.
+# Families whose tokens and towers' FLOPs are known from a configuration: test_every_cost.py runs
+# each of them. Others are measured on the live model alone (see `vision`): Pixtral's pictures see
+# one another, GOT-OCR's and FastVLM's towers are convolutions, Aria, Idefics2 and Ovis2 resample.
 KNOWN = (
     "llava", "vipllava", "llava_next", "llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "internvl", "qianfan_ocr", "idefics3", "smolvlm",
@@ -33,8 +33,10 @@ class PictureSize:
     Attributes:
         tokens: visual tokens that the decoder gets.
         tiles: patches of each tile that goes through the tower.
-        projected: tokens that go through the projector; more than `tokens` where some are cut off afterwards.
-        windows: sum over the windows of a windowed tower layer of their squared patches; None where all see all.
+        projected: tokens that go through the projector; more than `tokens` where some are cut off
+            afterwards.
+        windows: sum over the windows of a windowed tower layer of their squared patches; None where
+            all see all.
     """
 
     tokens: int
@@ -49,8 +51,8 @@ def picture(config: Any, size: Size | None = None, tiles: int = 1) -> PictureSiz
     Args:
         config: of the model.
         size: (width, height); needed where the number of tokens depends on it.
-        tiles: for families that cut pictures up as their processor decides (InternVL, Idefics3): tiles of one picture,
-            its thumbnail included.
+        tiles: for families that cut pictures up as their processor decides (InternVL, Idefics3):
+            tiles of one picture, its thumbnail included.
 
     Raises:
         ValueError: the family is not of `KNOWN`, or it needs a size.
@@ -118,7 +120,9 @@ def _dynamic(vision: Any, size: Size, merge: int) -> PictureSize:
 
 
 def _windows(wide: int, high: int, side: int) -> int:
-    """Sum over windows of `side` x `side` merged patches, cut off at the rim, of their squared sizes."""
+    """Sum over windows of `side` x `side` merged patches, cut off at the rim, of their squared
+    sizes.
+    """
 
     def squares(length: int) -> int:
         return (length // side) * side**2 + (length % side) ** 2
@@ -127,9 +131,11 @@ def _windows(wide: int, high: int, side: int) -> int:
 
 
 def _anyres(config: Any, size: Size | None) -> PictureSize:
-    """LLaVA-NeXT: an overview, and tiles whose padding is cut off, with a newline token after each row.
+    """LLaVA-NeXT: an overview, and tiles whose padding is cut off, with a newline token after each
+    row.
 
-    LLaVA-OneVision's are scaled down as well, where they are more than `vision_aspect_ratio` says, like anyres_max_9.
+    LLaVA-OneVision's are scaled down as well, where they are more than `vision_aspect_ratio` says,
+    like anyres_max_9.
     """
     vision, (width, height) = config.vision_config, _sized(config, size)
     side = vision.image_size // vision.patch_size

@@ -58,8 +58,8 @@ def request(
         batch: samples at once.
         size: (width, height) of each picture.
         tiles: of each picture, where the processor decides.
-        visual: visual tokens of a sample, in place of what the pictures would make; where the family's rule is not
-            known the tower is then left out.
+        visual: visual tokens of a sample, in place of what the pictures would make; where the
+            family's rule is not known the tower is then left out.
 
     Raises:
         ValueError: a number out of range, or pictures whose tokens cannot be told.
@@ -78,9 +78,11 @@ def request(
 
 
 def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ()) -> Cost:
-    """FLOPs and KV bytes of the whole batch; what ranking tokens takes is not foreseen and is left out.
+    """FLOPs and KV bytes of the whole batch; what ranking tokens takes is not foreseen and is left
+    out.
 
-    `score` has the comparing of dropped with kept tokens alone, which weights and means by cosine take at every cut.
+    `score` has the comparing of dropped with kept tokens alone, which weights and means by cosine
+    take at every cut.
 
     Raises:
         ValueError: a schedule that depends on the input, or that does not fit the decoder.

@@ -1,8 +1,10 @@
-"""How fast a request can be at best: a roofline of compute and bytes, and the time that launches take.
+"""How fast a request can be at best: a roofline of compute and bytes, and the time that launches
+take.
 
-A phase takes the longer of its FLOPs over the device's and its bytes over the memory's, layer by layer: weights are
-read once per forward, keys and values once per decode step; activations are not counted. Launches are kept apart, for
-CUDA graphs can hide them: caps are without them, so that no implementation of any method lies above its cap.
+A phase takes the longer of its FLOPs over the device's and its bytes over the memory's, layer by
+layer: weights are read once per forward, keys and values once per decode step; activations are not
+counted. Launches are kept apart, for CUDA graphs can hide them: caps are without them, so that no
+implementation of any method lies above its cap.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ from .architecture import Architecture
 from .devices import Device
 from .plan import Request
 
-# operations that transformers 5.23 dispatches per layer of an eager Llama (counted), and about what CLIP's takes
+# operations that transformers 5.23 dispatches per layer of an eager Llama (counted), and about what
+# CLIP's takes
 _PER_LAYER, _PER_TOWER_LAYER = 36, 16
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Seconds of one phase: what compute alone would take, bytes alone, the roofline of both, and launches."""
+    """Seconds of one phase: what compute alone would take, bytes alone, the roofline of both, and
+    launches.
+    """
 
     compute: float
     bytes: float
@@ -112,7 +117,9 @@ def _tower(model: Architecture, device: Device, asked: Request) -> Phase:
 
 @dataclass(frozen=True)
 class Caps:
-    """Times faster than unpruned, at best: the prefill, one decode step, and everything, tower included."""
+    """Times faster than unpruned, at best: the prefill, one decode step, and everything, tower
+    included.
+    """
 
     prefill: float
     decode: float
@@ -120,7 +127,9 @@ class Caps:
 
 
 def caps(model: Architecture, device: Device, asked: Request, kept: Sequence[float]) -> Caps:
-    """How much faster a batch can be whose layers see `kept` visual tokens; ranking them is taken to be free."""
+    """How much faster a batch can be whose layers see `kept` visual tokens; ranking them is taken
+    to be free.
+    """
     base = times(model, device, asked, [asked.visual] * len(kept))
     ours = times(model, device, asked, kept)
     return Caps(
@@ -166,7 +175,9 @@ def held(model: Architecture, asked: Request, kept: Sequence[float]) -> float:
 
 
 def read_by(model: Architecture, asked: Request, kept: Sequence[float], step: bool) -> float:
-    """Numbers that a batch reads: weights, head and cache, in its last decode step (`step`) or in the prefill."""
+    """Numbers that a batch reads: weights, head and cache, in its last decode step (`step`) or in
+    the prefill.
+    """
     more = asked.new_tokens - 1 if step else 0
     read = float(model.shapes.head)
     for layer, k in zip(model.shapes.layers, kept, strict=True):
@@ -178,9 +189,11 @@ def read_by(model: Architecture, asked: Request, kept: Sequence[float], step: bo
 
 
 def hard_cap(flops: tuple[float, float], whole: float, ours: float) -> float:
-    """The most that any device can gain: the larger of the ratio of FLOPs (unpruned, pruned) and that of bytes.
+    """The most that any device can gain: the larger of the ratio of FLOPs (unpruned, pruned) and
+    that of bytes.
 
-    Unpruned layers are alike, so all are held back by compute or all by bytes; pruned, a phase takes at least as long
-    as that one alone would. What both runs share (tower, head) only lowers the gain.
+    Unpruned layers are alike, so all are held back by compute or all by bytes; pruned, a phase
+    takes at least as long as that one alone would. What both runs share (tower, head) only lowers
+    the gain.
     """
     return max(flops[0] / flops[1], whole / ours)

@@ -1,15 +1,19 @@
-"""FLOPs of the vision tower and the projector of a live model, for the pictures that it is really given.
+"""FLOPs of the vision tower and the projector of a live model, for the pictures that it is really
+given.
 
 There are two figures for this work, and this says which is used where.
 
 **Live** (this file): torch's own counter runs along with the model's real forward up to its decoder. It is exact for
-every family, with windows, tiles, any resolution, resamplers, convolutions or videos, and asks nobody how many pictures
-there are. All that counts a run of a model uses it: `generate`, `demo` and `bench`.
+every family, with windows, tiles, any resolution, resamplers, convolutions or videos, and asks
+nobody how many pictures there are. All that counts a run of a model uses it: `generate`, `demo` and
+`bench`.
 
 **Closed form** (`engine.sizes.TowerShape.flops`): from a configuration and the size of a picture, where there is no
-model to run, for the families that `pictures.picture` knows. The commands `cost` and `advise` use it.
+model to run, for the families that `pictures.picture` knows. The commands `cost` and `advise` use
+it.
 
-`eval`, `search` and `train dyrate` compare work that schedules change; the tower is in none of their figures.
+`eval`, `search` and `train dyrate` compare work that schedules change; the tower is in none of
+their figures.
 """
 
 from __future__ import annotations
@@ -49,13 +53,16 @@ class _Untold(ModuleTracker):
 
 
 def vision_flops(model: Any, inputs: Mapping[str, Any]) -> float:
-    """FLOPs of everything that runs before the decoder on one call of the model: towers, projectors, resamplers.
+    """FLOPs of everything that runs before the decoder on one call of the model: towers,
+    projectors, resamplers.
 
-    The model runs once, up to its decoder, for all inputs whose vision part has the same shapes, grids and sizes.
+    The model runs once, up to its decoder, for all inputs whose vision part has the same shapes,
+    grids and sizes.
 
     Args:
         model: of any family, with weights, outside of `foveate.apply`.
-        inputs: of the model, as its processor gives them, on its device; 0 where they have no pictures.
+        inputs: of the model, as its processor gives them, on its device; 0 where they have no
+            pictures.
     """
     seen = {
         name: value
@@ -75,8 +82,9 @@ def vision_flops(model: Any, inputs: Mapping[str, Any]) -> float:
 def _form(value: Tensor) -> Hashable:
     """All of an input that the vision part's FLOPs can depend on.
 
-    Grids, sizes and masks are numbers that say how much is run. Of pixels it is their shape, and which pictures are
-    empty: Idefics and its kin fill a batch with black pictures, which they do not run.
+    Grids, sizes and masks are numbers that say how much is run. Of pixels it is their shape, and
+    which pictures are empty: Idefics and its kin fill a batch with black pictures, which they do
+    not run.
     """
     if not value.is_floating_point():
         return tuple(value.shape), value.cpu().numpy().tobytes()
@@ -95,7 +103,9 @@ def _counted(anatomy: Anatomy, inputs: Mapping[str, Any]) -> float:
 
 @contextmanager
 def _countable(vision: Iterable[nn.Module]) -> Iterator[None]:
-    """Towers on sdpa meanwhile, if they are on flash attention: torch's counter does not know its kernels."""
+    """Towers on sdpa meanwhile, if they are on flash attention: torch's counter does not know its
+    kernels.
+    """
     configs: dict[int, Any] = {
         id(m.config): m.config for part in vision for m in part.modules() if hasattr(m, "config")
     }

@@ -103,13 +103,17 @@ def backends(adapter: Adapter, decoder: Any) -> list[str]:
 
 
 def _counts_tokens(adapter: Adapter, config: Any) -> bool:
-    """Whether attention depends on more than rotations and causal order, which flash attention's kernels count anew."""
+    """Whether attention depends on more than rotations and causal order, which flash attention's
+    kernels count anew.
+    """
     scaled = "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {})
     return scaled or special_masks(adapter, config)
 
 
 def special_masks(adapter: Adapter, config: Any) -> bool:
-    """Whether who sees whom is more than causal order: windows in some layers, or images that see both ways."""
+    """Whether who sees whom is more than causal order: windows in some layers, or images that see
+    both ways.
+    """
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         windows = (
@@ -122,7 +126,9 @@ def special_masks(adapter: Adapter, config: Any) -> bool:
 
 
 def check_teacher_forcing(adapter: Adapter, body: Any) -> None:
-    """Raises ValueError where running layers one by one over prompt and answer, to train or to search, is not right."""
+    """Raises ValueError where running layers one by one over prompt and answer, to train or to
+    search, is not right.
+    """
     config, vision = decoder_of(body).config, getattr(body.config, "vision_config", None)
     rope = getattr(config, "rope_parameters", None) or {}
     lacks = {
@@ -144,7 +150,9 @@ def check_teacher_forcing(adapter: Adapter, body: Any) -> None:
 
 
 def _check_decoder(body: Any, decoder: Any) -> None:
-    """Raises ValueError unless the decoder is one of those whose attention rows the engine is proven to recompute."""
+    """Raises ValueError unless the decoder is one of those whose attention rows the engine is
+    proven to recompute.
+    """
     config = decoder.config
     odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if odd:

@@ -1,4 +1,6 @@
-"""One forward of the decoder under `apply`: consult the methods, drop, and keep masks and positions right."""
+"""One forward of the decoder under `apply`: consult the methods, drop, and keep masks and positions
+right.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ class Forward:
         self.numbers: list[Numbers | None] = list(ledger.numbers) or [None] * self.layers
 
     def engage(self, on: bool, whole: bool = True) -> None:
-        """Tells the cache that the engine is running, and when it no longer is; and whether it has run to its end."""
+        """Tells the cache that the engine is running, and when it no longer is; and whether it has
+        run to its end.
+        """
         if self.biased is not None:
             self.biased.put_back()
         if self.cache is not None:
@@ -183,7 +187,8 @@ class Forward:
                 hidden, view.place(), keep, method.merge(view, keep, found.counts)
             )
         self._weigh(method, view, keep, found.counts)
-        # From the view's visual tokens (B N) to all columns (B C). Padding of the view is sent to a spare last column.
+        # From the view's visual tokens (B N) to all columns (B C). Padding of the view is sent to a
+        # spare last column.
         alive = torch.ones((*view.tokens.kind.shape,), dtype=torch.bool, device=keep.device)
         gone = torch.where(view.mask & ~keep, view.visual, -1)
         alive = torch.nn.functional.pad(alive, (0, 1)).scatter(
@@ -194,7 +199,8 @@ class Forward:
         self._evict(index, alive, method)
         if method.weigh is not None:
             self._note_lost(view, keep)
-        # What was noted of this layer and deeper ones, by a method before this one, no longer holds.
+        # What was noted of this layer and deeper ones, by a method before this one, no longer
+        # holds.
         self.record.cuts = [cut for cut in self.record.cuts if cut[0] < index] + self._counts(
             index, hidden.shape[0]
         )
@@ -224,7 +230,9 @@ class Forward:
         self.record.lost.append((view.layer, before.sum(1) - after.sum(1)))
 
     def _counts(self, index: int, batch: int) -> list[tuple[int, Tensor, Tensor]]:
-        """(layer, visual rows, visual tokens cached) from `index` on, an entry where the cached ones change."""
+        """(layer, visual rows, visual tokens cached) from `index` on, an entry where the cached
+        ones change.
+        """
         kind = self.ledger.tokens.with_responses(self.ledger.columns).kind
 
         def visual(slots: Slots) -> Tensor:
@@ -243,14 +251,17 @@ class Forward:
         return found
 
     def _drop_rows(self, alive: Tensor, hidden: Tensor) -> Tensor:
-        """Gathers the rows that stay, right-aligned; padding leaves with the first drop, for nobody reads it."""
+        """Gathers the rows that stay, right-aligned; padding leaves with the first drop, for nobody
+        reads it.
+        """
         columns = self.rows.columns(hidden.shape[0], alive.device)
         real = columns >= 0
         kept = alive.gather(1, columns.clamp(min=0))
         if bool((kept | ~real).all()):
             return hidden
-        # Padding leaves with the first drop. The fullest sample decides how many rows remain; a stable sort brings the
-        # rows that stay to the right, in order, so that each sample's newest token is last. The others get fills.
+        # Padding leaves with the first drop. The fullest sample decides how many rows remain; a
+        # stable sort brings the rows that stay to the right, in order, so that each sample's newest
+        # token is last. The others get fills.
         stay = (
             kept
             & real
@@ -261,14 +272,17 @@ class Forward:
         valid = stay.gather(1, order)
         table = torch.where(valid, columns.gather(1, order), -1)
         masked = not bool(valid.all())
-        # Columns at the end that stay in every sample need no table: they are a run, and can be taken back later.
+        # Columns at the end that stay in every sample need no table: they are a run, and can be
+        # taken back later.
         run = self._run_at_the_end(stay)
         self.rows = Slots(table[:, : length - run], masked, self.first + self.count - run, run)
         self.positions = Positions((table - self.first).clamp(min=0), self.backend)
         return take_rows(hidden, order.to(hidden.device))
 
     def _run_at_the_end(self, stay: Tensor) -> int:
-        """Columns at the end of this forward that stay in every sample: they can be taken back from a cache later."""
+        """Columns at the end of this forward that stay in every sample: they can be taken back from
+        a cache later.
+        """
         if self.rows.table is not None and self.rows.tail == 0:
             return 0
         gone = (
@@ -278,7 +292,9 @@ class Forward:
         return whole if self.rows.table is None else min(whole, self.rows.tail)
 
     def _evict(self, index: int, alive: Tensor, method: Method) -> None:
-        """Takes dropped columns out of the caches of this layer and all deeper ones; what stays may speak for them."""
+        """Takes dropped columns out of the caches of this layer and all deeper ones; what stays may
+        speak for them.
+        """
         if self.real is not None:
             alive = alive & self.real
         # Layers that hold the same tokens share one plan.
@@ -304,7 +320,8 @@ class Forward:
         device = self.device
         rows = self.rows.columns(batch, device)
         tokens = self.ledger.tokens.with_responses(self.ledger.columns)
-        # Tokens alive are those in this layer's cache and those that run. Fills write into a spare last column.
+        # Tokens alive are those in this layer's cache and those that run. Fills write into a spare
+        # last column.
         present = torch.zeros((batch, self.ledger.columns + 1), dtype=torch.bool, device=device)
         cached = self.past[min(index, self.layers - 1)]
         for columns in (cached.columns(batch, device), rows):
@@ -347,7 +364,9 @@ class Forward:
         return self.owns[id(given)][1]
 
     def _check_biased(self, index: int) -> None:
-        """Raises UnsupportedTransformersError if layer `index` ran without the bias that it was handed."""
+        """Raises UnsupportedTransformersError if layer `index` ran without the bias that it was
+        handed.
+        """
         if self.biased is not None and self.biased.put_back():
             raise unsupported(
                 f"the attention of layer {index} does not look up its function by config._attn_implementation, so "
@@ -356,7 +375,9 @@ class Forward:
         self.biased = None
 
     def _handed(self, index: int, module: Any, mask: Tensor | None, batch: int) -> Tensor | None:
-        """The mask that layer `index` is called with; its attention is handed what the backend takes in another way."""
+        """The mask that layer `index` is called with; its attention is handed what the backend
+        takes in another way.
+        """
         numbers = self.numbers[index]
         if self.flash and numbers is not None:
             self.biased = BiasedConfig(module.self_attn, self._bias(index, numbers, batch))
@@ -374,7 +395,9 @@ class Forward:
         return self.biases[key][1]
 
     def _held(self, past: Slots, batch: int) -> Tensor:
-        """Columns of the keys that a layer is about to hold (B S): those in its cache, and those that run."""
+        """Columns of the keys that a layer is about to hold (B S): those in its cache, and those
+        that run.
+        """
         asked = self.rows.columns(batch, self.device)
         return torch.cat([past.columns(batch, self.device), asked], 1)
 
@@ -392,7 +415,8 @@ class Forward:
     def _made_mask(
         self, past: Slots, numbers: Numbers | None, hidden: Tensor, own: OwnMask | None
     ) -> Tensor | None:
-        """The mask of a layer whose cache holds `past`; None where plain causal attention needs none.
+        """The mask of a layer whose cache holds `past`; None where plain causal attention needs
+        none.
 
         It carries the bias of what weighs, but not under flash attention, whose masks cannot.
         """
@@ -424,7 +448,9 @@ class Forward:
         return not bool((self.real.gather(1, held.clamp(min=0)) | (held < 0)).all())
 
     def finish(self, last: Tensor) -> Tensor:
-        """Notes what each cache now holds, and gives dropped rows their place back in the output, as zeros."""
+        """Notes what each cache now holds, and gives dropped rows their place back in the output,
+        as zeros.
+        """
         self._check_biased(self.layers - 1)
         if self.setting.watch is not None:
             self.setting.watch(self._view(self.layers, last))

@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 class Row(NamedTuple):
-    """Visual tokens that `layer` attended to at `step` in `sample`. `call` counts forwards since `apply`."""
+    """Visual tokens that `layer` attended to at `step` in `sample`.
+
+    `call` counts forwards since `apply`.
+    """
 
     call: int
     step: int
@@ -31,13 +34,17 @@ class Pass:
         text: tokens of the forward that are neither visual nor padding.
         past: such tokens in the cache before it.
         total: visual tokens given so far, this forward's included.
-        cuts: (layer, visual rows that run from it on, visual tokens in its cache), by ascending layer.
-        asked: (layer, query rows, keys, rows whose keys were projected anew) of every recomputation of attention.
+        cuts: (layer, visual rows that run from it on, visual tokens in its cache), by ascending
+            layer.
+        asked: (layer, query rows, keys, rows whose keys were projected anew) of every recomputation
+            of attention.
         new: visual tokens that came with this forward.
         cached: whether keys and values are kept.
         control: FLOPs that schedules say they spent, per sample.
-        spent: FLOPs of all samples together: rows of the vision tower, and what scores and merges say they spent.
-        lost: (layer, how many tokens nobody speaks for any more) of every cut by a method that weighs.
+        spent: FLOPs of all samples together: rows of the vision tower, and what scores and merges
+            say they spent.
+        lost: (layer, how many tokens nobody speaks for any more) of every cut by a method that
+            weighs.
     """
 
     step: int
@@ -107,7 +114,9 @@ class Trace:
         return (fresh + cached).tolist()
 
     def mean_kept(self) -> float:
-        """Share of the visual tokens that a layer sees in the prefills, mean over layers, samples and prefills."""
+        """Share of the visual tokens that a layer sees in the prefills, mean over layers, samples
+        and prefills.
+        """
         shares = []
         for done in (p for p in self.passes if p.step == 0):
             fresh, cached = done.visual(self.layers)
@@ -118,10 +127,11 @@ class Trace:
         return sum(shares) / len(shares) if shares else 1.0
 
     def lost(self) -> float:
-        """Share of the visual tokens that nobody speaks for at the end, mean over samples and forwards that cut.
+        """Share of the visual tokens that nobody speaks for at the end, mean over samples and
+        forwards that cut.
 
-        It is 0 without weights. A method that weighs lets every kept token speak for what joined it. What an image
-        held is lost if the image keeps nothing.
+        It is 0 without weights. A method that weighs lets every kept token speak for what joined
+        it. What an image held is lost if the image keeps nothing.
         """
         shares = []
         for done in self.passes:

@@ -1,8 +1,10 @@
-"""How far a pruned model's next words are from the unpruned model's: tight where answers need many pictures.
+"""How far a pruned model's next words are from the unpruned model's: tight where answers need many
+pictures.
 
-The unpruned model answers greedily. Then both models are given that answer word by word (teacher forcing), and at every
-word the Kullback-Leibler divergence KL(unpruned || pruned) of the next one's probabilities is taken, in nats. As in
-`generate`, methods decide in the prompt's prefill; the answer runs on what they have left in the cache.
+The unpruned model answers greedily. Then both models are given that answer word by word (teacher
+forcing), and at every word the Kullback-Leibler divergence KL(unpruned || pruned) of the next one's
+probabilities is taken, in nats. As in `generate`, methods decide in the prompt's prefill; the
+answer runs on what they have left in the cache.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Divergence(NamedTuple):
 
     Attributes:
         kl: mean over its words, in nats.
-        agreement: share of the words at which both models' likeliest next word is the same, in [0, 1].
+        agreement: share of the words at which both models' likeliest next word is the same, in [0,
+            1].
         worst: the largest divergence at a word, in nats.
     """
 
@@ -82,7 +85,9 @@ def divergence(loaded: Loaded, given: Reference, methods: Sequence[Method]) -> D
 def _forced(
     loaded: Loaded, inputs: dict[str, Tensor], answer: Tensor, methods: Sequence[Method]
 ) -> Float[Tensor, "S V"]:
-    """Log-probabilities before each word of the answer, prompt and answer run one after the other on one cache."""
+    """Log-probabilities before each word of the answer, prompt and answer run one after the other
+    on one cache.
+    """
     model: Any = loaded.model
     name = cache_name(model)
     prompt = inputs["input_ids"].shape[1]

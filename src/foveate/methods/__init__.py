@@ -1,7 +1,8 @@
 """One module per method: the module's name is the factory's name is the name on the command line.
 
-The factories are imported by name, so that editors and type checkers see them: `foveate.methods.fastv` is the factory,
-while `from foveate.methods.fastv import ...` reaches into its module.
+The factories are imported by name, so that editors and type checkers see them:
+`foveate.methods.fastv` is the factory, while `from foveate.methods.fastv import ...` reaches into
+its module.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from ..core.tokens import Kind
 
 @dataclass(frozen=True)
 class Determinantal(Rank):
-    """Greedy MAP inference of the process with kernel diag(r) S diag(r), S the cosines and r the relevance.
+    """Greedy MAP inference of the process with kernel diag(r) S diag(r), S the cosines and r the
+    relevance.
 
     Attributes:
         relevant: whether r is the tokens' similarity to the instruction; else 1, a plain process.
@@ -35,8 +36,9 @@ class Determinantal(Rank):
         basis = kernel[:0]
         for number in range(min(count, len(picture))):
             chosen = gain.masked_fill(turn < len(picture), -torch.inf).argmax()
-            # One column of the Cholesky factor: what the chosen token shares with the others, less what those chosen
-            # before it have taken already. A token's gain is what is left of its own diagonal.
+            # One column of the Cholesky factor: what the chosen token shares with the others, less
+            # what those chosen before it have taken already. A token's gain is what is left of its
+            # own diagonal.
             along = basis[:, chosen, None].T @ basis
             picture.view.spend(2.0 * basis.numel())
             step = (kernel[chosen] - along[0]) / gain[chosen].clamp(min=1e-12).sqrt()
@@ -63,18 +65,22 @@ def cdpruner(
     keep: float | int = 0.25,
     relevance: Literal["instruction", "none"] = "instruction",
 ) -> Method:
-    """Before layer `layer`, keep a set of visual tokens that is diverse and relevant to the instruction.
+    """Before layer `layer`, keep a set of visual tokens that is diverse and relevant to the
+    instruction.
 
-    Paper: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", Zhang et al.,
-    arXiv 2506.10967 (conditional determinantal point process, fast greedy MAP). Checked against the authors' code.
+    Paper: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in
+    MLLMs", Zhang et al., arXiv 2506.10967 (conditional determinantal point process, fast greedy
+    MAP). Checked against the authors' code.
 
-    Deviations: the paper's relevance compares patches with the instruction in CLIP's shared space, and its code takes
-    the *negative* of that cosine, as CLIP's patches have it. Stock models hold no CLIP text tower; the stand-in is the
-    mean cosine of a visual token with the instruction's tokens as both enter the layer, its sign kept, scaled to (0, 1]
-    as in the code. Similarity, too, is that of the tokens after the projector.
+    Deviations: the paper's relevance compares patches with the instruction in CLIP's shared space,
+    and its code takes the *negative* of that cosine, as CLIP's patches have it. Stock models hold
+    no CLIP text tower; the stand-in is the mean cosine of a visual token with the instruction's
+    tokens as both enter the layer, its sign kept, scaled to (0, 1] as in the code. Similarity, too,
+    is that of the tokens after the projector.
 
     Args:
-        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.
+        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in
+            the paper.
         keep: visual tokens kept of each image, a fraction (float) or a number (int).
         relevance: "none" leaves the instruction out: diversity alone.
 

@@ -18,7 +18,8 @@ from ..core.view import View
 
 @dataclass(frozen=True)
 class LeastDuplicate(Score):
-    """Pivots first, then what each of them finds least like itself, an equal share of the wanted tokens for each.
+    """Pivots first, then what each of them finds least like itself, an equal share of the wanted
+    tokens for each.
 
     Attributes:
         pivots: visual pivots, those with the largest keys (1-norm) in the layer before.
@@ -30,7 +31,9 @@ class LeastDuplicate(Score):
     own = Needs(earliest=1, in_prompt=True, counts=True)
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
-        """Scores >= 0: the earlier chosen, the higher; tokens of earlier turns, which cannot be compared, are first."""
+        """Scores >= 0: the earlier chosen, the higher; tokens of earlier turns, which cannot be
+        compared, are first.
+        """
         here = view.place() >= 0
         states = view.states(partial=True).float()
         size = view.keys().float().abs().sum(-1)
@@ -46,8 +49,9 @@ class LeastDuplicate(Score):
         turns = valid.sum(1)
         rank = valid.cumsum(1) - 1
         score = old * (picks.shape[1] + 2.0) + first * (picks.shape[1] + 1.0)
-        # The pivots take turns: of what the budget leaves, each takes an equal share of those least like it, and the
-        # first of them one more each where it does not divide. Later turns choose among what has no score yet.
+        # The pivots take turns: of what the budget leaves, each takes an equal share of those least
+        # like it, and the first of them one more each where it does not divide. Later turns choose
+        # among what has no score yet.
         for turn in range(picks.shape[1]):
             share = (
                 left // turns.clamp(min=1) + (rank[:, turn] < left % turns.clamp(min=1))
@@ -82,13 +86,14 @@ class LeastDuplicate(Score):
 def dart(layer: int = 2, keep: float | int = 0.25, pivots: int = 4, text_pivots: int = 4) -> Method:
     """Before layer `layer`, keep a few pivots and the visual tokens that duplicate them least.
 
-    Paper: "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", Wen et al.,
-    arXiv 2502.11494: pivots by the norm of their keys; of the rest those whose cosine similarity to
-    a pivot is least, each pivot choosing an equal share in turn.
+    Paper: "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters
+    More", Wen et al., arXiv 2502.11494: pivots by the norm of their keys; of the rest those whose
+    cosine similarity to a pivot is least, each pivot choosing an equal share in turn.
 
-    Deviations: keys are rotated ones, of the layer before; similarity is of the states that enter the layer, as the
-    paper writes it (the code passes them through the decoder's last norm first). `keep` includes the pivots, to the
-    token (the code keeps a few more or fewer). Of an image after which no text comes, the last token is the text.
+    Deviations: keys are rotated ones, of the layer before; similarity is of the states that enter
+    the layer, as the paper writes it (the code passes them through the decoder's last norm first).
+    `keep` includes the pivots, to the token (the code keeps a few more or fewer). Of an image after
+    which no text comes, the last token is the text.
 
     Args:
         layer: the first layer that runs with fewer tokens; 1 or more.

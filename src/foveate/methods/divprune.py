@@ -11,14 +11,15 @@ from ..core.schedules import spelled
 def divprune(layer: int = 0, keep: float | int = 0.25) -> Method:
     """Before layer `layer`, keep the visual tokens of each image that are most diverse.
 
-    Paper: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", Alvar et al., arXiv 2503.02175,
-    (max-min diversity, solved greedily; distance is one minus the cosine of the tokens). Checked against the authors'
-    code.
+    Paper: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", Alvar et
+    al., arXiv 2503.02175, (max-min diversity, solved greedily; distance is one minus the cosine of
+    the tokens). Checked against the authors' code.
 
     Deviations: each image of a sample is a problem of its own. Original positions are kept.
 
     Args:
-        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.
+        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in
+            the paper.
         keep: visual tokens kept of each image, a fraction (float) or a number (int).
 
     Raises:

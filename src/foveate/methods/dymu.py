@@ -8,16 +8,18 @@ from ..core.pictures import ByImage, EachImage, MixImage, Share
 
 
 def dymu(layer: int = 0, threshold: float = 0.9) -> Method:
-    """Before layer `layer`, merge all visual tokens of an image that are more alike than a threshold.
+    """Before layer `layer`, merge all visual tokens of an image that are more alike than a
+    threshold.
 
-    Paper: "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs", Wang et al., arXiv 2504.17040:
-    bipartite matching as in ToMe, but by a threshold, so that an image's count follows its complexity. Checked with the
-    authors' code.
+    Paper: "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs", Wang et al., arXiv
+    2504.17040: bipartite matching as in ToMe, but by a threshold, so that an image's count follows
+    its complexity. Checked with the authors' code.
 
-    Deviations: done after the tower, not between its layers, by the keys of the layer whose output the model reads.
-    The paper sets a threshold per layer from a batch of images so that a wished count is kept on average; here it is a
-    knob (`foveate.Trace.mean_kept` tells what it keeps). Virtual unmerging lets attention treat a merged token as its
-    members, at their own positions. ``weigh=clusters`` is its half without the positions: a bias of log(size).
+    Deviations: done after the tower, not between its layers, by the keys of the layer whose output
+    the model reads. The paper sets a threshold per layer from a batch of images so that a wished
+    count is kept on average; here it is a knob (`foveate.Trace.mean_kept` tells what it keeps).
+    Virtual unmerging lets attention treat a merged token as its members, at their own positions.
+    ``weigh=clusters`` is its half without the positions: a bias of log(size).
 
     Args:
         layer: the first layer that runs with fewer tokens; 0 is before the language model.

@@ -20,20 +20,24 @@ def fastv(
 
     Paper: "An Image is Worth 1/2 Tokens After Layer 2", Chen et al., arXiv 2403.06764 (K, R).
 
-    Deviations: the score is the last prompt token's attention in layer K-1, mean over heads, as in the authors'
-    code; ``ranking="received"`` is what the text says. Original positions are kept. With a KV cache the drop
-    holds for the whole answer; without one, every step prunes anew by its newest token, as the authors' code does.
+    Deviations: the score is the last prompt token's attention in layer K-1, mean over heads, as in
+    the authors' code; ``ranking="received"`` is what the text says. Original positions are kept.
+    With a KV cache the drop holds for the whole answer; without one, every step prunes anew by its
+    newest token, as the authors' code does.
 
     Args:
-        layer: the paper's K, the first layer that runs with fewer tokens; 1 or more, or 0 with a ranking that looks at
-            no layer before (`tower`, `diverse`, `random`, `even`).
-        keep: visual tokens kept, a fraction (float) or a number (int); half if neither it nor `rate` is given.
+        layer: the paper's K, the first layer that runs with fewer tokens; 1 or more, or 0 with a
+            ranking that looks at no layer before (`tower`, `diverse`, `random`, `even`).
+        keep: visual tokens kept, a fraction (float) or a number (int); half if neither it nor
+            `rate` is given.
         rate: the paper's R, the fraction removed; instead of `keep`.
         within: "image" gives every image of a sample its share.
-        ranking: by what tokens are ranked, if not by the paper's score; one of `core.scores.RANKINGS`.
+        ranking: by what tokens are ranked, if not by the paper's score; one of
+            `core.scores.RANKINGS`.
 
     Raises:
-        ValueError: a layer before which it cannot rank, `keep` or `rate` out of range, or both given.
+        ValueError: a layer before which it cannot rank, `keep` or `rate` out of range, or both
+            given.
     """
     score = RANKINGS[ranking]
     if layer < (first := score.needs.earliest):

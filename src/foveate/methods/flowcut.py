@@ -16,7 +16,9 @@ from ..core.schedules import spelled
 
 @dataclass(frozen=True)
 class Flow(Rank):
-    """Attention times the L1 norm of values, scaled to [0, 1] over the image, accumulated over layers of the tower."""
+    """Attention times the L1 norm of values, scaled to [0, 1] over the image, accumulated over
+    layers of the tower.
+    """
 
     fade: float
 
@@ -35,15 +37,18 @@ class Flow(Rank):
 
 
 def flowcut(layer: int = 0, keep: float | int = 0.25, fade: float = 0.5) -> Method:
-    """Before layer `layer`, keep the tokens through which most flows in the vision tower, counted over its depth.
+    """Before layer `layer`, keep the tokens through which most flows in the vision tower, counted
+    over its depth.
 
-    Paper: "FlowCut: Rethinking Redundancy via Information Flow for Efficient Vision-Language Models", Tong et al.,
-    arXiv 2505.19536: importance from the strength of [CLS] attention and the size of values, accumulated over layers.
+    Paper: "FlowCut: Rethinking Redundancy via Information Flow for Efficient Vision-Language
+    Models", Tong et al., arXiv 2505.19536: importance from the strength of [CLS] attention and the
+    size of values, accumulated over layers.
 
-    Deviations: FlowCut-like, beside the authors' code: that prunes inside the tower, at every second layer, at a rate
-    set by the entropy of attention; to the attention it adds how like [CLS] a token's value is (softmax over tokens),
-    which needs [CLS]'s own value; and it accumulates over all layers. Here four layers (at a quarter, half and three
-    quarters of the depth, and the one whose output the model reads) are weighed, and one cut follows the tower.
+    Deviations: FlowCut-like, beside the authors' code: that prunes inside the tower, at every
+    second layer, at a rate set by the entropy of attention; to the attention it adds how like [CLS]
+    a token's value is (softmax over tokens), which needs [CLS]'s own value; and it accumulates over
+    all layers. Here four layers (at a quarter, half and three quarters of the depth, and the one
+    whose output the model reads) are weighed, and one cut follows the tower.
 
     Args:
         layer: the first layer that runs with fewer tokens; 0 is before the language model.

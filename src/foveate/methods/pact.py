@@ -1,4 +1,6 @@
-"""PACT: unimportant tokens leave, the others are clustered, and every cluster weighs as many tokens as it holds."""
+"""PACT: unimportant tokens leave, the others are clustered, and every cluster weighs as many tokens
+as it holds.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class Clustering(Count):
 
     Attributes:
         important: share of the image's tokens that are clustered; the others may only join.
-        cutoff: distance, one minus the cosine of keys, within which every important token has a centre.
+        cutoff: distance, one minus the cosine of keys, within which every important token has a
+            centre.
     """
 
     important: Share
@@ -38,7 +41,9 @@ class Clustering(Count):
         return int((owner == torch.arange(len(owner), device=owner.device)).sum())
 
     def owners(self, picture: Picture) -> Int[Tensor, n]:
-        """The centre of each token's cluster, itself for a centre, `NOBODY` for what is too far from all centres."""
+        """The centre of each token's cluster, itself for a centre, `NOBODY` for what is too far
+        from all centres.
+        """
         found: Tensor = picture.once(self, lambda: self._owners(picture))
         return found
 
@@ -83,9 +88,11 @@ class IntoCentres(Into):
 
 
 def importance(picture: Picture) -> Float[Tensor, n]:
-    """What the image's mean query would pay to each token, mean over heads, times the length of the token's state.
+    """What the image's mean query would pay to each token, mean over heads, times the length of the
+    token's state.
 
-    Queries and keys are those of the layer about to run, without rotation, so that places play no part.
+    Queries and keys are those of the layer about to run, without rotation, so that places play no
+    part.
     """
     query = picture.projected("queries", rotated=False).mean(0)  # (H E)
     keys = picture.projected(
@@ -100,8 +107,8 @@ def importance(picture: Picture) -> Float[Tensor, n]:
 def distance_bounded(distance: Float[Tensor, "m m"], cutoff: float) -> Bool[Tensor, m]:
     """Which points are centres: in order of density, each that no centre lies within `cutoff` of.
 
-    Density is the sum over all points of exp(-(distance / 2)^2); of equal densities the earlier point's is higher. The
-    authors' recursion finds the same centres, many at a time.
+    Density is the sum over all points of exp(-(distance / 2)^2); of equal densities the earlier
+    point's is higher. The authors' recursion finds the same centres, many at a time.
     """
     order = torch.exp(-((distance / SPREAD) ** 2)).sum(1).argsort(descending=True, stable=True)
     within = distance <= cutoff
@@ -115,18 +122,21 @@ def distance_bounded(distance: Float[Tensor, "m m"], cutoff: float) -> Bool[Tens
 
 
 def pact(layer: int = 4, important: float = 0.55, cutoff: float = 0.21) -> Method:
-    """Before layer `layer`, cluster the important visual tokens of each image by their keys, and weigh the clusters.
+    """Before layer `layer`, cluster the important visual tokens of each image by their keys, and
+    weigh the clusters.
 
-    Paper: "PACT: Pruning and Clustering-Based Token Reduction for Faster Visual Language Models", Dhouib et al.,
-    arXiv 2504.08966 (CVPR 2025). Important tokens are clustered so that each
-    lies within `cutoff` of its centre; a cluster becomes its mean and weighs as many tokens as it holds; unimportant
-    ones within 1.5 cutoffs of a centre are taken back into mean and weight, and others vanish. Clustering was checked
-    against the authors' code; the importance is from notes on the paper.
+    Paper: "PACT: Pruning and Clustering-Based Token Reduction for Faster Visual Language Models",
+    Dhouib et al., arXiv 2504.08966 (CVPR 2025). Important tokens are clustered so that each lies
+    within `cutoff` of its centre; a cluster becomes its mean and weighs as many tokens as it holds;
+    unimportant ones within 1.5 cutoffs of a centre are taken back into mean and weight, and others
+    vanish. Clustering was checked against the authors' code; the importance is from notes on the
+    paper.
 
-    Deviations: each image of a sample is a problem of its own, and important tokens are a share of it. Keys are those
-    of the layer about to run, rotated, as in the code; queries and keys of the importance are its, too, without
-    rotation. Density's ties go to the earlier token. A centre keeps its position, as in the code's default. How many
-    tokens stay depends on the image; `foveate.Trace.mean_kept` tells.
+    Deviations: each image of a sample is a problem of its own, and important tokens are a share of
+    it. Keys are those of the layer about to run, rotated, as in the code; queries and keys of the
+    importance are its, too, without rotation. Density's ties go to the earlier token. A centre
+    keeps its position, as in the code's default. How many tokens stay depends on the image;
+    `foveate.Trace.mean_kept` tells.
 
     Args:
         layer: the first layer that runs with fewer tokens; 4 in the paper.

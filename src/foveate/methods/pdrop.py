@@ -16,20 +16,23 @@ def pdrop(
     rank: Literal["own", "before"] = "own",
     within: Literal["sample", "image"] = "sample",
 ) -> Method:
-    """After each stage of the decoder, keep a share of the tokens left, by what the last prompt token attends to.
+    """After each stage of the decoder, keep a share of the tokens left, by what the last prompt
+    token attends to.
 
-    Paper: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", Xing
-    et al., arXiv 2410.17247: stage s runs with lambda^s of the tokens, ranked by the query of the last
-    instruction token against the visual keys.
+    Paper: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual
+    Redundancy Reduction", Xing et al., arXiv 2410.17247: stage s runs with lambda^s of the tokens,
+    ranked by the query of the last instruction token against the visual keys.
 
-    Deviations: the authors' code ranks by the projections of the layer about to run (``rank="own"``, the default, which
-    projects that layer's keys once more); ``rank="before"`` is the attention that the stage's last layer has paid. The
-    code renumbers positions; original ones are kept here. Counts are rounded half up (the code: down). The query
-    is the prompt's last token, whatever the template puts there, as in the code.
+    Deviations: the authors' code ranks by the projections of the layer about to run
+    (``rank="own"``, the default, which projects that layer's keys once more); ``rank="before"`` is
+    the attention that the stage's last layer has paid. The code renumbers positions; original ones
+    are kept here. Counts are rounded half up (the code: down). The query is the prompt's last
+    token, whatever the template puts there, as in the code.
 
     Args:
         keep: the paper's lambda, the share that stays from one stage to the next.
-        layers: the first layer of each later stage: numbers of layers, like 8/16/24, or shares of the depth.
+        layers: the first layer of each later stage: numbers of layers, like 8/16/24, or shares of
+            the depth.
         rank: by the attention of the layer about to run ("own") or of the layer "before" it.
         within: "image" gives every image of a sample its share.
 

@@ -18,7 +18,8 @@ from ..core.view import View
 
 @cache
 def falling(layers: int, mean: float, slope: float, floor: float, first: int) -> tuple[float, ...]:
-    """floor + (1 - floor) / (1 + exp(slope (l - alpha))) for each layer, 1 before `first`; alpha for the mean asked.
+    """floor + (1 - floor) / (1 + exp(slope (l - alpha))) for each layer, 1 before `first`; alpha
+    for the mean asked.
 
     Raises:
         ValueError: no alpha gives that mean.
@@ -80,24 +81,28 @@ def psigmoid(
     first: int = 2,
     ranking: Ranking = "last",
 ) -> Method:
-    """Before every layer, keep a share of the visual tokens that falls over the depth like a sigmoid.
+    """Before every layer, keep a share of the visual tokens that falls over the depth like a
+    sigmoid.
 
-    Paper: "Accelerating Multimodel Large Language Models by Searching Optimal Vision Token Reduction", Zhao et al.,
-    arXiv 2412.00556, P-Sigmoid: keep(l) = 1 / (1 + exp(k (l - alpha))), k > 0; alpha follows from the budget.
+    Paper: "Accelerating Multimodel Large Language Models by Searching Optimal Vision Token
+    Reduction", Zhao et al., arXiv 2412.00556, P-Sigmoid: keep(l) = 1 / (1 + exp(k (l - alpha))), k
+    > 0; alpha follows from the budget.
 
-    Deviations: only the paper's abstract is public to us, so the method is a reconstruction. The slope is given here;
-    the paper finds it by Bayesian optimisation. The budget is the mean share over layers. The floor is ours.
+    Deviations: only the paper's abstract is public to us, so the method is a reconstruction. The
+    slope is given here; the paper finds it by Bayesian optimisation. The budget is the mean share
+    over layers. The floor is ours.
 
     Args:
         keep: share of the visual tokens that a layer runs with, mean over layers.
         slope: the paper's k: the larger, the more like one cut.
         floor: share that the deepest layers tend to.
-        first: the first layer that may run with fewer tokens; 1 or more, or 0 with a ranking that looks at no layer
-            before (`tower`, `diverse`, `random`, `even`).
+        first: the first layer that may run with fewer tokens; 1 or more, or 0 with a ranking that
+            looks at no layer before (`tower`, `diverse`, `random`, `even`).
         ranking: by what tokens are ranked; one of `core.scores.RANKINGS`.
 
     Raises:
-        ValueError: a knob out of range. When applied: a mean that no curve has at the model's depth.
+        ValueError: a knob out of range. When applied: a mean that no curve has at the model's
+            depth.
     """
     check_keep(float(keep))
     check_keep(float(floor))

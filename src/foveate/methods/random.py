@@ -10,10 +10,11 @@ from ..core.scores import Random
 def random(layer: int = 0, keep: float | int = 0.5, seed: int = 0) -> Method:
     """Before layer `layer`, keep a pseudo-random subset of the visual tokens.
 
-    Paper: none; a mandatory control, since it beats several published rankings (see DART, arXiv 2502.11494).
+    Paper: none; a mandatory control, since it beats several published rankings (see DART, arXiv
+    2502.11494).
 
-    Deviations: the subset depends on the seed and on a token's number alone, so that a sample is treated alike
-    alone and in a batch; vary the seed from sample to sample, or average over seeds.
+    Deviations: the subset depends on the seed and on a token's number alone, so that a sample is
+    treated alike alone and in a batch; vary the seed from sample to sample, or average over seeds.
 
     Args:
         layer: the first layer that runs with fewer tokens.

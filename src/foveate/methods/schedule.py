@@ -22,27 +22,31 @@ def schedule(
 ) -> Method:
     """Before every layer, keep the share of the visual tokens that a search found for it.
 
-    Paper: "Accelerating Multimodel Large Language Models by Searching Optimal Vision Token Reduction", Zhao et al.,
-    arXiv 2412.00556; `foveate search` is its G-Search and P-Sigmoid, and other searches beside them.
+    Paper: "Accelerating Multimodel Large Language Models by Searching Optimal Vision Token
+    Reduction", Zhao et al., arXiv 2412.00556; `foveate search` is its G-Search and P-Sigmoid, and
+    other searches beside them.
 
-    Deviations: only the paper's abstract is public to us, so the method is a reconstruction. Tokens are ranked anew
-    before every layer that drops some, by the attention of the layer before. Original positions are kept.
+    Deviations: only the paper's abstract is public to us, so the method is a reconstruction. Tokens
+    are ranked anew before every layer that drops some, by the attention of the layer before.
+    Original positions are kept.
 
     Args:
         path: the JSON file that `foveate search` wrote, or what `foveate.load_schedule` read.
-        ranking: by what tokens are ranked, if not as in the search; a ranking of `core.scores.RANKINGS`, or a method,
-            whose score it is then. What that method makes of dropped tokens is left out.
-        within: "image" gives every image of a sample its share, "sample" ranks all together; by default as searched.
-        weigh: what a kept token weighs, as `Method.weighted` has it, if not as in the search. "none"
-            weighs all alike.
+        ranking: by what tokens are ranked, if not as in the search; a ranking of
+            `core.scores.RANKINGS`, or a method, whose score it is then. What that method makes of
+            dropped tokens is left out.
+        within: "image" gives every image of a sample its share, "sample" ranks all together; by
+            default as searched.
+        weigh: what a kept token weighs, as `Method.weighted` has it, if not as in the search.
+            "none" weighs all alike.
         merge: "mean" or "none", if not as in the search.
         strength: of weights, if not as in the search.
         place: of weigh "mixed", if not as in the search.
         cutoff: of merge "mean", if not as in the search.
 
     Raises:
-        ValueError: no such file, no schedule in it, or no such score. At `apply`: the model has another depth or is of
-            another family.
+        ValueError: no such file, no schedule in it, or no such score. At `apply`: the model has
+            another depth or is of another family.
     """
     found = path if isinstance(path, ScheduleFile) else load_schedule(path)
     name = f"schedule:{'given' if isinstance(path, ScheduleFile) else Path(path).name}"

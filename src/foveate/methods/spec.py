@@ -1,7 +1,8 @@
-"""Methods as text: the one reader of ``name:knob=value,...``, of ``score=...,schedule=...``, and of both joined by +.
+"""Methods as text: the one reader of ``name:knob=value,...``, of ``score=...,schedule=...``, and of
+both joined by +.
 
-`read` takes a text apart, into `Named` and `Composed`; `parse` makes the methods that it names. What tunes a knob or
-shortens a name works on the parts and writes them back with `str`.
+`read` takes a text apart, into `Named` and `Composed`; `parse` makes the methods that it names.
+What tunes a knob or shortens a name works on the parts and writes them back with `str`.
 """
 
 from __future__ import annotations
@@ -75,10 +76,12 @@ class Composed:
 
 
 def read(text: str) -> list[Named | Composed]:
-    """The methods that a text names, taken apart; whether there are such methods and knobs is not looked at.
+    """The methods that a text names, taken apart; whether there are such methods and knobs is not
+    looked at.
 
     Raises:
-        ValueError: an empty place, a knob without a value, a part or a knob given twice, or a part that is lacking.
+        ValueError: an empty place, a knob without a value, a part or a knob given twice, or a part
+            that is lacking.
     """
     pieces = [piece.strip() for piece in text.split("+")]
     if len(pieces) > 1 and "" in pieces:
@@ -155,20 +158,25 @@ def _read_composed(text: str) -> Composed:
 
 
 def parse(text: str) -> list[Method]:
-    """Methods from text, as the command line takes them: ``fastv:layer=2,keep=0.5``, joined by ``+``.
+    """Methods from text, as the command line takes them: ``fastv:layer=2,keep=0.5``, joined by
+    ``+``.
 
-    The value of a knob that has no default may come first and without its name: ``schedule:found.json``.
-    A method may also be put together from others: ``score=dart,schedule=pdrop:keep=0.5`` ranks as the one does and
-    keeps as many as the other. A score is a method's or a ranking (`core.scores.RANKINGS`), a schedule any method's;
-    ``merge=`` a method's, mean or none (by default what the score's method does), ``within=`` sample or image. A part's
-    knobs follow its colon; of those, score, schedule, merge, within and weigh are taken for parts.
+    The value of a knob that has no default may come first and without its name:
+    ``schedule:found.json``. A method may also be put together from others:
+    ``score=dart,schedule=pdrop:keep=0.5`` ranks as the one does and keeps as many as the other. A
+    score is a method's or a ranking (`core.scores.RANKINGS`), a schedule any method's; ``merge=`` a
+    method's, mean or none (by default what the score's method does), ``within=`` sample or image. A
+    part's knobs follow its colon; of those, score, schedule, merge, within and weigh are taken for
+    parts.
 
-    Every method, and every one of parts, takes the knobs of `Method.weighted` in addition, by which kept tokens speak
-    for the dropped: ``divprune:keep=0.125,weigh=nearest,merge=mean``. Without them nothing is weighed.
+    Every method, and every one of parts, takes the knobs of `Method.weighted` in addition, by which
+    kept tokens speak for the dropped: ``divprune:keep=0.125,weigh=nearest,merge=mean``. Without
+    them nothing is weighed.
 
     Raises:
-        ValueError: unknown method or knob, or a value of the wrong type; says what was meant, if that can be told.
-            Parts that cannot work together. Of several methods or parts the one that is wrong is named.
+        ValueError: unknown method or knob, or a value of the wrong type; says what was meant, if
+            that can be told. Parts that cannot work together. Of several methods or parts the one
+            that is wrong is named.
     """
     parts = read(text)
     made = []
@@ -179,7 +187,8 @@ def parse(text: str) -> list[Method]:
 
 
 def score_of(text: str) -> Score:
-    """The score that `text` names: a ranking (`core.scores.RANKINGS`), or a method's, as ``dart`` or ``dart:pivots=8``.
+    """The score that `text` names: a ranking (`core.scores.RANKINGS`), or a method's, as ``dart``
+    or ``dart:pivots=8``.
 
     Raises:
         ValueError: there is neither of this name, or the method has no such knob.
@@ -217,7 +226,9 @@ def _made(spec: Named) -> Method:
 
 
 def _weighted(method: Method, given: dict[str, str]) -> Method:
-    """`method` with kept tokens that speak for the dropped, as these knobs have it; as it is if there are none."""
+    """`method` with kept tokens that speak for the dropped, as these knobs have it; as it is if
+    there are none.
+    """
     if not given:
         return method
     hints = get_type_hints(Method.weighted)

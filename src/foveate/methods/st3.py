@@ -1,4 +1,6 @@
-"""ST3-like: fewer visual tokens from stage to stage of the decoder, and from word to word of the answer."""
+"""ST3-like: fewer visual tokens from stage to stage of the decoder, and from word to word of the
+answer.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ Fall = Literal["cosine", "linear", "exponential"]
 class Annealed(Schedule):
     """Layer l keeps s(l) a(t) of the tokens that each sample started with.
 
-    s falls in equal steps, one every `stride` layers, from 1 before `layer` to `keep` at the last layer; a falls from
-    1 at the prefill to `floor` at step `horizon`. Raises ValueError for a knob out of range.
+    s falls in equal steps, one every `stride` layers, from 1 before `layer` to `keep` at the last
+    layer; a falls from 1 at the prefill to `floor` at step `horizon`. Raises ValueError for a knob
+    out of range.
     """
 
     layer: int
@@ -88,13 +91,16 @@ def st3(
     every: int = 8,
     fall: Fall = "cosine",
 ) -> Method:
-    """Fewer visual tokens every few layers, and in all of them fewer as the answer grows; nothing is trained.
+    """Fewer visual tokens every few layers, and in all of them fewer as the answer grows; nothing
+    is trained.
 
-    Paper: "ST3: Accelerating Multimodal Large Language Model by Spatial-Temporal Visual Token Trimming", Zhuang et
-    al., arXiv 2412.20105: progressive pruning over layers, annealing over generated tokens.
+    Paper: "ST3: Accelerating Multimodal Large Language Model by Spatial-Temporal Visual Token
+    Trimming", Zhuang et al., arXiv 2412.20105: progressive pruning over layers, annealing over
+    generated tokens.
 
-    Deviations: built from the paper's abstract alone, so this is a method of its kind. Layers that skip attention are
-    not modelled. Tokens are ranked by the newest token's attention in the layer before, at every `every`-th step.
+    Deviations: built from the paper's abstract alone, so this is a method of its kind. Layers that
+    skip attention are not modelled. Tokens are ranked by the newest token's attention in the layer
+    before, at every `every`-th step.
 
     Args:
         layer: the first layer that runs with fewer tokens; 1 or more.

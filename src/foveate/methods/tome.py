@@ -9,15 +9,18 @@ from ..core.schedules import spelled
 
 
 def tome(layer: int = 0, keep: float | int = 0.25, rounds: int = 8) -> Method:
-    """Before layer `layer`, merge the visual tokens of each image whose keys in the vision tower are most alike.
+    """Before layer `layer`, merge the visual tokens of each image whose keys in the vision tower
+    are most alike.
 
-    Paper: "Token Merging: Your ViT But Faster", Bolya et al., arXiv 2210.09461: bipartite soft matching by
-    keys (mean over heads), the most similar pairs of a round become their mean, weighted by size.
+    Paper: "Token Merging: Your ViT But Faster", Bolya et al., arXiv 2210.09461: bipartite soft
+    matching by keys (mean over heads), the most similar pairs of a round become their mean,
+    weighted by size.
 
-    Deviations: done after the tower, not between its layers: stock towers and projectors give as many tokens as the
-    prompt has places, so the tower's own cost stays what it was. All rounds match by the keys of the layer whose output
-    the model reads, merged as the tokens are. Attention weighted by size (the paper's equation 1) is off, as in what
-    others compare with; ``weigh=clusters`` puts it into the language model, and is far better.
+    Deviations: done after the tower, not between its layers: stock towers and projectors give as
+    many tokens as the prompt has places, so the tower's own cost stays what it was. All rounds
+    match by the keys of the layer whose output the model reads, merged as the tokens are. Attention
+    weighted by size (the paper's equation 1) is off, as in what others compare with;
+    ``weigh=clusters`` puts it into the language model, and is far better.
 
     Args:
         layer: the first layer that runs with fewer tokens; 0 is before the language model.

@@ -28,7 +28,10 @@ from ..core.schedules import spelled
 
 @dataclass(frozen=True)
 class DominantContextual(Rank):
-    """Ranks and mixes. `contextual` is the share of the kept tokens that stand for others; see `visionzip`."""
+    """Ranks and mixes.
+
+    `contextual` is the share of the kept tokens that stand for others; see `visionzip`.
+    """
 
     contextual: float
     sums: bool
@@ -117,19 +120,24 @@ def visionzip(
     contextual: float = 0.16,
     merging: Literal["mean", "sum"] = "mean",
 ) -> Method:
-    """Before layer `layer`, keep the tokens the vision tower attends to, and merge the rest into evenly spaced ones.
+    """Before layer `layer`, keep the tokens the vision tower attends to, and merge the rest into
+    evenly spaced ones.
 
-    Paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", Yang et al., arXiv 2412.04467:
-    dominant tokens by attention from [CLS], or from all where there is none; of the others, evenly spaced targets take
-    in those most similar to them by key. Checked against the authors' code.
+    Paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", Yang et al.,
+    arXiv 2412.04467: dominant tokens by attention from [CLS], or from all where there is none; of
+    the others, evenly spaced targets take in those most similar to them by key. Checked against the
+    authors' code.
 
-    Deviations: tokens merge after the projector, not before it, and the [CLS] token, which stock models do not pass on,
-    is not among the dominant. ``merging="sum"`` is the authors' code, which adds to a target the mean of what it takes
-    in; the default averages a target with all that it takes in. Both read the layer whose output the model reads.
+    Deviations: tokens merge after the projector, not before it, and the [CLS] token, which stock
+    models do not pass on, is not among the dominant. ``merging="sum"`` is the authors' code, which
+    adds to a target the mean of what it takes in; the default averages a target with all that it
+    takes in. Both read the layer whose output the model reads.
 
     Args:
-        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.
-        keep: visual tokens kept of each image, a fraction (float) or a number (int), contextual ones included.
+        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in
+            the paper.
+        keep: visual tokens kept of each image, a fraction (float) or a number (int), contextual
+            ones included.
         contextual: share of the kept that is contextual; the paper has 10 of 64.
         merging: "mean" or "sum".
 

@@ -18,7 +18,9 @@ ROUND = 8  # duplicates removed at a time, in the authors' code
 
 @dataclass(frozen=True)
 class ImportantDiverse(Rank):
-    """Ranks: important tokens, then those that outlive the removal of duplicates, then these, last removed first."""
+    """Ranks: important tokens, then those that outlive the removal of duplicates, then these, last
+    removed first.
+    """
 
     important: Share
 
@@ -35,7 +37,8 @@ class ImportantDiverse(Rank):
         score = torch.zeros(len(picture), device=states.device)
         score[order[:first]] = 2.0
         while len(rest) > max(1, diverse):
-            # Every second token is compared with the others; those most like one of them leave, a few at a time.
+            # Every second token is compared with the others; those most like one of them leave, a
+            # few at a time.
             even = rest[::2]
             odd = rest[1::2]
             alike = picture.cosines(states[even], states[odd]).amax(1)
@@ -50,18 +53,20 @@ class ImportantDiverse(Rank):
 
 
 def vispruner(layer: int = 0, keep: float | int = 0.25, important: float = 0.5) -> Method:
-    """Before layer `layer`, keep the tokens the vision tower attends to, and diverse ones among the rest.
+    """Before layer `layer`, keep the tokens the vision tower attends to, and diverse ones among the
+    rest.
 
-    Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", Zhang et al.,
-    arXiv 2412.01818: of the tokens that are not important, those most like another are removed, a few at
-    a time, by matching every second token with the others.
+    Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in
+    VLMs", Zhang et al., arXiv 2412.01818: of the tokens that are not important, those most like
+    another are removed, a few at a time, by matching every second token with the others.
 
-    Deviations: checked against the authors' code. Between rounds the rest stays in the order of its attention; the code
-    reorders it. An odd count's half is rounded up (the code: down). Attention is that of the layer whose output the
-    model reads.
+    Deviations: checked against the authors' code. Between rounds the rest stays in the order of its
+    attention; the code reorders it. An odd count's half is rounded up (the code: down). Attention
+    is that of the layer whose output the model reads.
 
     Args:
-        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.
+        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in
+            the paper.
         keep: visual tokens kept of each image, a fraction (float) or a number (int).
         important: share of the kept that attention chooses; half in the paper.
 

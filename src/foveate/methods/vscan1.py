@@ -36,7 +36,9 @@ class Scans(Rank):
         return Needs(tower=(None, self.shallow))
 
     def window(self, picture: Picture) -> Int[Tensor, n]:
-        """The window of each token: a tile of the grid, or a run of the sequence where there is none."""
+        """The window of each token: a tile of the grid, or a run of the sequence where there is
+        none.
+        """
         if picture.view.tokens.grid is None:
             return picture.number * self.windows**2 // picture.started
         height, width = picture.view.tokens.grid
@@ -45,7 +47,9 @@ class Scans(Rank):
         return row * self.windows // height * self.windows + column * self.windows // width
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
-        """2 for the local scan, the windows' best, their second best, ...; for the rest the global one's attention."""
+        """2 for the local scan, the windows' best, their second best, ...; for the rest the global
+        one's attention.
+        """
         wide = picture.attention()
         close = picture.attention(self.shallow)
         window = self.window(picture)
@@ -76,21 +80,25 @@ def vscan1(
     shallow: float = 0.25,
     windows: int = 4,
 ) -> Method:
-    """Before layer `layer`, keep the tokens that a deep layer of the tower and the windows of a shallow one attend to.
+    """Before layer `layer`, keep the tokens that a deep layer of the tower and the windows of a
+    shallow one attend to.
 
-    Paper: "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", Zhang et al., arXiv
-    2505.22654: the first of two stages; compose with `vscan2` for the second.
+    Paper: "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models",
+    Zhang et al., arXiv 2505.22654: the first of two stages; compose with `vscan2` for the second.
 
-    Deviations: read in the abstract and in the authors' code, as which the local scan chooses first and the global one
-    among the rest, and windows are a fixed number per side (4 of 6 x 6 tokens). The code gives every window the same
-    number and loses what does not divide; here the best of each window are taken, then the second best of each, until
-    the count is met. The local scan reads the layer at a quarter of the depth, the code the sixth of CLIP's 24.
+    Deviations: read in the abstract and in the authors' code, as which the local scan chooses first
+    and the global one among the rest, and windows are a fixed number per side (4 of 6 x 6 tokens).
+    The code gives every window the same number and loses what does not divide; here the best of
+    each window are taken, then the second best of each, until the count is met. The local scan
+    reads the layer at a quarter of the depth, the code the sixth of CLIP's 24.
 
     Args:
-        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.
+        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in
+            the paper.
         keep: visual tokens kept of each image, a fraction (float) or a number (int).
         local: share of the kept that the local scan chooses; half in the paper.
-        shallow: layer of the local scan, as a fraction of the tower's depth; the paper has layer 6 of CLIP's 24.
+        shallow: layer of the local scan, as a fraction of the tower's depth; the paper has layer 6
+            of CLIP's 24.
         windows: per side of the image.
 
     Raises:

@@ -15,17 +15,20 @@ def vscan2(
 ) -> Method:
     """Before a middle layer, keep the visual tokens that the last prompt token attends to most.
 
-    Paper: "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", Zhang et al.,
-    arXiv 2505.22654, second stage (pruning by the last instruction token's attention at a middle layer, 16 of
-    LLaVA-1.5-7B's 32), since early layers favour late positions and middle ones look at the image. Its first stage, in
-    the vision tower, is a method of its own; give both as ``vscan1:...+vscan2:...``.
+    Paper: "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models",
+    Zhang et al., arXiv 2505.22654, second stage (pruning by the last instruction token's attention
+    at a middle layer, 16 of LLaVA-1.5-7B's 32), since early layers favour late positions and middle
+    ones look at the image. Its first stage, in the vision tower, is a method of its own; give both
+    as ``vscan1:...+vscan2:...``.
 
-    Deviations: the attention is that of the layer before the cut, mean over heads, as for FastV; the authors' code
-    ranks by the projections of the layer about to run (``rank="own"``, which projects that layer's keys once more).
-    The paper's retention rates are per benchmark; half is our default.
+    Deviations: the attention is that of the layer before the cut, mean over heads, as for FastV;
+    the authors' code ranks by the projections of the layer about to run (``rank="own"``, which
+    projects that layer's keys once more). The paper's retention rates are per benchmark; half is
+    our default.
 
     Args:
-        keep: visual tokens kept, a fraction (float) of those that a first stage has left, or a number (int).
+        keep: visual tokens kept, a fraction (float) of those that a first stage has left, or a
+            number (int).
         layer: the first layer that runs with fewer tokens; by default the middle of the decoder.
         rank: by the attention of the layer "before" it or of the layer about to run ("own").
 

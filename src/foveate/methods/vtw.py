@@ -10,8 +10,9 @@ from ..core.scores import Even
 def vtw(layer: int = 16) -> Method:
     """Before layer `layer`, drop every visual token.
 
-    Paper: "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal", Lin et al., arXiv 2405.05803,
-    `foveate.tune.find_vtw_layer` is its search of K. Checked against the authors' code.
+    Paper: "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal", Lin et al.,
+    arXiv 2405.05803, `foveate.tune.find_vtw_layer` is its search of K. Checked against the authors'
+    code.
 
     Deviations: none known; no score is involved, since none is kept.
 

@@ -40,7 +40,8 @@ class Stopwatch(BaseStreamer):
 @dataclass(frozen=True)
 class Timed:
     """One generation: its new token ids (of the first sample), seconds to the first token, mean seconds per further
-    one, and the trace."""
+    one, and the trace.
+    """
 
     ids: list[int]
     first: float

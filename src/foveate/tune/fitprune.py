@@ -1,4 +1,6 @@
-"""FitPrune's recipe: how many tokens may leave at each layer, from attention statistics alone (2409.10197)."""
+"""FitPrune's recipe: how many tokens may leave at each layer, from attention statistics alone
+(2409.10197).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class FitPruneFit:
     """What was found.
 
     Attributes:
-        keep: share of the visual tokens that each layer runs with, layer 0 first; `fitprune(keep=...)` takes it.
+        keep: share of the visual tokens that each layer runs with, layer 0 first;
+            `fitprune(keep=...)` takes it.
         tolerance: the share of attention given up, the paper's alpha.
         reduction: of the visual tokens' FLOPs, as `keep` has it.
         samples: how many it was measured on.
@@ -41,10 +44,12 @@ class FitPruneFit:
 
 @dataclass(frozen=True)
 class _Spare(Schedule):
-    """Score and schedule of a trial: at every layer those leave that neither self- nor cross-attention would miss.
+    """Score and schedule of a trial: at every layer those leave that neither self- nor
+    cross-attention would miss.
 
     Attributes:
-        tolerance: alpha, the share of the unpruned model's attention to a layer's visual tokens that may be missed.
+        tolerance: alpha, the share of the unpruned model's attention to a layer's visual tokens
+            that may be missed.
         sums: of the unpruned model.
         first: the first layer before which tokens leave.
     """
@@ -91,12 +96,13 @@ def _fewest(
 
 
 class Recipe:
-    """The paper's recipe on samples: what each layer keeps at a tolerance. One pass to begin with, one per question.
+    """The paper's recipe on samples: what each layer keeps at a tolerance. One pass to begin with,
+    one per question.
 
-    With tolerance alpha, as many tokens leave at a layer as keep both the self- and the cross-attention to visual
-    tokens within alpha of the unpruned model's, layer after layer on what the layers before have left; a layer's share
-    is the mean over samples. So it is in the authors' code: maxima over heads, both sums apart, and what neither would
-    miss leaves.
+    With tolerance alpha, as many tokens leave at a layer as keep both the self- and the
+    cross-attention to visual tokens within alpha of the unpruned model's, layer after layer on what
+    the layers before have left; a layer's share is the mean over samples. So it is in the authors'
+    code: maxima over heads, both sums apart, and what neither would miss leaves.
 
     Args:
         model: a supported model.
@@ -146,22 +152,25 @@ def fit_prune(
     reduction: float = 0.6,
     precision: float = 0.01,
 ) -> FitPruneFit:
-    """Counts for `fitprune` that spare `reduction` of the FLOPs that visual tokens cost in the decoder.
+    """Counts for `fitprune` that spare `reduction` of the FLOPs that visual tokens cost in the
+    decoder.
 
-    The tolerance of `Recipe` is found by bisection, so that the FLOPs are met; `foveate search --algorithm fitprune` is
-    the same for any budget. Deviations: a token leaves before the next layer; FLOPs are the exact ones of this model's
-    layers (the authors' code has LLaVA-1.5-7B's written in, and stops pruning a trial at the layer where the FLOPs are
-    met); means are not cut to whole tokens.
+    The tolerance of `Recipe` is found by bisection, so that the FLOPs are met; `foveate search
+    --algorithm fitprune` is the same for any budget. Deviations: a token leaves before the next
+    layer; FLOPs are the exact ones of this model's layers (the authors' code has LLaVA-1.5-7B's
+    written in, and stops pruning a trial at the layer where the FLOPs are met); means are not cut
+    to whole tokens.
 
     Args:
         model: a supported model.
-        batches: keyword arguments of the model, one sample or more each, the same images in each sample.
+        batches: keyword arguments of the model, one sample or more each, the same images in each
+            sample.
         reduction: share of the FLOPs of the visual tokens to spare.
         precision: of alpha.
 
     Raises:
-        ValueError: no batches, a batch without an image, a reduction outside (0, 1), or one that even alpha = 1, under
-            which all leave after layer 0, does not reach.
+        ValueError: no batches, a batch without an image, a reduction outside (0, 1), or one that
+            even alpha = 1, under which all leave after layer 0, does not reach.
     """
     if not 0 < reduction < 1:
         raise ValueError(f"reduction={reduction}; expected a share in (0, 1)")

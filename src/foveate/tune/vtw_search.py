@@ -16,7 +16,10 @@ from ..methods.vtw import vtw
 
 @dataclass(frozen=True)
 class VTWSearch:
-    """What was found. `divergence[k]` is the mean KL of dropping before layer k; `layer` is None if none passed."""
+    """What was found.
+
+    `divergence[k]` is the mean KL of dropping before layer k; `layer` is None if none passed.
+    """
 
     layer: int | None
     divergence: dict[int, float]
@@ -28,11 +31,12 @@ class VTWSearch:
 def find_vtw_layer(
     model: Any, batches: Iterable[dict[str, Tensor]], *, threshold: float = 0.003, first: int = 1
 ) -> VTWSearch:
-    """The least layer before which all visual tokens may leave, with KL(plain || VTW) <= `threshold` on average.
+    """The least layer before which all visual tokens may leave, with KL(plain || VTW) <=
+    `threshold` on average.
 
-    The paper scans on about 20 samples, for the last prompt token's logits, and takes the first layer under the
-    threshold. Deviations: the scan stops there, so shallower layers alone are run; the authors' code runs them all. It
-    also takes the divergence the other way, KL(VTW || plain).
+    The paper scans on about 20 samples, for the last prompt token's logits, and takes the first
+    layer under the threshold. Deviations: the scan stops there, so shallower layers alone are run;
+    the authors' code runs them all. It also takes the divergence the other way, KL(VTW || plain).
 
     Args:
         model: a supported model.

@@ -1,10 +1,11 @@
 """How attention is handed a bias that its backend's mask cannot carry.
 
-transformers looks up the function that attends by the name in the attention module's configuration, and anyone may
-register such a function. While a layer with a bias runs, its attention module has a `BiasedConfig` in place of its
-configuration. This names `attend_biased`, carries the bias, and is like the true one in all else. `attend_biased` puts
-the true one back, then calls the function that the true one names. Nothing else sees the change: the model's own
-configuration, other layers and other models keep their names.
+transformers looks up the function that attends by the name in the attention module's configuration,
+and anyone may register such a function. While a layer with a bias runs, its attention module has a
+`BiasedConfig` in place of its configuration. This names `attend_biased`, carries the bias, and is
+like the true one in all else. `attend_biased` puts the true one back, then calls the function that
+the true one names. Nothing else sees the change: the model's own configuration, other layers and
+other models keep their names.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ NAME = "foveate_biased"
 
 
 class BiasedConfig:
-    """An attention's configuration while its layer runs with a bias; it stands in the attention's `config`.
+    """An attention's configuration while its layer runs with a bias; it stands in the attention's
+    `config`.
 
     Args:
         attention: of the layer that is about to run.
-        bias: what is added to scaled products: of each key (B S) under flash attention, of each row and key (B 1 R S)
-            under flex attention.
+        bias: what is added to scaled products: of each key (B S) under flash attention, of each row
+            and key (B 1 R S) under flex attention.
     """
 
     def __init__(
@@ -43,7 +45,10 @@ class BiasedConfig:
         return getattr(self.true, name)
 
     def put_back(self) -> bool:
-        """Gives the attention its configuration again. Returns whether this one was still there: nobody used it."""
+        """Gives the attention its configuration again.
+
+        Returns whether this one was still there: nobody used it.
+        """
         waiting = self.attention.config is self
         if waiting:
             self.attention.config = self.true
@@ -70,8 +75,9 @@ def attend_biased(
     attend = AttentionInterface()[name]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not name.startswith("flash"):
-        # Flex attention reads this as table[b, h, i, j], and a 4-D mask as table[b][0][i][j]. Compiled for a CPU, the
-        # second form writes where it must not (torch 2.13), so the mask comes as a table of every head.
+        # Flex attention reads this as table[b, h, i, j], and a 4-D mask as table[b][0][i][j].
+        # Compiled for a CPU, the second form writes where it must not (torch 2.13), so the mask
+        # comes as a table of every head.
         table = config.bias.expand(-1, query.shape[1], -1, -1)
         out = attend(
             module, query, key, value, None, scaling=scaling, position_bias=table, **kwargs

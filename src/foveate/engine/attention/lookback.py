@@ -1,4 +1,6 @@
-"""What a score may ask of the layers around it: attention rows and keys, recomputed from their inputs."""
+"""What a score may ask of the layers around it: attention rows and keys, recomputed from their
+inputs.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ class Ran:
         real: Tensor | None,
         columns: int,
     ) -> Float[Tensor, "B H Q C"]:
-        """Attention from the columns `asked` to every column; `held` says which column each key is of."""
+        """Attention from the columns `asked` to every column; `held` says which column each key is
+        of.
+        """
         device = asked.device
         attention = self.module.self_attn
         allowed = may_see(asked, held, real, self.own) & (asked >= 0)[:, :, None]
@@ -109,7 +113,8 @@ class Lookback:
         adapter: the family.
         reach: how many layers back a score may look.
         ledger: the conversation with this forward's columns already in it.
-        past: what each layer's cache held before this forward; changed by the forward as tokens leave.
+        past: what each layer's cache held before this forward; changed by the forward as tokens
+            leave.
         real: which columns so far are not padding, or None if all are.
         cache: the cache, or None.
         record: what is asked is counted here.
@@ -146,7 +151,9 @@ class Lookback:
         return found[0]
 
     def _held(self, ran: Ran, queries: int) -> tuple[Tensor, Tensor]:
-        """Keys (B K S E) of a layer and their columns (B S), asked by `queries` rows; projected where none are kept."""
+        """Keys (B K S E) of a layer and their columns (B S), asked by `queries` rows; projected
+        where none are kept.
+        """
         rows = ran.rows.columns(ran.hidden.shape[0], self.ledger.tokens.kind.device)
         held = rows
         if self.cache is None or ran.coming:

@@ -15,7 +15,8 @@ SUPPORTED = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_at
 
 @dataclass(frozen=True)
 class OwnMask:
-    """Who sees whom by the family's own rule: sliding windows, images that see both ways. Over original columns.
+    """Who sees whom by the family's own rule: sliding windows, images that see both ways. Over
+    original columns.
 
     Attributes:
         seen: rows of the forward under way against all columns so far; b = 1 or B.
@@ -43,7 +44,8 @@ def may_see(
     real: Bool[Tensor, "B C"] | None,
     own: OwnMask | None = None,
 ) -> Bool[Tensor, "B R S"]:
-    """Causal by column, or as the family's own mask says; fills and padding are never seen, fills themselves see all.
+    """Causal by column, or as the family's own mask says; fills and padding are never seen, fills
+    themselves see all.
 
     (A fill's row is unused.)
     """
@@ -81,10 +83,11 @@ def for_backend(
     own: OwnMask | None = None,
     bias: Float[Tensor, "B S"] | None = None,
 ) -> Tensor:
-    """The mask as `backend` wants it: bool (B 1 R S), additive (B 1 R S), or flash attention's key mask (B S).
+    """The mask as `backend` wants it: bool (B 1 R S), additive (B 1 R S), or flash attention's key
+    mask (B S).
 
-    With a `bias` of the keys the mask is additive under sdpa too. Flash attention gets its bias in another way
-    (`attention/flash.py`).
+    With a `bias` of the keys the mask is additive under sdpa too. Flash attention gets its bias in
+    another way (`attention/flash.py`).
     """
     dtype = added_in(backend, dtype)
     if backend.startswith("flash"):
@@ -102,10 +105,14 @@ def for_backend(
 
 
 def added_in(backend: str, dtype: torch.dtype) -> torch.dtype:
-    """The type of an additive mask: the model's, but float32 under flex attention, whose products are float32."""
+    """The type of an additive mask: the model's, but float32 under flex attention, whose products
+    are float32.
+    """
     return torch.float32 if backend == "flex_attention" else dtype
 
 
 def needless(backend: str, rows: int, past: int) -> bool:
-    """Whether plain causal attention needs no explicit mask: one query, or a fresh prompt outside eager mode."""
+    """Whether plain causal attention needs no explicit mask: one query, or a fresh prompt outside
+    eager mode.
+    """
     return rows == 1 or backend.startswith("flash") or (backend == "sdpa" and past == 0)

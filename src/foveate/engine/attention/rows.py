@@ -17,7 +17,8 @@ def project_queries(
     """Post-RoPE queries of the layer's attention for some rows of the layer's input.
 
     Args:
-        layer: a decoder layer of the common form: `input_layernorm`, then `self_attn` with `q_proj`.
+        layer: a decoder layer of the common form: `input_layernorm`, then `self_attn` with
+            `q_proj`.
         hidden: the layer's input at the rows.
         positions: cosines and sines (b Q E) of the rows, b = 1 or B.
     """
@@ -32,7 +33,8 @@ def project_keys(
 
 
 def beside(hidden: Tensor, module: nn.Module) -> Tensor:
-    """`hidden` where the module's weights lie: in a model over several devices, a layer's input may come from another.
+    """`hidden` where the module's weights lie: in a model over several devices, a layer's input may
+    come from another.
 
     Weights that are elsewhere until the module runs (offloaded ones) are awaited where `hidden` is.
     """
@@ -61,7 +63,8 @@ def attention_rows(
 ) -> Float[Tensor, "B H Q S"]:
     """Softmax of the scaled products in float32; rows that may look at nothing are zeros.
 
-    `softcap` c squeezes the products x into c tanh(x / c), as Gemma 2 does. `bias` is then added, of every key.
+    `softcap` c squeezes the products x into c tanh(x / c), as Gemma 2 does. `bias` is then added,
+    of every key.
     """
     batch, _, rows, _ = queries.shape
     grouped = queries.view(batch, keys.shape[1], -1, rows, queries.shape[-1]).float()

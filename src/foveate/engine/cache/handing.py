@@ -25,10 +25,12 @@ def handed_on(
     method: Method,
     spend: Callable[[float], None],
 ) -> Numbers | None:
-    """A layer's numbers where tokens leave its cache: those that stay speak for them, and become their means.
+    """A layer's numbers where tokens leave its cache: those that stay speak for them, and become
+    their means.
 
-    The tokens are compared by the layer's own keys, rotated, heads side by side; their hidden states are gone. Keys and
-    values are averaged where the method's merge is a `Mean`; other merges work on hidden states alone.
+    The tokens are compared by the layer's own keys, rotated, heads side by side; their hidden
+    states are gone. Keys and values are averaged where the method's merge is a `Mean`; other merges
+    work on hidden states alone.
 
     Args:
         numbers: of the layer, or None where every token speaks for itself.
@@ -48,7 +50,8 @@ def handed_on(
     columns = slots.columns(alive.shape[0], alive.device)
     visual = (tokens.kind.gather(1, columns.clamp(min=0)) == int(Kind.IMAGE)) & (columns >= 0)
     place, real = gathered(visual)  # slots of visual tokens (B N)
-    # Evictions leave slots in any order; of two kept tokens equally near, the first is the first in the sequence.
+    # Evictions leave slots in any order; of two kept tokens equally near, the first is the first in
+    # the sequence.
     order = columns.gather(1, place).masked_fill(~real, alive.shape[1]).argsort(dim=1)
     place, real = place.gather(1, order), real.gather(1, order)
     columns = columns.gather(1, place)
@@ -84,8 +87,8 @@ def spoken(
         parts: their keys, values and whatever else is averaged with a `Mean`.
 
     Returns:
-        The parts from now on; what does not stay has what it had. And the numbers of those that stay, or None if the
-        method does not weigh.
+        The parts from now on; what does not stay has what it had. And the numbers of those that
+        stay, or None if the method does not weigh.
     """
     mean = method.merge if isinstance(method.merge, Mean) else None
     weigh = method.weigh

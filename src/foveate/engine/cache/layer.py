@@ -1,13 +1,13 @@
 """A KV cache that grows without copying itself at every token, and can lose tokens.
 
-`transformers`' own `DynamicLayer` concatenates the whole cache at each step. `KeptLayer` writes into a
-preallocated buffer that grows geometrically. It is useful with no method at all::
+`transformers`' own `DynamicLayer` concatenates the whole cache at each step. `KeptLayer` writes
+into a preallocated buffer that grows geometrically. It is useful with no method at all::
 
     model.generate(**inputs, cache=foveate.KeptCache(model.config))
 
-Transformers before 5.24 calls the argument `past_key_values`. The engine puts such layers into any empty `DynamicCache`
-it meets. Layers with a sliding window keep the whole past too: transformers' mask then hides what lies before the
-window, by original positions.
+Transformers before 5.24 calls the argument `past_key_values`. The engine puts such layers into any
+empty `DynamicCache` it meets. Layers with a sliding window keep the whole past too: transformers'
+mask then hides what lies before the window, by original positions.
 """
 
 from __future__ import annotations
@@ -41,11 +41,14 @@ class KeptLayer(DynamicLayer):
 
     Attributes:
         keys, values: views of the slots in use.
-        slots: which token lies where; kept up by the engine, None where the cache is used without one.
+        slots: which token lies where; kept up by the engine, None where the cache is used without
+            one.
         ledger: what the engine knows of the whole batch; held by layer 0 alone.
         engaged: whether the engine is running the forward under way; kept for layer 0 alone.
-        broken: whether a forward failed halfway, so that layers hold different tokens; kept for layer 0 alone.
-        seen: tokens of the input so far, dropped ones included; what transformers counts positions from.
+        broken: whether a forward failed halfway, so that layers hold different tokens; kept for
+            layer 0 alone.
+        seen: tokens of the input so far, dropped ones included; what transformers counts positions
+            from.
     """
 
     def __init__(self) -> None:
@@ -79,7 +82,8 @@ class KeptLayer(DynamicLayer):
         """Appends tokens, and returns all keys and values in use.
 
         Raises:
-            RuntimeError: tokens were dropped from this cache under `apply`, and the model now runs outside of it.
+            RuntimeError: tokens were dropped from this cache under `apply`, and the model now runs
+                outside of it.
         """
         if (self.ledger is not None or self.broken) and not self.engaged:
             raise RuntimeError(
@@ -102,7 +106,9 @@ class KeptLayer(DynamicLayer):
         return self.keys, self.values  # type: ignore[return-value]
 
     def _append_with_gradient(self, keys: Tensor, values: Tensor) -> None:
-        """Writing in place would break the graph of earlier steps, so wherever there may be one we concatenate."""
+        """Writing in place would break the graph of earlier steps, so wherever there may be one we
+        concatenate.
+        """
         self._in_graph = True
         if self.keys is not None and self.values is not None and self.length:
             keys = torch.cat([self.keys, keys], -2)
@@ -113,7 +119,9 @@ class KeptLayer(DynamicLayer):
         self.length = keys.shape[-2]
 
     def _in_place(self, buffer: Tensor) -> bool:
-        """Whether the buffers may be written to: no graph may hold them, and inference mode did not freeze them."""
+        """Whether the buffers may be written to: no graph may hold them, and inference mode did not
+        freeze them.
+        """
         graph = self._in_graph or torch.is_grad_enabled()
         return not graph and (torch.is_inference_mode_enabled() or not buffer.is_inference())
 
@@ -176,7 +184,10 @@ class KeptLayer(DynamicLayer):
         self._show(self.length)
 
     def get_seq_length(self) -> int:
-        """Tokens of the input so far. Dropped tokens count, so that positions are never renumbered."""
+        """Tokens of the input so far.
+
+        Dropped tokens count, so that positions are never renumbered.
+        """
         return self.seen
 
     def reset(self) -> None:
@@ -186,11 +197,13 @@ class KeptLayer(DynamicLayer):
         self.ledger, self.broken = None, False
 
     def crop(self, tokens_to_remove: int | Tensor) -> None:
-        """Removes the last tokens; negative counts alone, as in transformers, whose older versions give a tensor.
+        """Removes the last tokens; negative counts alone, as in transformers, whose older versions
+        give a tensor.
 
         Raises:
             ValueError: a positive count.
-            NotImplementedError: the crop would reach before the last drop; the cache is then as it was.
+            NotImplementedError: the crop would reach before the last drop; the cache is then as it
+                was.
         """
         if tokens_to_remove > 0:
             raise ValueError(
@@ -251,7 +264,8 @@ class KeptCache(DynamicCache):
 
 
 def adopt(cache: Cache, layers: int | None = None, name: str = CACHE_NAMES[0]) -> None:
-    """Turns an empty `DynamicCache` into a cache of `KeptLayer`, in place, so that whoever holds it keeps it.
+    """Turns an empty `DynamicCache` into a cache of `KeptLayer`, in place, so that whoever holds it
+    keeps it.
 
     Args:
         cache: to be turned.
@@ -259,7 +273,8 @@ def adopt(cache: Cache, layers: int | None = None, name: str = CACHE_NAMES[0]) -
         name: what the installed transformers calls the argument; errors use it.
 
     Raises:
-        TypeError: the cache is of another kind (static, quantised, offloaded), or has special layers.
+        TypeError: the cache is of another kind (static, quantised, offloaded), or has special
+            layers.
         ValueError: the cache is not empty, so that nobody can tell which of its tokens are visual.
     """
     if all(isinstance(layer, KeptLayer) for layer in cache.layers) and cache.layers:

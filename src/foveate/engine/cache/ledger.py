@@ -23,7 +23,8 @@ class Ledger:
         total: visual tokens that each sample has been given.
         text: tokens so far that are neither visual nor padding.
         alive: (layer, visual tokens in the caches from it on), by ascending layer.
-        numbers: for how many tokens each column speaks in each layer's cache; empty where each speaks for itself.
+        numbers: for how many tokens each column speaks in each layer's cache; empty where each
+            speaks for itself.
         notes: what scores and schedules remember; see `View.notes`.
         tail: columns at the end that every layer still holds, and that can so be taken back.
     """

@@ -64,9 +64,11 @@ class Numbers:
         return torch.where(self._known(columns), self._at(self.bias, columns), 0.0)
 
     def along(self, slots: Slots, more: int) -> Float[Tensor, "B S"]:
-        """Biases of what lies in `slots`, and of `more` new columns after it, gathered once for all decode steps.
+        """Biases of what lies in `slots`, and of `more` new columns after it, gathered once for all
+        decode steps.
 
-        Between two drops slots grow by their run alone, and its new columns speak for themselves: they add zeros.
+        Between two drops slots grow by their run alone, and its new columns speak for themselves:
+        they add zeros.
         """
         batch, known = self.counts.shape
         first, bias = self.gathered.get(id(slots.table), (None, None))

@@ -1,4 +1,6 @@
-"""Which token lies in which slot of one layer's cache, and how to close the holes that eviction leaves."""
+"""Which token lies in which slot of one layer's cache, and how to close the holes that eviction
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Gather = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Move:
-    """A compaction: per sample, the token in slot `source` moves to slot `target`; then `length` slots remain."""
+    """A compaction: per sample, the token in slot `source` moves to slot `target`; then `length`
+    slots remain.
+    """
 
     source: Int[Tensor, "B M"]
     target: Int[Tensor, "B M"]
@@ -23,10 +27,12 @@ class Move:
 
 @dataclass(frozen=True)
 class Slots:
-    """Columns of the tokens in a layer's cache: a table for the first slots, then a run of `tail` columns.
+    """Columns of the tokens in a layer's cache: a table for the first slots, then a run of `tail`
+    columns.
 
-    While nothing was dropped the table is absent and the run is everything, so an untouched layer costs nothing
-    per step. A column of -1 is a fill: a slot that only a longer sample of the batch needs.
+    While nothing was dropped the table is absent and the run is everything, so an untouched layer
+    costs nothing per step. A column of -1 is a fill: a slot that only a longer sample of the batch
+    needs.
 
     Attributes:
         table: columns of the first slots, or None.
@@ -42,9 +48,11 @@ class Slots:
 
     @property
     def key(self) -> tuple[int, int, int]:
-        """The same for slots that hold the same tokens in the same order, as long as their table lives.
+        """The same for slots that hold the same tokens in the same order, as long as their table
+        lives.
 
-        Layers that lost the same tokens share their table, also where each has cropped its run by itself.
+        Layers that lost the same tokens share their table, also where each has cropped its run by
+        itself.
         """
         return (id(self.table), self.start, self.tail)
 
@@ -73,11 +81,12 @@ class Slots:
         return Slots(table, self.masked or masked, following, 0)
 
     def kept(self, alive: Bool[Tensor, "B C"]) -> tuple[Slots, Move | None]:
-        """The slots after eviction of all columns that are not `alive`, and the move that achieves it.
+        """The slots after eviction of all columns that are not `alive`, and the move that achieves
+        it.
 
-        Tokens from the end fill the holes, so min(dropped, kept) tokens move and no slot stays dead but the fills
-        of ragged batches. The order of slots is free: keys carry their positions, and every cached key
-        precedes every query to come.
+        Tokens from the end fill the holes, so min(dropped, kept) tokens move and no slot stays dead
+        but the fills of ragged batches. The order of slots is free: keys carry their positions, and
+        every cached key precedes every query to come.
         """
         batch = alive.shape[0]
         device = alive.device
@@ -85,23 +94,27 @@ class Slots:
         stay = alive.gather(1, columns.clamp(min=0)) & (columns >= 0)
         if bool((stay | (columns < 0)).all()):
             return self, None
-        # The fullest sample decides how many slots remain. What stays beyond them moves into the holes before them.
+        # The fullest sample decides how many slots remain. What stays beyond them moves into the
+        # holes before them.
         count = stay.sum(1)
         length = int(count.max())
         index = torch.arange(columns.shape[1], device=device)
         mover = stay & (index >= length)
         hole = ~stay & (index < length)
-        # A stable sort brings the marked slots to the front in order: first mover to first hole, and so on.
-        # A sample has at least as many holes as movers, for all that stays fits into `length` slots.
+        # A stable sort brings the marked slots to the front in order: first mover to first hole,
+        # and so on. A sample has at least as many holes as movers, for all that stays fits into
+        # `length` slots.
         moves = int(mover.sum(1).max())
         source = (~mover).long().argsort(dim=1, stable=True)[:, :moves]
         target = (~hole).long().argsort(dim=1, stable=True)[:, :moves]
-        # Samples with fewer moves than others copy a slot onto itself: the last one, which is cut off below.
+        # Samples with fewer moves than others copy a slot onto itself: the last one, which is cut
+        # off below.
         valid = torch.arange(moves, device=device) < mover.sum(1, keepdim=True)
         scratch = columns.shape[1] - 1 if length < columns.shape[1] else 0
         source = torch.where(valid, source, scratch)
         target = torch.where(valid, target, scratch)
-        # The table makes the same move as keys and values will; holes that nobody filled become fills (-1).
+        # The table makes the same move as keys and values will; holes that nobody filled become
+        # fills (-1).
         table = torch.where(stay, columns, -1)
         table = table.scatter(1, target, table.gather(1, source))[:, :length]
         start = (
@@ -116,5 +129,7 @@ class Slots:
         return self if self.table is None else replace(self, table=rows(self.table))
 
     def cropped(self, count: int) -> Slots:
-        """These slots without the last `count` columns, which are of the run; `Ledger.cropped` sees to it."""
+        """These slots without the last `count` columns, which are of the run; `Ledger.cropped` sees
+        to it.
+        """
         return replace(self, tail=self.tail - count)

@@ -17,11 +17,13 @@ TIE = 1e-4  # more than an even share is so much more of it: where all are paid 
 
 @dataclass(frozen=True)
 class Sparing(Score):
-    """While decoding, what the answer has not looked at yet stays longest: what has been looked at goes first.
+    """While decoding, what the answer has not looked at yet stays longest: what has been looked at
+    goes first.
 
-    A visual token has been looked at once some token of the answer paid it more than an even share of what it paid to
-    the visual tokens alive, by `watched`, at a step on which the method was consulted. Those and the others are each
-    in the order of `base`, as all are in a prefill. A new turn begins anew.
+    A visual token has been looked at once some token of the answer paid it more than an even share
+    of what it paid to the visual tokens alive, by `watched`, at a step on which the method was
+    consulted. Those and the others are each in the order of `base`, as all are in a prefill. A new
+    turn begins anew.
 
     Attributes:
         base: any score.
@@ -47,7 +49,8 @@ class Sparing(Score):
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores, whole numbers: minus the place in the order."""
-        # Places 0 to N - 1 in the order of `base`; what has been looked at comes N places later, after all others.
+        # Places 0 to N - 1 in the order of `base`; what has been looked at comes N places later,
+        # after all others.
         spared = view.of_visual(view.note(self._key(view))) == 0
         ranked = places(self.base(view, counts), view.mask)
         return torch.where(spared, 0, ranked.shape[1]).float() * -1 - ranked

@@ -8,21 +8,24 @@ from .outliers import MERGES, Merging, Outliers, OutliersFirst
 
 
 def prumerge(layer: int = 0, merging: Merging = "nearest") -> Method:
-    """Before layer `layer`, keep the tokens whose attention in the tower stands out, and merge the rest into them.
+    """Before layer `layer`, keep the tokens whose attention in the tower stands out, and merge the
+    rest into them.
 
-    Paper: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", Shang et al., arXiv
-    2403.15388: outliers of [CLS] attention by the interquartile range; the others are merged. Checked against the
-    authors' code; the paper's own words on merging were not at hand.
+    Paper: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", Shang
+    et al., arXiv 2403.15388: outliers of [CLS] attention by the interquartile range; the others are
+    merged. Checked against the authors' code; the paper's own words on merging were not at hand.
 
-    Deviations: attention and keys are those of the layer whose output the model reads, as in the paper; the authors'
-    code takes the tower's last, as one head of the tower's whole width. By default each dropped token goes into the
-    kept one whose key is nearest, and a cluster becomes its mean weighted by attention. ``merging="neighbours"`` is
-    the authors' code: to each kept token its 32 nearest are added, kept ones too, weighted by attention; its one
-    further token, the sum of all dropped, has no place in the prompt and is left out. Tokens merge after the
+    Deviations: attention and keys are those of the layer whose output the model reads, as in the
+    paper; the authors' code takes the tower's last, as one head of the tower's whole width. By
+    default each dropped token goes into the kept one whose key is nearest, and a cluster becomes
+    its mean weighted by attention. ``merging="neighbours"`` is the authors' code: to each kept
+    token its 32 nearest are added, kept ones too, weighted by attention; its one further token, the
+    sum of all dropped, has no place in the prompt and is left out. Tokens merge after the
     projector. At least one token stays.
 
     Args:
-        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in the paper.
+        layer: the first layer that runs with fewer tokens; 0 is before the language model, as in
+            the paper.
         merging: "nearest" or "neighbours".
 
     Raises:

@@ -1,4 +1,6 @@
-"""Tokens that stand out by the vision tower's attention (LLaVA-PruMerge), and what the others become."""
+"""Tokens that stand out by the vision tower's attention (LLaVA-PruMerge), and what the others
+become.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ NEIGHBOURS = 32  # of each kept token, in the authors' code
 
 @dataclass(frozen=True)
 class Outliers(Count):
-    """The tokens whose attention lies above the upper fence, Q3 + 1.5 (Q3 - Q1); with `spaced`, evenly spaced ones too.
+    """The tokens whose attention lies above the upper fence, Q3 + 1.5 (Q3 - Q1); with `spaced`,
+    evenly spaced ones too.
 
     As a count, their number.
     """
@@ -56,7 +59,9 @@ class OutliersFirst(Rank):
 
 @dataclass(frozen=True)
 class IntoOutliers(Into):
-    """Each dropped token goes to the kept one with the nearest key; a cluster's mean is weighted by attention."""
+    """Each dropped token goes to the kept one with the nearest key; a cluster's mean is weighted by
+    attention.
+    """
 
     own = Needs(tower=(None,))
 

@@ -1,4 +1,6 @@
-"""SparseVLM: the words that concern the picture rate its tokens, and the best of the dropped are recycled."""
+"""SparseVLM: the words that concern the picture rate its tokens, and the best of the dropped are
+recycled.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ KEEP = (
 
 @dataclass(frozen=True)
 class RankAdaptive(Schedule):
-    """At each place lambda (L_v - rank) of the L_v tokens alive leave, by the rank of what raters paid them.
+    """At each place lambda (L_v - rank) of the L_v tokens alive leave, by the rank of what raters
+    paid them.
 
     Attributes:
         stairs: where; what it keeps is of no account.
@@ -57,24 +60,30 @@ def sparsevlm(
     recycle: float = 0.3,
     cluster: Literal["mean", "sum"] = "mean",
 ) -> Method:
-    """At several layers, the words that concern the picture rate its tokens; the best of the dropped are recycled.
+    """At several layers, the words that concern the picture rate its tokens; the best of the
+    dropped are recycled.
 
-    Paper: "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", Zhang et al.,
-    arXiv 2410.04417: raters r >= mean(r), counts N = lambda (L_v - rank(P)), recycling by density peaks. Checked
-    against the authors' code, which has no ranks; that rule is from notes on the paper.
+    Paper: "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference",
+    Zhang et al., arXiv 2410.04417: raters r >= mean(r), counts N = lambda (L_v - rank(P)),
+    recycling by density peaks. Checked against the authors' code, which has no ranks; that rule is
+    from notes on the paper.
 
-    Deviations: counts are a table by default, as in the authors' code, with the code's numbers as shares of the image
-    and of the depth; ``scale`` is the paper's lambda and rule (it gives neither lambda nor a tolerance for the rank;
-    ours is 1e-4). Counts include the merged tokens (the code's 300 come with 9 more). A merged token takes its
-    centre's place and position (the code appends and renumbers). It is the mean of its cluster, as in the code;
-    ``cluster="sum"`` is the paper's. No noise breaks ties of density. Raters may reach the mean, as the paper
-    writes; the code wants more.
+    Deviations: counts are a table by default, as in the authors' code, with the code's numbers as
+    shares of the image and of the depth; ``scale`` is the paper's lambda and rule (it gives neither
+    lambda nor a tolerance for the rank; ours is 1e-4). Counts include the merged tokens (the code's
+    300 come with 9 more). A merged token takes its centre's place and position (the code appends
+    and renumbers). It is the mean of its cluster, as in the code; ``cluster="sum"`` is the paper's.
+    No noise breaks ties of density. Raters may reach the mean, as the paper writes; the code wants
+    more.
 
     Args:
-        keep: visual tokens kept from each place on, fractions like 0.5/0.3 or numbers of tokens like 300/200.
+        keep: visual tokens kept from each place on, fractions like 0.5/0.3 or numbers of tokens
+            like 300/200.
         layers: as many places: layers, like 3/7/16, or shares of the depth.
-        scale: lambda, in place of `keep`: the share that leaves of the tokens in excess of the rank.
-        recycle: share of the dropped tokens that is recycled, in a tenth as many clusters; 0 for none.
+        scale: lambda, in place of `keep`: the share that leaves of the tokens in excess of the
+            rank.
+        recycle: share of the dropped tokens that is recycled, in a tenth as many clusters; 0 for
+            none.
         cluster: what a cluster becomes, its "mean" or its "sum".
 
     Raises:

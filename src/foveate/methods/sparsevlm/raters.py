@@ -19,8 +19,9 @@ NOTE = "raters"
 class TextRaters(Score):
     """Attention that the raters paid in the layer before, mean over them and over heads.
 
-    Raters are found once, before the decoder: those tokens of the instruction that visual ones resemble most by
-    softmax, over the instruction, of the products of their states, mean over visual tokens, where it reaches its mean.
+    Raters are found once, before the decoder: those tokens of the instruction that visual ones
+    resemble most by softmax, over the instruction, of the products of their states, mean over
+    visual tokens, where it reaches its mean.
     """
 
     own = Needs(earliest=1, in_prompt=True)
@@ -64,7 +65,8 @@ def _raters(view: View) -> Float[Tensor, "B C"]:
     said = view.hidden.gather(1, row[..., None].expand(-1, -1, view.hidden.shape[2])).float()
     seen = view.states(partial=True).float()
     view.spend(2.0 * seen.numel() * said.shape[1])
-    # Each visual token shares itself out among the words: (B N Q), rows that sum to 1. `mean` is what a word gets.
+    # Each visual token shares itself out among the words: (B N Q), rows that sum to 1. `mean` is
+    # what a word gets.
     alike = (seen @ said.mT).masked_fill((text < 0)[:, None], -torch.inf).softmax(2)
     mean = (alike * here[..., None]).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
     average = here.any(1, keepdim=True) / (text >= 0).sum(

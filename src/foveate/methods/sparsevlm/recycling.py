@@ -1,4 +1,6 @@
-"""The best of the dropped, clustered and merged into the places of their clusters' centres (SparseVLM, 2410.04417)."""
+"""The best of the dropped, clustered and merged into the places of their clusters' centres
+(SparseVLM, 2410.04417).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,11 @@ GROUP = 10  # recycled tokens to a cluster
 
 @dataclass(frozen=True)
 class Recycled(Score):
-    """The best-rated first, then centres of clusters of the best-rated among the rest, within what the schedule wants.
+    """The best-rated first, then centres of clusters of the best-rated among the rest, within what
+    the schedule wants.
 
-    Of m dropped tokens `share` m + 1 are recycled, in a tenth as many clusters and one. A sample with visual tokens of
-    earlier turns, whose states are gone, recycles nothing.
+    Of m dropped tokens `share` m + 1 are recycled, in a tenth as many clusters and one. A sample
+    with visual tokens of earlier turns, whose states are gone, recycles nothing.
 
     Attributes:
         share: of the dropped, those that are recycled.
@@ -59,7 +62,9 @@ class Recycled(Score):
     def _find(
         self, view: View, counts: Int[Tensor, B]
     ) -> tuple[Float[Tensor, "B N"], Int[Tensor, "B N"]]:
-        """Sample by sample: how many of the best stay as they are, which of the rest are recycled, and into what."""
+        """Sample by sample: how many of the best stay as they are, which of the rest are recycled,
+        and into what.
+        """
         score = self.base(view, counts)
         owner = torch.arange(score.shape[1], device=score.device).repeat(len(score), 1)
         here = view.place() >= 0
@@ -69,14 +74,16 @@ class Recycled(Score):
         ):
             if want >= alive or not bool((here | ~view.mask)[sample].all()):
                 continue
-            # The more of the best stay, the fewer are recycled: the most that leave room for the rest's clusters.
+            # The more of the best stay, the fewer are recycled: the most that leave room for the
+            # rest's clusters.
             best = next((k for k in range(want, -1, -1) if k + self.clusters(alive - k) <= want), 0)
             order = (
                 score[sample]
                 .masked_fill(~view.mask[sample], -1.0)
                 .argsort(descending=True, stable=True)
             )
-            # The next best are recycled: clustered by state, each cluster in the place of its centre.
+            # The next best are recycled: clustered by state, each cluster in the place of its
+            # centre.
             members = order[best : best + self.recycled(alive - best)]
             centres, own = density_peaks(states[sample, members], min(want - best, len(members)))
             owner[sample, members] = members[centres][own]
@@ -124,11 +131,12 @@ class Recycling(Merge):
 def density_peaks(
     points: Float[Tensor, "R D"], count: int
 ) -> tuple[Int[Tensor, K], Int[Tensor, R]]:
-    """The `count` points that are dense and far from anything denser, and the nearest of them to each point (DPC-KNN).
+    """The `count` points that are dense and far from anything denser, and the nearest of them to
+    each point (DPC-KNN).
 
-    Density is exp of minus the mean squared distance to the `count` nearest points (itself among them), in units
-    of the root of the dimension; of equal densities the earlier point's is the higher. All is done with logarithms,
-    since densities of large states are 0 in any format.
+    Density is exp of minus the mean squared distance to the `count` nearest points (itself among
+    them), in units of the root of the dimension; of equal densities the earlier point's is the
+    higher. All is done with logarithms, since densities of large states are 0 in any format.
 
     Returns:
         The centres, best first, and for each point which of them (counted from 0) is its own.
@@ -137,7 +145,8 @@ def density_peaks(
         torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
         / points.shape[1] ** 0.5
     )
-    # The logarithm of the density; then how far the nearest denser point is. The densest has the widest distance.
+    # The logarithm of the density; then how far the nearest denser point is. The densest has the
+    # widest distance.
     density = -distance.topk(count, dim=1, largest=False).values.square().mean(1)
     number = torch.arange(len(points), device=points.device)
     denser = (density[None] > density[:, None]) | (
