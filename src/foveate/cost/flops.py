@@ -1,11 +1,10 @@
 """FLOPs and KV bytes in closed form, from weight shapes and token counts; no model is run.
 
 Convention: true FLOPs, 2 per multiply-accumulate; attention counted in full, not halved for
-    causality, as the
-papers do. Per decoder layer, n rows against c tokens before them: ``2 n (parameters of the layer's
-matrices) + 4 n (c + n) d_attention`` (`engine.sizes.LayerShape.flops`, the only place where it is
-written). Of a mixture of experts the parameters are those that a token runs through. Equal to
-`torch.utils.flop_counter.FlopCounterMode` to the last FLOP on every family
+causality, as the papers do. Per decoder layer, n rows against c tokens before them: ``2 n
+(parameters of the layer's matrices) + 4 n (c + n) d_attention`` (`engine.sizes.LayerShape.flops`,
+the only place where it is written). Of a mixture of experts the parameters are those that a token
+runs through. Equal to `torch.utils.flop_counter.FlopCounterMode` to the last FLOP on every family
 (tests/oracles/test_every_cost.py); norms, activations and rotary embeddings are not counted, there
 as here. What tower and projector cost is measured where a model runs (`vision`), and closed too
 where none does (`architecture`).

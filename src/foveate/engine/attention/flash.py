@@ -6,13 +6,11 @@ scale of the narrow head. The output's further entries are zeros and are cut off
 sizes that are multiples of 8, equal for keys and values.
 
 Precision: a key in bfloat16 has 8 bits, which would round a bias of 6 by up to 0.016. Therefore the
-    bias is split: h is
-what bfloat16 can hold, and l is the rest, rounded to the key's type. At most 2^-17 of the bias is
-lost, or 5e-5 of 6.4 (the log of 600 tokens); the kernel adds in float32.
+bias is split: h is what bfloat16 can hold, and l is the rest, rounded to the key's type. At most
+2^-17 of the bias is lost, or 5e-5 of 6.4 (the log of 600 tokens); the kernel adds in float32.
 
 Cost: keys and values of the whole cache are copied in every layer that holds such tokens, in every
-    step. Head sizes of
-64 and 128 become 72 and 136, for which a kernel may take its next larger tile.
+step. Head sizes of 64 and 128 become 72 and 136, for which a kernel may take its next larger tile.
 """
 
 from __future__ import annotations
