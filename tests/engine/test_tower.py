@@ -160,8 +160,8 @@ def test_windows_and_merged_patches() -> None:
     visual[0, 4:28] = visual[1, 2:6] = True
     embeds[visual] = tokens
     spent: list[float] = []
-    sight = watch.sight(embeds, visual, 0, spent.append)
-    assert sight is not None
+    outputs = watch.outputs(embeds, visual, 0, spent.append)
+    assert outputs is not None
     index = torch.arange(30).expand(2, -1)
     windows = [piece.shape[-1] for piece in looked[0]]
     assert len(set(windows)) > 1 or len(windows) > 2
@@ -175,11 +175,11 @@ def test_windows_and_merged_patches() -> None:
         )
         merged = watch.runs[0].tokens
         assert merged is not None
-        got = sight.look("attention", layer, index)[visual]
+        got = outputs.look("attention", layer, index)[visual]
         for token, value in zip(tokens, got, strict=True):
             place = int((merged == token).all(1).nonzero()[0])
             torch.testing.assert_close(value, received[place], atol=1e-5, rtol=1e-4)
-    assert sight.look("keys", 1, index).shape == (2, 30, 2, 16)
+    assert outputs.look("keys", 1, index).shape == (2, 30, 2, 16)
     assert sum(spent) > 0
 
 

@@ -274,10 +274,10 @@ class Engine:
         )
         backend = self.decoder.config._attn_implementation
         special = special_masks(self.adapter, self.decoder.config)
-        sight = (
+        tower_outputs = (
             None
             if self.tower is None
-            else self.tower.sight(kwargs["inputs_embeds"], visual, first, record.spend)
+            else self.tower.outputs(kwargs["inputs_embeds"], visual, first, record.spend)
         )
         setting = Setting(
             adapter=self.adapter,
@@ -298,7 +298,7 @@ class Engine:
             cache=cache,
             record=record,
             deep=deep,
-            sight=sight,
+            tower_outputs=tower_outputs,
         )
 
     def _ledger(self, old: Ledger | None, visual: Tensor, real: Tensor | None) -> Ledger:

@@ -79,13 +79,13 @@ class Watch(threading.local):
         run.pictures = 1 if self.form.packed else output.shape[0]
         run.tokens = output.detach().reshape(-1, output.shape[-1])
 
-    def sight(
+    def outputs(
         self,
         embeds: Float[Tensor, "B T D"],
         visual: Bool[Tensor, "B T"],
         first: int,
         spend: Callable[[float], None],
-    ) -> Sight | None:
+    ) -> TowerOutputs | None:
         """What was seen of the images in a forward whose columns start at `first`; None if it has none.
 
         FLOPs are told to `spend`.
@@ -107,7 +107,7 @@ class Watch(threading.local):
         found = _find(rows, torch.cat(tokens).to(rows))
         index = torch.full((visual.shape[0], first + visual.shape[1]), -1, device=visual.device)
         index[:, first:][visual] = found.to(visual.device)
-        return Sight(self.form, self.runs, index, spend)
+        return TowerOutputs(self.form, self.runs, index, spend)
 
 
 class _Keep:
@@ -156,7 +156,7 @@ def _mark(rows: Float[Tensor, "R D"]) -> Int[Tensor, R]:
     return (bits * factors).sum(1)
 
 
-class Sight:
+class TowerOutputs:
     """The tower's view of one forward's images, computed when asked.
 
     Args:
