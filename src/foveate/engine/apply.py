@@ -190,7 +190,9 @@ class Engine:
         self.call.ids, self.call.mask = ids, given.get("attention_mask")
         self.call.regular = regular(self.body.config, given)
         if ids is not None:
-            self.call.visual = torch.isin(ids, torch.tensor(visual, device=ids.device))
+            self.call.visual = torch.isin(
+                ids, torch.tensor(visual, device=ids.device, dtype=torch.long)
+            )
         elif embeds is not None:
             self.call.visual = placeholders(embeds, visual, self.body.get_input_embeddings())
 

@@ -72,18 +72,20 @@ class TowerForm:
             ValueError: a projector that resamples, whose tokens have no patches of their own.
         """
         if tokens and count % tokens == 0 and (self.packed or count == tokens):
-            return torch.arange(count).view(tokens, -1)
+            return torch.arange(count, device="cpu").view(tokens, -1)
         each = count // pictures
         own = tokens // pictures
-        first = (torch.arange(pictures) * each)[:, None, None]
+        first = (torch.arange(pictures, device="cpu") * each)[:, None, None]
         if self.summary and own == each + 1:
-            inside = torch.arange(-1, each)[None, :, None]
+            inside = torch.arange(-1, each, device="cpu")[None, :, None]
             return torch.where(inside < 0, -1, inside + first).flatten(0, 1)
         side = math.isqrt(each)
         ratio = math.isqrt(each // max(own, 1))
         if own and side * side == each and ratio * ratio * own == each and side % ratio == 0:
             squares = (
-                torch.arange(each).view(side // ratio, ratio, side // ratio, ratio).transpose(1, 2)
+                torch.arange(each, device="cpu")
+                .view(side // ratio, ratio, side // ratio, ratio)
+                .transpose(1, 2)
             )
             return (squares.reshape(1, own, -1) + first).flatten(0, 1)
         raise ValueError(

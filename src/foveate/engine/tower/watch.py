@@ -105,7 +105,9 @@ class Watch(threading.local):
             )
         # Which patch a column shows: the decoder's embeddings are, bit for bit, rows of what the projector gave out.
         found = _find(rows, torch.cat(tokens).to(rows))
-        index = torch.full((visual.shape[0], first + visual.shape[1]), -1, device=visual.device)
+        index = torch.full(
+            (visual.shape[0], first + visual.shape[1]), -1, device=visual.device, dtype=torch.long
+        )
         index[:, first:][visual] = found.to(visual.device)
         return TowerOutputs(self.form, self.runs, index, spend)
 
@@ -150,9 +152,12 @@ def _mark(rows: Float[Tensor, "R D"]) -> Int[Tensor, R]:
     """A number for every row, from the bits of 64 of its entries: exact, whatever the order of summation."""
     some = rows[:, :: max(1, rows.shape[1] // 64)].contiguous()
     bits = some.view(torch.int32 if some.element_size() == 4 else torch.int16).long()
-    factors = torch.randint(2**62, (bits.shape[1],), generator=torch.Generator().manual_seed(0)).to(
-        bits.device
-    )
+    factors = torch.randint(
+        2**62,
+        (bits.shape[1],),
+        generator=torch.Generator(device="cpu").manual_seed(0),
+        device="cpu",
+    ).to(bits.device)
     return (bits * factors).sum(1)
 
 
