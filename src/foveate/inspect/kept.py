@@ -8,28 +8,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import nn
 
 from ..core.method import Method
 from ..core.tokens import Kind
 from ..core.view import View
 from ..engine.apply import apply
+from ..engine.trace import Trace
 
 
 @dataclass(frozen=True)
 class KeptSets:
-    """The tokens alive in the last layer at each step of one answer.
+    """The visual tokens of the prompt, in order, at each step of one answer.
 
     Attributes:
-        alive: over all visual tokens of the prompt, in order.
+        reached: how many layers attended to each token. A layer holds no token that a layer before
+            it has dropped, so this says for every layer what it kept.
+        layers: depth of the decoder.
         grid: (rows, columns) of each image's tokens, or None where they form no grid.
         answer: token ids of the answer; step t ran with its first t words known.
+        trace: of the run.
     """
 
-    alive: Bool[np.ndarray, "S N"]
+    reached: Int[np.ndarray, "S N"]
+    layers: int
     grid: tuple[int, int] | None
     answer: list[int]
+    trace: Trace
+
+    @property
+    def alive(self) -> Bool[np.ndarray, "S N"]:
+        """The tokens that the last layer attended to."""
+        return self.reached == self.layers
 
 
 @torch.inference_mode()
@@ -53,15 +64,18 @@ def kept_sets(
     grids: list[tuple[int, int] | None] = []
 
     def record(view: View) -> None:
-        if view.layer != view.layers:
-            return
         columns = view.tokens.are(Kind.IMAGE)[0].nonzero()[:, 0]
-        steps.append(torch.isin(columns, view.visual[0][view.mask[0]]).cpu().numpy())
-        grids.append(view.tokens.grid)
+        if view.layer == 0:
+            steps.append(np.zeros(len(columns), dtype=np.int64))
+            grids.append(view.tokens.grid)
+            return
+        # Before this layer's own decision, alive is what the layer before attended to.
+        steps[-1] += torch.isin(columns, view.visual[0][view.mask[0]]).cpu().numpy()
 
     chosen: Any = model
-    with apply(model, *methods, watch=record):
+    with apply(model, *methods, watch=record) as trace:
         out = chosen.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     if not steps[0].size:
         raise ValueError("the prompt holds no visual tokens")
-    return KeptSets(np.stack(steps), grids[0], out[0, inputs["input_ids"].shape[1] :].tolist())
+    answer = out[0, inputs["input_ids"].shape[1] :].tolist()
+    return KeptSets(np.stack(steps), trace.layers, grids[0], answer, trace)
