@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.method import Method
+from ..core.scores import Even
 from ..core.tokens import Kind
 from ..core.view import View
 from ..engine.apply import apply
@@ -28,7 +29,7 @@ class KeptSets:
         layers: depth of the decoder.
         grid: (rows, columns) of each image's tokens, or None where they form no grid.
         answer: token ids of the answer; step t ran with its first t words known.
-        trace: of the run.
+        trace: of the run; its last method is the onlooker that noted the rest.
     """
 
     reached: Int[np.ndarray, "S N"]
@@ -63,19 +64,21 @@ def kept_sets(
     steps: list[np.ndarray] = []
     grids: list[tuple[int, int] | None] = []
 
-    def record(view: View) -> None:
+    def look(view: View) -> Int[Tensor, " B"]:
         columns = view.tokens.are(Kind.IMAGE)[0].nonzero()[:, 0]
         if view.layer == 0:
             steps.append(np.zeros(len(columns), dtype=np.int64))
             grids.append(view.tokens.grid)
-            return
-        # Before this layer's own decision, alive is what the layer before attended to.
         steps[-1] += torch.isin(columns, view.visual[0][view.mask[0]]).cpu().numpy()
+        return view.alive
 
+    # The last method sees what the others have decided before each layer. It keeps all itself, so
+    # it never ranks.
+    onlooker = Method(Even(), look, name="onlooker")
     chosen: Any = model
-    with apply(model, *methods, watch=record) as trace:
+    with apply(model, *methods, onlooker) as trace:
         out = chosen.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    if not steps[0].size:
+    if not steps or not steps[0].size:
         raise ValueError("the prompt holds no visual tokens")
     answer = out[0, inputs["input_ids"].shape[1] :].tolist()
     return KeptSets(np.stack(steps), trace.layers, grids[0], answer, trace)
