@@ -18,6 +18,7 @@ from . import (
     demo,
     doctor,
     eval,
+    explore,
     generate,
     inspect,
     inspect_ranking,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
+app.command("explore")(explore.explore)
 app.command("eval")(eval.evaluate_methods)
 app.command("advise")(advise.advise)
 app.command("bench")(bench.benchmark)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from ..models.images import names_file, open_image
+from ..models.images import open_image
 from ..models.load import load
 from ..timing import comparison
 from . import options, tables
@@ -33,13 +33,7 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Answer a prompt about images; the unpruned model is always the first row."""
-    *paths, prompt = inputs
-    if not paths:
-        raise ValueError(f"got {prompt!r} alone; expected at least one image, then the prompt")
-    if not prompt.strip() or names_file(prompt):
-        raise ValueError(
-            f"the last argument is the prompt, but got {prompt!r}; expected a question about the images"
-        )
+    paths, prompt = options.images_and_prompt(inputs)
     table = comparison.rows_of(method or [])
     pictures = [open_image(path) for path in paths]
     if trace is not None and not trace.parent.is_dir():

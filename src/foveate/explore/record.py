@@ -15,7 +15,7 @@ from ..cost.vision import vision_flops
 from ..engine.trace import Trace
 from ..inspect.attention import attention_paid
 from ..inspect.kept import kept_sets
-from ..inspect.places import places
+from ..inspect.places import Place, places
 from ..models.images import open_image
 from ..models.loaded import Loaded
 from .report import Panel, Run, Sample
@@ -61,13 +61,15 @@ def sample(
     for name, parts in methods.items():
         runs.append(_run(loaded, inputs, name, parts, tower, max_new_tokens))
         tick()
-    panels = tuple(
-        Panel(
-            place.title, data_uri(place.picture), *place.picture.size, place.tokens, place.grid, place.note
-        )
-        for place in places(loaded, inputs, opened, len(runs[0].reached[0]))
-    )  # fmt: skip
+    visual = len(runs[0].reached[0])
+    panels = tuple(_panel(place) for place in places(loaded, inputs, opened, visual))
     return Sample(title, prompt, loaded.anatomy.depth, panels, tuple(runs), truth)
+
+
+def _panel(place: Place) -> Panel:
+    image = "" if place.picture is None else data_uri(place.picture)
+    width, height = (0, 0) if place.picture is None else place.picture.size
+    return Panel(place.title, image, width, height, place.tokens, place.grid, place.note)
 
 
 def _run(
@@ -83,6 +85,7 @@ def _run(
     flops, cache, unknown = _costs(loaded, kept.trace, tower)
     return Run(
         method=name,
+        answer=loaded.decode(kept.answer),
         words=words_of(loaded.tokenizer, kept.answer),
         reached=_rows(kept.reached),
         shares=_rows(paid.shares[:, :, 1].round(_DIGITS)),

@@ -56,7 +56,8 @@ class Run:
 
     Attributes:
         method: the spec, such as "fastv:layer=2,keep=0.5"; "unpruned" for the model alone.
-        words: the answer's tokens as text, one per step (S).
+        answer: the whole answer, without special tokens.
+        words: the answer's tokens as text, one per step (S), special tokens by their names.
         reached: for each step, how many layers attended to each visual token (S N). A token that
             is alive in layer l is alive in every layer before it, so one number says it all.
         shares: attention that the newest token pays to the image, per step and layer (S L), mean
@@ -72,6 +73,7 @@ class Run:
     """
 
     method: str
+    answer: str
     words: tuple[str, ...]
     reached: tuple[tuple[int, ...], ...]
     shares: tuple[tuple[float, ...], ...]
@@ -81,14 +83,13 @@ class Run:
     cache: tuple[float, ...] = ()
     unknown: str = ""
 
-    @property
-    def answer(self) -> str:
-        """The words as one text."""
-        return "".join(self.words).strip()
-
     def kept(self, step: int, layer: int) -> int:
         """Visual tokens that `layer` attended to at `step`, as the trace counts them."""
         return sum(reached > layer for reached in self.reached[step])
+
+    def share_kept(self, step: int, layers: int) -> float:
+        """Share of the visual tokens that a layer attended to at `step`, mean over `layers`."""
+        return sum(self.reached[step]) / (layers * len(self.reached[step]))
 
 
 @dataclass(frozen=True)

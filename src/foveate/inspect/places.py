@@ -43,7 +43,8 @@ class Place:
 
     Attributes:
         title: such as "picture 1, overview".
-        picture: the user's picture, or the part of it that the model saw.
+        picture: the user's picture, or the part of it that the model saw; None for tokens that
+            another place's picture is shown for.
         tokens: numbers of the tokens among the prompt's visual tokens; in raster order if there is
             a grid.
         grid: (rows, columns) of the tokens over the picture; None where they have no place in it.
@@ -51,7 +52,7 @@ class Place:
     """
 
     title: str
-    picture: Image.Image
+    picture: Image.Image | None
     tokens: tuple[int, ...]
     grid: Grid | None
     note: str = ""
@@ -156,7 +157,7 @@ def _any_resolution(
         high, wide = select_best_resolution(size, config.image_grid_pinpoints)
         tiles = (high // vision.image_size, wide // vision.image_size)
         if together > 1 or tiles == (1, 1):  # no detail, but a newline all the same
-            found.append(Place(_title(number, "end"), picture, (first,), None, _ENDS))
+            found.append(Place(_title(number, "end"), None, (first,), None, _ENDS))
             first += 1
             continue
         rows, columns = _detail((tiles[0] * side, tiles[1] * side), size, config, side)
@@ -164,7 +165,7 @@ def _any_resolution(
         cells = tuple(start + column for start in starts for column in range(columns))
         ends = tuple(start + columns for start in starts)
         found.append(Place(_title(number, "detail"), picture, cells, (rows, columns)))
-        found.append(Place(_title(number, "row ends"), picture, ends, None, _ENDS))
+        found.append(Place(_title(number, "row ends"), None, ends, None, _ENDS))
         first += rows * (columns + 1)
     return found
 
@@ -221,7 +222,7 @@ def _tiled(
             found.append(Place(_title(number, part), shown, cells, (high * side, wide * side)))
         if skip:
             marks = tuple(t * each for t in mine)
-            found.append(Place(_title(number, "class tokens"), picture, marks, None, _CLASS))
+            found.append(Place(_title(number, "class tokens"), None, marks, None, _CLASS))
         first += count
     return found
 

@@ -13,7 +13,7 @@ const state = { sample: 0, layer: 0, step: 0, view: "kept", shown: new Set(), ti
 const sample = () => samples[state.sample];
 const stepOf = (run) => Math.min(state.step, run.words.length - 1); // shorter answers stay at their end
 const count = (row, layer) => row.reduce((sum, reached) => sum + (reached > layer), 0);
-const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(share && share < 0.0995 ? 1 : 0)} %`;
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const color = (index) => `var(--m${index % 8})`;
 
@@ -378,7 +378,6 @@ function play() {
   }, 450);
   if (!playing && state.step >= +byId("step").max) go({ step: 0 });
   byId("play").textContent = playing ? "Play" : "Pause";
-  byId("play").setAttribute("aria-pressed", `${!playing}`);
 }
 
 function theme(dark) {
