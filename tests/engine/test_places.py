@@ -113,7 +113,7 @@ def test_a_changed_corner_changes_the_tokens_there(name: str, tmp_path: Path) ->
     if not gridded:
         assert name in RESAMPLED and all("resampled" in place.note for place in found)
         return
-    assert {place.title.split(",")[0] for place in gridded} == {"picture 1", "picture 2"}
+    assert {place.title.split(",")[0] for place in gridded} == {"Picture 1", "Picture 2"}
     plain = embedded(loaded, given)
     for number, picture in enumerate(given):
         for lower, right in CORNERS:
@@ -128,7 +128,7 @@ def check(place: Place, change: torch.Tensor, number: int, lower: bool, right: b
     assert place.grid is not None
     rows, columns = place.grid
     here = change[list(place.tokens)].reshape(rows, columns)
-    if not place.title.startswith(f"picture {number + 1}"):
+    if not place.title.startswith(f"Picture {number + 1}"):
         assert here.max() < 1e-3 * change.max(), f"{place.title} changed with another picture"
         return
     across = here.sum(0)
