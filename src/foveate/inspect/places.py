@@ -244,7 +244,7 @@ def _pixels(inputs: Mapping[str, Any]) -> Tensor:
 def _seen(loaded: Loaded, inputs: Mapping[str, Any]) -> list[Image.Image]:
     """Each tile as a picture, without the normalisation."""
     values = _pixels(inputs).float().cpu().numpy()
-    made = getattr(loaded.processor, "image_processor", None)
+    made: Any = getattr(loaded.processor, "image_processor", None)
     if getattr(made, "do_normalize", False):
         mean, std = (np.reshape(v, (3, 1, 1)) for v in (made.image_mean, made.image_std))
         values = values * std + mean

@@ -3,9 +3,13 @@
 // ---- data: bytes of each step; a step at which nothing left shares those of the step before
 const samples = JSON.parse(document.getElementById("data").textContent).samples;
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-for (const run of samples.flatMap((sample) => sample.runs)) {
-  run.reached.forEach((row, t) => { run.reached[t] = row === null ? run.reached[t - 1] : bytes(row); });
-  run.attention = run.attention.map(([most, row]) => ({ most, levels: bytes(row) }));
+const total = (values) => values.reduce((a, b) => a + b, 0);
+for (const { layers, runs } of samples) {
+  for (const run of runs) {
+    run.reached.forEach((row, t) => { run.reached[t] = row === null ? run.reached[t - 1] : bytes(row); });
+    run.attention = run.attention.map(([most, row]) => ({ most, levels: bytes(row) }));
+    run.kept = run.reached.map((row) => total(row) / layers); // at each step, mean over layers
+  }
 }
 
 const byId = (id) => document.getElementById(id);
@@ -14,7 +18,6 @@ const sample = () => samples[state.sample];
 const stepOf = (run) => Math.min(state.step, run.words.length - 1); // shorter answers stay at their end
 const count = (row, layer) => row.reduce((sum, reached) => sum + (reached > layer), 0);
 const percent = (share) => `${(100 * share).toFixed(share && share < 0.0995 ? 1 : 0)} %`;
-const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const color = (index) => `var(--m${index % 8})`;
 
 function make(name, attributes = {}, ...children) {
@@ -272,7 +275,7 @@ function curves() {
     curve({ title: `Tokens kept in each layer, at step ${state.step}`, ...byLayer, most: visual, format: whole,
       series: of((run) => layers.map((layer) => count(run.reached[stepOf(run)], layer))) }),
     curve({ title: "Tokens kept at each step, mean over layers", ...byStep, most: visual, format: whole,
-      series: of((run) => run.reached.map((row) => row.reduce((a, b) => a + b, 0) / sample().layers)) }),
+      series: of((run) => run.kept) }),
     curve({ title: "Attention to the image at each step", ...byStep, format: percent,
       series: of((run) => run.split.map((parts) => parts[1])) }),
   ];
