@@ -258,6 +258,8 @@ class Engine:
                 "the prompt came as inputs_embeds, and none of them is the image placeholder's, so nobody can tell "
                 "which tokens are visual; give input_ids and pixel_values, or, for text alone, run outside of apply"
             )
+        if old is not None and count == 1:
+            visual = torch.zeros_like(visual)  # a placeholder that the model said is a word
         real = None if mask is None else mask.to(visual.device).bool()
         ledger = self._ledger(old, visual, None if real is None else real[:, first:])
         if cache is None:
