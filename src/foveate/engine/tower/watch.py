@@ -52,12 +52,14 @@ class Run:
         seen: of each layer that has run.
         made: by the projections of the layer that is running.
         tokens: what the projector made of the run, (R D).
+        pooled: what the family makes of these if they are a video's, (r D).
         pictures: that went through together.
     """
 
     seen: dict[int, Seen] = field(default_factory=dict)
     made: dict[str, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
+    pooled: Tensor | None = None
     pictures: int = 1
 
 
@@ -100,7 +102,10 @@ class Watch(threading.local):
     def _tokens(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run = self.open()
         run.pictures = 1 if self.form.packed else output.shape[0]
-        run.tokens = output.detach().reshape(-1, output.shape[-1])
+        made = output.detach()
+        run.tokens = made.reshape(-1, made.shape[-1])
+        if self.form.pool is not None:
+            run.pooled = self.form.pool(made).flatten(0, 1)
 
     def outputs(
         self,
@@ -119,7 +124,10 @@ class Watch(threading.local):
         if not bool(visual.any()):
             return None
         self.used = True
-        tokens = [run.tokens for run in self.runs if run.tokens is not None]
+        # A run's pooled tokens follow its own, here as in `TowerOutputs`.
+        tokens = [
+            made for run in self.runs for made in (run.tokens, run.pooled) if made is not None
+        ]
         rows = embeds.detach()[visual.to(embeds.device)]
         if not tokens or tokens[0].shape[1] != rows.shape[1]:
             raise ValueError(
@@ -252,7 +260,12 @@ class TowerOutputs:
             len(found), 0 if run.tokens is None else len(run.tokens), run.pictures
         ).to(found.device)
         values = found.float()[groups.clamp(min=0)]
-        return (values * (groups >= 0).view(*groups.shape, *([1] * (values.ndim - 2)))).mean(1)
+        values = (values * (groups >= 0).view(*groups.shape, *([1] * (values.ndim - 2)))).mean(1)
+        if self.form.pool is None or run.pooled is None:
+            return values
+        # What a video's pooled tokens have is pooled as they were, every entry a channel.
+        flat = values.reshape(run.pictures, -1, values[0].numel())
+        return torch.cat([values, self.form.pool(flat).reshape(-1, *values.shape[1:])])
 
     def _projected(self, attention: Any, which: str, seen: Seen) -> Float[Tensor, "*I T H E"]:
         """The layer's queries, keys or values of all rows, rotated where the tower rotates.
