@@ -170,6 +170,13 @@ class Engine:
             "foveate.apply is active on this model; copy it outside of the with block"
         )
 
+    def __reduce__(self) -> Any:
+        """Refused, as a copy is: what is written would hold the hooks."""
+        raise RuntimeError(
+            "foveate.apply is active on this model; save it whole outside of the with block "
+            "(its state_dict and save_pretrained work inside)"
+        )
+
     def _abandon(self) -> None:
         """Lets go of a forward of this thread that was interrupted.
 
