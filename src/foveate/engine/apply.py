@@ -78,8 +78,8 @@ def apply(
     methods look at each image alone. An image in two pieces is refused.
 
     While it is active, a forward raises ValueError if its cache was filled outside `apply`, if an
-    image comes in two pieces, if sequences are packed, or if a prompt comes as embeddings in which no visual token can be told;
-    and RuntimeError if another thread is in the middle of a forward of the same model.
+    image comes in two pieces, if sequences are packed, or if a prompt comes as embeddings in which
+    no visual token can be told; and RuntimeError if another thread is in the middle of a forward of the same model.
     """
     anatomy = anatomy_of(model)
     adapter = anatomy.adapter
