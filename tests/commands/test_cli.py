@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import foveate
 from foveate.cli import demo
 from foveate.cli.app import run
-from foveate.cli.methods import of_every_method
+from foveate.cli.methods import GROUPS, describe, of_every_method
 from foveate.models.prompts import prompt
 from foveate.world.draw import draw
 from foveate.world.scenes import sample
@@ -75,21 +75,65 @@ def test_generate_prints_a_table(picture: str, capsys: pytest.CaptureFixture[str
     assert "unpruned" in out and "first token" in out
 
 
-def test_methods_are_listed_with_paper_and_knobs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_are_listed_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["methods", "--json"]) == 0
     listed = {m["name"]: m for m in json.loads(capsys.readouterr().out)}
     assert set(listed) == set(foveate.methods.factories())
-    assert "2403.06764" in listed["fastv"]["paper"]
+    assert "2403.06764" in listed["fastv"]["paper"] and listed["fastv"]["arxiv"] == "2403.06764"
     assert set(listed["fastv"]["knobs"]) == {"layer", "keep", "rate", "within", "ranking"}
-    assert all(
-        m["deviations"] and all(k["meaning"] for k in m["knobs"].values()) for m in listed.values()
-    )
+    assert [m for m in listed if not listed[m]["arxiv"]] == ["downsample", "random"]
+    for m in listed.values():
+        assert m["deviations"] and all(k["meaning"] for k in m["knobs"].values())
+        assert 3 <= len(m["idea"].split()) <= 8 and m["group"] in GROUPS and m["where"]
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_every_method_has_a_line_under_its_group(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     assert run(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    for name in foveate.methods.factories():
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1
+    # a line each, beside the groups' titles and two lines of head
+    assert lines.index("") == len(foveate.methods.factories()) + len(GROUPS) + 2
+    assert all(group in lines for group in GROUPS)
+
+
+def test_a_group_is_where_a_method_acts() -> None:
+    """Of all that can be made without a file or a number of one's own."""
+    seen = set()
+    for name, factory in foveate.methods.factories().items():
+        try:
+            method = factory()
+        except TypeError:
+            continue
+        group = describe(name)["group"]
+        acts = [[method.drops(layer, step) for layer in range(32)] for step in range(64)]
+        seen.add(group)
+        if group == GROUPS[0]:
+            assert acts[0][0] and not any(acts[0][1:])
+        assert any(acts[0][1:]) or group != GROUPS[1]
+        assert any(map(any, acts[1:])) == (group == GROUPS[2]), name
+    assert seen == set(GROUPS)
+
+
+def test_one_method_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["methods", "fastv"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    below = said.partition("Every method also takes")[2]
+    for part in ("the last prompt token attends to most", "deviations: the score", "2403.06764"):
+        assert part in said
+    assert "0.57x the prefill FLOPs and 0.65x the KV cache" in said  # 30 of 32 layers see half
     for knob, meaning in of_every_method().items():
         assert len(meaning) > 20 and said.count(f" {knob} {meaning[:12]}") == 1
-        assert f" {knob} {meaning[:12]}" in below
+    assert run(["methods", "dymu"]) == 0
+    assert "depends on the picture" in " ".join(capsys.readouterr().out.split())
+    assert run(["methods", "dyrate"]) == 0
+    assert "no default" in " ".join(capsys.readouterr().out.split())
+    assert run(["methods", "fastvv"]) == 2
+    assert "did you mean 'fastv'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_demo_shows_everything_side_by_side(

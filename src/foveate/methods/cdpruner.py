@@ -1,4 +1,4 @@
-"""CDPruner: a determinantal point process over the tokens, conditioned on the instruction."""
+"""CDPruner: diverse tokens that suit the instruction."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ def cdpruner(
     Paper: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in
     MLLMs", Zhang et al., arXiv 2506.10967 (conditional determinantal point process, fast greedy
     MAP). Checked against the authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: the paper's relevance compares patches with the instruction in CLIP's shared space,
     and its code takes the *negative* of that cosine, as CLIP's patches have it. Stock models hold

@@ -1,4 +1,4 @@
-"""Plain spatial downsampling: the control that often wins."""
+"""Downsample: tokens spread evenly over the image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ def downsample(layer: int = 0, keep: float | int = 0.25, pool: bool = False) -> 
 
     Paper: none; a mandatory control, since it often beats published methods (VTC-Bench, arXiv
     2510.07143).
+
+    Where: before the language model; layer 0.
 
     Deviations: tokens are thinned out after the tower, in the order of Bayer's dither matrix (a
     quarter is every second row and column); VTC-Bench shrinks the picture itself. Where a family's

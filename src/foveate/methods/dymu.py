@@ -1,4 +1,4 @@
-"""DyMU: simple images merge into fewer tokens than complex ones."""
+"""DyMU: merges alike tokens, by a threshold."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ def dymu(layer: int = 0, threshold: float = 0.9) -> Method:
     Paper: "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs", Wang et al., arXiv
     2504.17040: bipartite matching as in ToMe, but by a threshold, so that an image's count follows
     its complexity. Checked with the authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: done after the tower, not between its layers, by the keys of the layer whose output
     the model reads. The paper sets a threshold per layer from a batch of images so that a wished

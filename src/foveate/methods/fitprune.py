@@ -1,4 +1,4 @@
-"""FitPrune: a few tokens leave at every layer, as many as attention statistics allow."""
+"""FitPrune: some leave at every layer; fitted counts."""
 
 from __future__ import annotations
 
@@ -105,6 +105,8 @@ def fitprune(keep: tuple[float, ...] | None = None) -> Method:
     maximum over heads, multiplied; counts by the statistics recipe, which is
     `foveate.tune.fit_prune`, and `foveate search --algorithm fitprune` for any budget. Read in the
     abstract and in the authors' code.
+
+    Where: inside the language model; each layer.
 
     Deviations: a token leaves before the next layer, not between a layer's attention and its MLP as
     in the authors' code, so that what leaves in layer l here is missing from layer l + 1 on.

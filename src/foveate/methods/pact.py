@@ -1,6 +1,4 @@
-"""PACT: unimportant tokens leave, the others are clustered, and every cluster weighs as many tokens
-as it holds.
-"""
+"""PACT: clusters important tokens and weighs them."""
 
 from __future__ import annotations
 
@@ -131,6 +129,8 @@ def pact(layer: int = 4, important: float = 0.55, cutoff: float = 0.21) -> Metho
     unimportant ones within 1.5 cutoffs of a centre are taken back into mean and weight, and others
     vanish. Clustering was checked against the authors' code; the importance is from notes on the
     paper.
+
+    Where: inside the language model; layer 4.
 
     Deviations: each image of a sample is a problem of its own, and important tokens are a share of
     it. Keys are those of the layer about to run, rotated, as in the code; queries and keys of the

@@ -1,4 +1,4 @@
-"""PruMerge+: PruMerge's outliers, and evenly spaced tokens beside them."""
+"""PruMerge+: outliers and a grid; merges the rest."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ def prumerge_plus(layer: int = 0, merging: Merging = "nearest") -> Method:
 
     Paper: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", Shang
     et al., arXiv 2403.15388 (PruMerge+). Checked against the authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: the paper does not say how many tokens are spaced; as in the authors' code their
     distance is a third of the mean distance of the outliers, so that there are about three for

@@ -1,4 +1,4 @@
-"""P-Sigmoid's curve: shares that fall over the decoder's depth, at a given mean."""
+"""P-Sigmoid: shares that fall like a sigmoid."""
 
 from __future__ import annotations
 
@@ -87,6 +87,8 @@ def psigmoid(
     Paper: "Accelerating Multimodel Large Language Models by Searching Optimal Vision Token
     Reduction", Zhao et al., arXiv 2412.00556, P-Sigmoid: keep(l) = 1 / (1 + exp(k (l - alpha))), k
     > 0; alpha follows from the budget.
+
+    Where: inside the language model; each layer.
 
     Deviations: only the paper's abstract is public to us, so the method is a reconstruction. The
     slope is given here; the paper finds it by Bayesian optimisation. The budget is the mean share

@@ -1,4 +1,4 @@
-"""VisionZip: the tokens that the tower itself looks at, and a few that stand for the rest."""
+"""VisionZip: what the tower attends to; rest merged."""
 
 from __future__ import annotations
 
@@ -127,6 +127,8 @@ def visionzip(
     arXiv 2412.04467: dominant tokens by attention from [CLS], or from all where there is none; of
     the others, evenly spaced targets take in those most similar to them by key. Checked against the
     authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: tokens merge after the projector, not before it, and the [CLS] token, which stock
     models do not pass on, is not among the dominant. ``merging="sum"`` is the authors' code, which

@@ -1,4 +1,4 @@
-"""VisPruner: important tokens by the tower's attention, and diverse ones among the rest."""
+"""VisPruner: attended by the tower, plus diverse ones."""
 
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ def vispruner(layer: int = 0, keep: float | int = 0.25, important: float = 0.5) 
     Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in
     VLMs", Zhang et al., arXiv 2412.01818: of the tokens that are not important, those most like
     another are removed, a few at a time, by matching every second token with the others.
+
+    Where: before the language model; layer 0.
 
     Deviations: checked against the authors' code. Between rounds the rest stays in the order of its
     attention; the code reorders it. An odd count's half is rounded up (the code: down). Attention

@@ -1,4 +1,4 @@
-"""VTW: all visual tokens leave at one layer."""
+"""VTW: drops all visual tokens at one layer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ def vtw(layer: int = 16) -> Method:
     Paper: "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal", Lin et al.,
     arXiv 2405.05803, `foveate.tune.find_vtw_layer` is its search of K. Checked against the authors'
     code.
+
+    Where: inside the language model; one layer.
 
     Deviations: none known; no score is involved, since none is kept.
 
