@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
@@ -60,6 +61,7 @@ class Determinantal(Rank):
         return (near - near.min() + 1e-6) / (near.max() - near.min()).clamp(min=1e-6)
 
 
+@checked
 def cdpruner(
     layer: int = 0,
     keep: float | int = 0.25,

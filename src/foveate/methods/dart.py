@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs, Score
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import asking
@@ -83,6 +84,7 @@ class LeastDuplicate(Score):
         return torch.cat([seen, said], 1), torch.cat([first.gather(1, order), columns >= 0], 1)
 
 
+@checked
 def dart(layer: int = 2, keep: float | int = 0.25, pivots: int = 4, text_pivots: int = 4) -> Method:
     """Before layer `layer`, keep a few pivots and the visual tokens that duplicate them least.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ..core.diversity import MaxMin
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, Share
 from ..core.schedules import spelled
 
 
+@checked
 def divprune(layer: int = 0, keep: float | int = 0.25) -> Method:
     """Before layer `layer`, keep the visual tokens of each image that are most diverse.
 

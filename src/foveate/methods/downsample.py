@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import Even
 from ..core.weighing import Cell, Mean
 
 
+@checked
 def downsample(layer: int = 0, keep: float | int = 0.25, pool: bool = False) -> Method:
     """Before layer `layer`, keep an evenly spread subset of each image's tokens.
 

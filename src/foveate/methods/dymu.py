@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.matching import IntoOwners, Left, LeftFirst, Matching
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, MixImage, Share
 
 
+@checked
 def dymu(layer: int = 0, threshold: float = 0.9) -> Method:
     """Before layer `layer`, merge all visual tokens of an image that are more alike than a
     threshold.

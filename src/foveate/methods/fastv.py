@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import RANKINGS, Ranking
 
 
+@checked
 def fastv(
     layer: int = 2,
     keep: float | int | None = None,

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs, Schedule, Score
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import PerLayer, number_kept, spelled, tokens_kept
 from ..core.scores import asking, packed, sum_over_rows
@@ -96,6 +97,7 @@ class Published(Schedule):
         return 1.0 - sum(LEAVE[: layer * len(LEAVE) // layers]) / 576
 
 
+@checked
 def fitprune(keep: tuple[float, ...] | None = None) -> Method:
     """At every layer some tokens leave: those that neither visual tokens nor the instruction attend
     to.

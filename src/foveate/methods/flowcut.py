@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
@@ -36,6 +37,7 @@ class Flow(Rank):
         return total
 
 
+@checked
 def flowcut(layer: int = 0, keep: float | int = 0.25, fade: float = 0.5) -> Method:
     """Before layer `layer`, keep the tokens through which most flows in the vision tower, counted
     over its depth.

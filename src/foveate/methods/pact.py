@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, Count, EachImage, Into, MixImage, Picture, Rank, Share
 from ..core.schedules import spelled
@@ -119,6 +120,7 @@ def distance_bounded(distance: Float[Tensor, "m m"], cutoff: float) -> Bool[Tens
     return centres
 
 
+@checked
 def pact(layer: int = 4, important: float = 0.55, cutoff: float = 0.21) -> Method:
     """Before layer `layer`, cluster the important visual tokens of each image by their keys, and
     weigh the clusters.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import spelled
 from ..core.scores import LastQuery
 from ..core.stairs import Stairs
 
 
+@checked
 def pdrop(
     keep: float = 0.5,
     layers: tuple[float | int, ...] = (0.25, 0.5, 0.75),

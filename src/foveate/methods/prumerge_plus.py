@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.method import Method
 from .prumerge import outliers_kept
 from .prumerge.outliers import Merging
 
 
+@checked
 def prumerge_plus(layer: int = 0, merging: Merging = "nearest") -> Method:
     """Before layer `layer`, keep outliers of the tower's attention and evenly spaced tokens, and
     merge the rest.

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core.contract import Schedule
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import check_keep, number_kept, spelled, tokens_kept
 from ..core.scores import RANKINGS, Ranking
@@ -74,6 +75,7 @@ class Sigmoid(Schedule):
         return falling(layers, self.mean, self.slope, self.floor, self.first)
 
 
+@checked
 def psigmoid(
     keep: float = 0.5,
     slope: float = 0.5,

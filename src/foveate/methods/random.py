@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import Random
 
 
+@checked
 def random(layer: int = 0, keep: float | int = 0.5, seed: int = 0) -> Method:
     """Before layer `layer`, keep a pseudo-random subset of the visual tokens.
 

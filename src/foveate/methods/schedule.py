@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from ..artefacts.schedules import ScheduleFile, load_schedule
+from ..core.knobs import checked
 from ..core.method import MergeKind, Method, WeighKind
 from .spec import score_of
 
 
+@checked
 def schedule(
     path: str | ScheduleFile,
     ranking: str | None = None,

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core.contract import Schedule
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import check_depth, check_keep, number_kept, spelled, tokens_kept
 from ..core.scores import LastQuery
@@ -80,6 +81,7 @@ class Annealed(Schedule):
         return self.floor + (1.0 - self.floor) * left
 
 
+@checked
 def st3(
     layer: int = 2,
     stride: int = 2,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.matching import IntoOwners, LeftFirst, Matching
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, MixImage, Share
 from ..core.schedules import spelled
 
 
+@checked
 def tome(layer: int = 0, keep: float | int = 0.25, rounds: int = 8) -> Method:
     """Before layer `layer`, merge the visual tokens of each image whose keys in the vision tower
     are most alike.

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import (
     ByImage,
@@ -114,6 +115,7 @@ class IntoContextual(Mix):
         return self.base.targets(picture, shares[picture.sample, picture.image]) & stay
 
 
+@checked
 def visionzip(
     layer: int = 0,
     keep: float | int = 0.25,

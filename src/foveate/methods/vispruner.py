@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
@@ -52,6 +53,7 @@ class ImportantDiverse(Rank):
         return score
 
 
+@checked
 def vispruner(layer: int = 0, keep: float | int = 0.25, important: float = 0.5) -> Method:
     """Before layer `layer`, keep the tokens the vision tower attends to, and diverse ones among the
     rest.

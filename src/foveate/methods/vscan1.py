@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import (
     ByImage,
@@ -73,6 +74,7 @@ class IntoSimilar(Into):
         return nearest(picture.cosines(states, states), stay)
 
 
+@checked
 def vscan1(
     layer: int = 0,
     keep: float | int = 0.25,

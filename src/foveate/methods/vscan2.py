@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import spelled
 from ..core.scores import LastQuery
 from ..core.stairs import Stairs
 
 
+@checked
 def vscan2(
     keep: float | int = 0.5, layer: int | None = None, rank: Literal["before", "own"] = "before"
 ) -> Method:

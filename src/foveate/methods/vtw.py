@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import Cut
 from ..core.scores import Even
 
 
+@checked
 def vtw(layer: int = 16) -> Method:
     """Before layer `layer`, drop every visual token.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...artefacts.predictors import Card, from_pretrained
 from ...core.contract import Schedule, Score
 from ...core.features import shares_by_type
+from ...core.knobs import checked
 from ...core.method import MergeKind, Method, WeighKind
 from ...core.predictor import RatePredictor
 from ...core.schedules import ByStep, check_layer
@@ -117,6 +118,7 @@ class LearnedRate(Schedule):
             )
 
 
+@checked
 def dyrate(
     predictor: str | RatePredictor, layer: int | None = None, ranking: Ranking | None = None,
     semantics: Semantics = "cached", every: int = 1, adapt: Adapt = "input", deeper: float = 0.0,

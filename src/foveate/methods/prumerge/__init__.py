@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ...core.knobs import checked
 from ...core.method import Method
 from ...core.pictures import ByImage, EachImage, MixImage
 from .outliers import MERGES, Merging, Outliers, OutliersFirst
 
 
+@checked
 def prumerge(layer: int = 0, merging: Merging = "nearest") -> Method:
     """Before layer `layer`, keep the tokens whose attention in the tower stands out, and merge the
     rest into them.

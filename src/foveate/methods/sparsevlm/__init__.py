@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ...core.contract import Schedule
+from ...core.knobs import checked
 from ...core.method import Method
 from ...core.schedules import spelled
 from ...core.stairs import Stairs
@@ -51,6 +52,7 @@ class RankAdaptive(Schedule):
         )
 
 
+@checked
 def sparsevlm(
     keep: tuple[float | int, ...] = KEEP,
     layers: tuple[float | int, ...] = LAYERS,
