@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..files import write_text
+
 
 class Row(NamedTuple):
     """Visual tokens that `layer` attended to at `step` in `sample`.
@@ -202,7 +204,7 @@ class Trace:
             "fields": Row._fields,
             "kept": self.kept,
         }
-        Path(path).write_text(json.dumps(body))
+        write_text(path, json.dumps(body))
 
 
 def _share_lost(done: Pass) -> float | None:
