@@ -97,8 +97,8 @@ def test_what_cannot_be_right_is_refused_at_apply() -> None:
         foveate.apply(llama(), fastv())
     with pytest.raises(ValueError, match="layers 0 to 3"):
         foveate.apply(model("llava"), vtw(layer=LAYERS))
-    with pytest.raises(TypeError, match="Method"):
-        foveate.apply(model("llava"), "fastv")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="did you mean 'fastv'"):
+        foveate.apply(model("llava"), "fastvv:keep=0.5")
     fresh = AutoModelForImageTextToText.from_config(llava())
     fresh.generation_config.cache_implementation = "static"
     with pytest.raises(ValueError, match="cache_implementation"):

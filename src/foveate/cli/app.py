@@ -41,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo")(demo.demo)
-app.command("generate")(generate.generate)
+app.command("generate", cls=generate.DashedPrompt)(generate.generate)
 app.command("eval")(eval.evaluate_methods)
 app.command("advise")(advise.advise)
 app.command("bench")(bench.benchmark)
