@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -156,7 +157,7 @@ def test_words_show_the_step_at_which_they_were_said(visit: Any, written: Path) 
     assert words.all_inner_texts() == ["a", "red", "thing", "</s>"]
     words.nth(2).hover()
     assert opened.now() == (2, 2)
-    assert words.nth(2).get_attribute("aria-current") is not None
+    assert words.nth(2).get_attribute("aria-current") == "step"
     readout = opened.page.locator(".run").nth(1).locator(".readout").inner_text()
     assert (
         readout
@@ -281,6 +282,8 @@ def test_the_command_writes_a_page_that_works(
     dropped = opened.drawn(1).mean(), opened.drawn(0).mean()
     assert dropped[0] < 0.8 * dropped[1]
     assert "0.25" in opened.page.locator(".figures").inner_text()
+    hint = shlex.split(opened.page.locator("code").first.inner_text())
+    assert run([*hint[1:], "--max-new-tokens", "2", "--json"]) == 0  # it can be pasted
 
 
 WRONG = {
@@ -290,7 +293,7 @@ WRONG = {
     "ends in .html": ["scene:1", "What?", "--out", "page.png"],
     "it is a folder": ["scene:1", "What?", "--out", "folder.html"],
     "expected at least one image": ["What?"],
-    "the last argument is the prompt": ["scene:1", " "],
+    "the prompt is empty": ["scene:1", " "],
 }
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import foveate
+from foveate.cost.flops import cost_of_trace, shapes
+from foveate.cost.vision import vision_flops
 from foveate.explore import html, record
 from foveate.explore.report import Hint, Panel, Report, Table
 from foveate.methods import parse
@@ -106,6 +108,8 @@ def test_a_recorded_sample_says_what_the_trace_says(scenes: Loaded, tmp_path: Pa
     for (step, layer), kept in counted.items():
         assert fewer.kept(step, layer) == kept
         assert plain.kept(step, layer) == 196
+    whole = cost_of_trace(shapes(scenes.model), trace, tower=vision_flops(scenes.model, inputs))
+    assert sum(fewer.flops) == pytest.approx(whole.flops) and fewer.cache[-1] == whole.kv_bytes
     # Attention: none to tokens that no layer holds, and as much in all as the image's share.
     for step, row in enumerate(fewer.attention):
         assert all(

@@ -16,7 +16,7 @@ from PIL import Image
 from ..artefacts.weighting import MERGES, WEIGHS
 from ..core.scores import RANKINGS
 from ..cost import plan
-from ..models.images import names_file, open_image
+from ..models.images import open_image
 from ..world.draw import draw
 from ..world.scenes import sample
 
@@ -184,22 +184,6 @@ def check_page(out: Path) -> None:
         raise ValueError(
             f"cannot write {out}: it is a folder, or this user may not write there; choose another path"
         )
-
-
-def images_and_prompt(inputs: list[str]) -> tuple[list[str], str]:
-    """The images and the prompt of a command that takes IMAGE... PROMPT.
-
-    Raises:
-        ValueError: there is no image, or the last of them is no prompt.
-    """
-    *paths, prompt = inputs
-    if not paths:
-        raise ValueError(f"got {prompt!r} alone; expected at least one image, then the prompt")
-    if not prompt.strip() or names_file(prompt):
-        raise ValueError(
-            f"the last argument is the prompt, but got {prompt!r}; expected a question about the images"
-        )
-    return paths, prompt
 
 
 def picture(name: str) -> Image.Image:

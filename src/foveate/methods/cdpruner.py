@@ -1,4 +1,4 @@
-"""CDPruner: a determinantal point process over the tokens, conditioned on the instruction."""
+"""CDPruner: diverse tokens that suit the instruction."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
@@ -62,6 +63,7 @@ class Determinantal(Rank):
         return (near - near.min() + 1e-6) / (near.max() - near.min()).clamp(min=1e-6)
 
 
+@checked
 def cdpruner(
     layer: int = 0,
     keep: float | int = 0.25,
@@ -73,6 +75,8 @@ def cdpruner(
     Paper: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in
     MLLMs", Zhang et al., arXiv 2506.10967 (conditional determinantal point process, fast greedy
     MAP). Checked against the authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: the paper's relevance compares patches with the instruction in CLIP's shared space,
     and its code takes the *negative* of that cosine, as CLIP's patches have it. Stock models hold

@@ -155,16 +155,26 @@ def _pixels(config: Any, asked: Request, size: Size | None) -> dict[str, Tensor]
 
 
 def in_turn(
-    runs: Mapping[str, Callable[[], T]], repeats: int, tick: Callable[[], None] | None = None
+    runs: Mapping[str, Callable[[], T]],
+    repeats: int,
+    tick: Callable[[], None] | None = None,
+    warm_up: int = 1,
 ) -> dict[str, list[T]]:
-    """Every contestant `repeats` times, all once in each turn after a warm-up; the order rotates from turn to turn."""
+    """Every contestant `repeats` times, all once in each turn after a warm-up; the order rotates from turn to turn.
+
+    Args:
+        runs: contestants by name.
+        repeats: turns that count.
+        tick: called after every run.
+        warm_up: turns before them, whose results are thrown away; 0 where all have run already.
+    """
     order = list(runs.items())
     found: dict[str, list[T]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
+    for turn in range(repeats + warm_up):
         gc.collect()
         for name, run in order[turn % len(order) :] + order[: turn % len(order)]:
             done = run()
-            if turn:
+            if turn >= warm_up:
                 found[name].append(done)
             if tick is not None:
                 tick()
@@ -274,7 +284,7 @@ def _found(
     speed = asked.batch * asked.new_tokens / every
     out = Found(statistics.median(first), statistics.median(further), speed, ratio, memory=peak)
     if runs[0].trace is not None:
-        out.kept, out.last = _counts(runs[0].trace, 0), _counts(runs[0].trace, -1)
+        out.kept, out.last = counts(runs[0].trace, 0), counts(runs[0].trace, -1)
         out.cap = {
             k: v for k, v in caps(sizes, asked, tower, out.kept, out.last).items() if k in ratio
         }
@@ -282,9 +292,9 @@ def _found(
     return out
 
 
-def _counts(trace: Trace, call: int) -> list[float]:
+def counts(trace: Trace, call: int) -> list[float]:
     """Visual tokens per layer in one forward, mean over samples."""
-    fresh, cached = trace.passes[call].visual(trace.layers)
+    fresh, cached = trace.whole()[call].visual(trace.layers)
     return (fresh + cached).double().mean(1).tolist()
 
 

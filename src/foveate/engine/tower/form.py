@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class TowerForm:
         summary: whether a [CLS] row comes before the patches.
         packed: whether all images run as one sequence, and each run of patches becomes a token (Qwen), in place of each
             square of an image's grid (pixel shuffle).
+        pool: what the family makes of a video's tokens after the projector, (F P D) to (F p D), one channel like
+            another; None where it makes nothing of them.
     """
 
     layers: Any
@@ -41,6 +44,7 @@ class TowerForm:
     projector: nn.Module
     summary: bool
     packed: bool
+    pool: Callable[[Tensor], Tensor] | None = None
 
     def index(self, layer: Layer) -> int:
         """The layer's number.
@@ -123,6 +127,7 @@ def known_tower(body: Any) -> TowerForm:
         projector,
         summary,
         hasattr(first_of(layers[0], ATTENTIONS), "qkv"),
+        getattr(body, "apply_pooling", None),
     )
 
 

@@ -194,7 +194,8 @@ function refresh(view) {
     else if (picture.image.complete && picture.image.naturalWidth) paint(picture, panel, run);
   }
   words.forEach((word, i) => {
-    word.toggleAttribute("aria-current", i === t);
+    if (i === t) word.setAttribute("aria-current", "step");
+    else word.removeAttribute("aria-current");
     word.tabIndex = i === t ? 0 : -1;
     word.title = `step ${i}: the image gets ${percent(run.split[i][1])} of the attention`;
   });
@@ -333,8 +334,8 @@ function go(change) {
   state.step = Math.max(0, Math.min(state.step, last));
   state.layer = Math.max(0, Math.min(state.layer, sample().layers - 1));
   const word = views.map(({ run }) => run.words[state.step]).find((said) => said?.trim());
-  tell("layer", `${state.layer} of 0 to ${sample().layers - 1}`);
-  tell("step", `${state.step} of 0 to ${last}${word ? `, “${word.trim()}”` : ""}`);
+  tell("layer", `${state.layer} (0 to ${sample().layers - 1})`);
+  tell("step", `${state.step} (0 to ${last})${word ? `, “${word.trim()}”` : ""}`);
   byId("explain").textContent = EXPLAIN[state.view];
   views.forEach(refresh);
   curves();
