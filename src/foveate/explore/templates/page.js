@@ -197,10 +197,10 @@ function refresh(view) {
     if (i === t) word.setAttribute("aria-current", "step");
     else word.removeAttribute("aria-current");
     word.tabIndex = i === t ? 0 : -1;
-    word.title = `step ${i}: the image gets ${percent(run.split[i][1])} of the attention`;
+    word.title = `step ${i}: visual tokens get ${percent(run.split[i][1])} of the attention`;
   });
   readout.replaceChildren(
-    make("strong", {}, `${kept} of ${row.length}`), ` tokens in layer ${state.layer}. The image gets `,
+    make("strong", {}, `${kept} of ${row.length}`), ` tokens in layer ${state.layer}. Visual tokens get `,
     make("strong", {}, percent(run.split[t][1])), " of the attention at step ",
     `${t} (${percent(run.shares[t][state.layer])} in this layer).`);
 }
@@ -277,7 +277,7 @@ function curves() {
       series: of((run) => layers.map((layer) => count(run.reached[stepOf(run)], layer))) }),
     curve({ title: "Tokens kept at each step, mean over layers", ...byStep, most: visual, format: whole,
       series: of((run) => run.kept) }),
-    curve({ title: "Attention to the image at each step", ...byStep, format: percent,
+    curve({ title: "Attention to visual tokens at each step", ...byStep, format: percent,
       series: of((run) => run.split.map((parts) => parts[1])) }),
   ];
   const unknown = sample().runs[0].unknown;
@@ -285,7 +285,7 @@ function curves() {
   else made.push(
     curve({ title: "Work so far, in FLOPs", ...byStep, format: short, series: of((run) => sums(run.flops)) }),
     curve({ title: "KV cache, in bytes", ...byStep, format: short, series: of((run) => run.cache) }));
-  made.push(curve({ title: `Attention to the image in each layer, at step ${state.step}`, ...byLayer, format: percent,
+  made.push(curve({ title: `Attention to visual tokens by layer, at step ${state.step}`, ...byLayer, format: percent,
     series: of((run) => run.shares[stepOf(run)]) }));
   byId("curves").replaceChildren(...made);
   byId("legend").replaceChildren(...shown.map(({ run, index }) => {
