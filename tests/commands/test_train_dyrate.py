@@ -262,8 +262,8 @@ def test_the_command_trains_reports_and_its_predictor_works(
         str(out),
     ]
     assert run([*argv, "--num-rates", "5"]) == 0
-    said = capsys.readouterr().out
-    assert "held out (4 examples)" in said and "dyrate:predictor=" in said
+    said = capsys.readouterr()
+    assert "held out (4 examples)" in said.out and f"dyrate:predictor={out}" in said.err
     card = json.loads((out / "predictor.json").read_text())
     assert card["training"]["held out"]["unpruned_loss"] > 0 and card["model"] == "scenes"
     picture = tmp_path / "a.png"

@@ -14,7 +14,7 @@ from ..tune.chats import folder_examples
 from ..tune.examples import Example, file_examples, scene_examples
 from ..tune.search.premise import MASS, Premise, premise
 from . import options, tables
-from .output import errors, print_json
+from .output import errors, print_json, wrote
 
 
 def ranking(
@@ -28,7 +28,9 @@ def ranking(
     by: options.Ranking = "last",
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
-    plot: Annotated[Path | None, typer.Option(help="Draw it, as .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the agreement to this .png, .svg or .pdf file.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Kendall's tau of the visual ranking between layers, common top tokens, essential counts (2412.00556)."""
@@ -43,8 +45,10 @@ def ranking(
         plot_ranking(found.tau, found.overlap, found.essential, MASS, title, plot)
     if as_json:
         print_json({"model": model, "ranking": by, **as_dict(found)})
-        return
-    tables.print_premise(found)
+    else:
+        tables.print_premise(found)
+    if plot is not None:
+        wrote(plot, "tau, common top tokens and essential counts by layer")
 
 
 def _examples(data: Path | None, samples: int) -> list[Example]:

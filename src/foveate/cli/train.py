@@ -25,7 +25,7 @@ from ..tune.train.dyrate.train import ANSWERS, source_of, train
 from ..versions import versions
 from ..world.language import KINDS
 from . import options
-from .output import console, errors
+from .output import console, errors, wrote
 
 app = typer.Typer(help="Train what a method needs for a model.", no_args_is_help=True)
 _KINDS = tuple(kind for asked in KINDS for kind in ("description", "caption", asked))
@@ -61,14 +61,19 @@ Exact = Annotated[
 ]
 Answers = Annotated[
     Path | None,
-    typer.Option(help="Where --exact keeps its answers, which serve every budget; else in --out."),
+    typer.Option(
+        help="Keep the answers of --exact, which serve every budget, in this file; else in --out."
+    ),
 ]
 
 
 @app.command("dyrate")
 def train_dyrate(
     out: Annotated[
-        Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")
+        Path,
+        typer.Option(
+            help="Write checkpoint and predictor to this folder; give it again to resume."
+        ),
     ],
     model: options.Model = "scenes",
     data: Data = None,
@@ -241,4 +246,4 @@ def _print(found: HeldOut, beside: Beside, plan: Plan, count: int, out: Path) ->
         "kept by step: " + ", ".join(f"{s}: {found.kept_by_step[s]:.0%}" for s in shown),
         highlight=False,
     )
-    console.print(f"use it with: --method dyrate:predictor={out}")
+    wrote(out, f"the predictor and its checkpoint; use it by --method dyrate:predictor={out}")
