@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.schedules import PerLayer
+from ..files import read_text, write_text
 from .weighting import UNWEIGHED, Weighting
 
 FORMAT = "foveate schedule"
@@ -78,7 +79,7 @@ class ScheduleFile:
         body["weighting"] = self.weighting.facts
         if not body["weighting"]:
             del body["weighting"]
-        Path(path).write_text(json.dumps(body, indent=1) + "\n")
+        write_text(path, json.dumps(body, indent=1) + "\n")
 
 
 def load_schedule(path: Path | str) -> ScheduleFile:
@@ -89,8 +90,8 @@ def load_schedule(path: Path | str) -> ScheduleFile:
             format.
     """
     try:
-        body = json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        body = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read a schedule from {path}: {error}") from error
     if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is no schedule; expected JSON as `foveate search` writes it")

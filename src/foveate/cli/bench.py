@@ -19,6 +19,7 @@ from ..cost import plan
 from ..cost.architecture import Architecture, architecture
 from ..cost.configurations import SHAPES, config_of
 from ..engine.anatomy import anatomy_of
+from ..files import read_text
 from ..methods import parse
 from ..models.load import check_device
 from ..timing import race as bench
@@ -124,8 +125,8 @@ def _run(
 def _read(path: Path) -> dict[str, Any]:
     """An earlier run's JSON."""
     try:
-        body = json.loads(path.read_text().splitlines()[-1])
-    except (OSError, IndexError, json.JSONDecodeError) as error:
+        body = json.loads(read_text(path).splitlines()[-1])
+    except (OSError, IndexError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(body, dict) or not isinstance(body.get("found"), dict):
         raise ValueError(f"{path} is no result of foveate bench")

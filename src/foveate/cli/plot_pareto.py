@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..explore.pareto import WORKS, front, lines, plot_pareto
+from ..files import read_text
 from . import options
 from .output import console, wrote
 
@@ -41,7 +42,7 @@ def pareto(
 def _read(path: Path) -> dict[str, Any]:
     """A report, or ValueError."""
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(read_text(path))
         _ = [(one["figures"], one["work"]) for one in body["methods"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no report of `foveate eval --save`: {error}") from error
