@@ -19,6 +19,7 @@ from . import (
     demo,
     doctor,
     eval,
+    explore,
     generate,
     inspect,
     inspect_ranking,
@@ -29,6 +30,7 @@ from . import (
     search,
     train,
 )
+from .asked import DashedPrompt
 from .output import errors
 
 # typer's releases carry click inside or depend on it; its errors are the bases of typer's own
@@ -61,7 +63,7 @@ plot.app.command("schedule")(plot_schedule.schedule)
 plot.app.command("pareto")(plot_pareto.pareto)
 
 app.command("demo", rich_help_panel=USE)(demo.demo)
-app.command("generate", rich_help_panel=USE, cls=generate.DashedPrompt)(generate.generate)
+app.command("generate", rich_help_panel=USE, cls=DashedPrompt)(generate.generate)
 app.command("methods", rich_help_panel=USE)(methods.list_methods)
 app.command("cost", rich_help_panel=MEASURE)(cost.cost)
 app.command("advise", rich_help_panel=MEASURE)(advise.advise)
@@ -69,6 +71,7 @@ app.command("bench", rich_help_panel=MEASURE)(bench.benchmark)
 app.command("eval", rich_help_panel=MEASURE)(eval.evaluate_methods)
 app.command("search", rich_help_panel=TUNE)(search.search)
 app.add_typer(train.app, name="train", rich_help_panel=TUNE)
+app.command("explore", rich_help_panel=LOOK, cls=DashedPrompt)(explore.explore)
 app.add_typer(inspect.app, name="inspect", rich_help_panel=LOOK)
 app.add_typer(plot.app, name="plot", rich_help_panel=LOOK)
 app.command("doctor", rich_help_panel=DEVELOP)(doctor.doctor)

@@ -21,7 +21,14 @@ from .anatomy import Anatomy, anatomy_of
 from .assumptions import Cache, DynamicCache, names_of
 from .cache.layer import KeptLayer, adopt, not_ours
 from .cache.ledger import Ledger
-from .checks import check_call, check_model, check_tower, check_weights, special_masks
+from .checks import (
+    check_call,
+    check_model,
+    check_tower,
+    check_weights,
+    check_whole_images,
+    special_masks,
+)
 from .deepstack import DeepStack
 from .forward import Forward, Setting
 from .handover import CallState, padding_mask, placeholders, regular
@@ -86,10 +93,14 @@ def apply(
         RuntimeError: when entered, if `apply` or `enable` is already active on this model.
         TypeError: something among `methods` is neither a `Method` nor text.
 
-    While it is active, a forward raises ValueError if its cache was filled outside `apply`, if
-    sequences are packed, or if a prompt comes as embeddings in which no visual token can be told;
-    and, with ``threads="refuse"``, RuntimeError if another thread is in the middle of a forward of
-    the same model.
+    A prompt may come in pieces (chunked prefill). Each piece is judged by its own last token, which
+    stays, and by the images so far. So pieces equal the whole prompt where they end in text and
+    methods look at each image alone. An image in two pieces is refused.
+
+    While it is active, a forward raises ValueError if its cache was filled outside `apply`, if an
+    image comes in two pieces, if sequences are packed, or if a prompt comes as embeddings in which
+    no visual token can be told; and, with ``threads="refuse"``, RuntimeError if another thread is
+    in the middle of a forward of the same model.
     """
     handle = Handle(model, as_methods(methods), watch, trace_last, threads)
     handle.check()
@@ -320,6 +331,13 @@ class Engine:
             "foveate.apply is active on this model; copy it outside of the with block, or after foveate.disable(model)"
         )
 
+    def __reduce__(self) -> Any:
+        """Refused, as a copy is: what is written would hold the hooks."""
+        raise RuntimeError(
+            "foveate.apply is active on this model; save it whole outside of the with block "
+            "(its state_dict and save_pretrained work inside)"
+        )
+
     def _abandon(self) -> None:
         """Lets go of a forward of this thread that was interrupted.
 
@@ -357,7 +375,9 @@ class Engine:
         self.call.ids, self.call.mask = ids, given.get("attention_mask")
         self.call.regular = regular(self.body.config, given)
         if ids is not None:
-            self.call.visual = torch.isin(ids, torch.tensor(visual, device=ids.device))
+            self.call.visual = torch.isin(
+                ids, torch.tensor(visual, device=ids.device, dtype=torch.long)
+            )
         elif embeds is not None:
             self.call.visual = placeholders(embeds, visual, self.body.get_input_embeddings())
 
@@ -423,6 +443,10 @@ class Engine:
                 "the prompt came as inputs_embeds, and none of them is the image placeholder's, so nobody can tell "
                 "which tokens are visual; give input_ids and pixel_values, or, for text alone, run outside of apply"
             )
+        if old is not None and old.step == 0 and self.methods:
+            check_whole_images(old, visual, self._per_image())
+        if old is not None and count == 1:
+            visual = torch.zeros_like(visual)  # a placeholder that the model said is a word
         real = None if mask is None else mask.to(visual.device).bool()
         ledger = self._ledger(old, visual, None if real is None else real[:, first:])
         if cache is None:
@@ -468,6 +492,10 @@ class Engine:
             tower_outputs=tower_outputs,
         )
 
+    def _per_image(self) -> int | None:
+        """Visual tokens of every image of this call, where the configuration fixes them."""
+        return self.adapter.per_image(self.body.config) if self.call.regular else None
+
     def _ledger(self, old: Ledger | None, visual: Tensor, real: Tensor | None) -> Ledger:
         """The conversation with the columns of this forward added."""
         count = visual.shape[1]
@@ -478,7 +506,7 @@ class Engine:
         tokens = classify(
             visual,
             here,
-            per_image=self.adapter.per_image(self.body.config) if self.call.regular else None,
+            per_image=self._per_image(),
             grid=self.adapter.grid(self.body.config) if self.call.regular else None,
             opening=old is None,
         )

@@ -83,7 +83,9 @@ def placeholders(
         if (
             token < table.num_embeddings
         ):  # some families' placeholders lie outside of the vocabulary
-            found |= (embeds == table(torch.tensor(token, device=embeds.device))).all(-1)
+            found |= (
+                embeds == table(torch.tensor(token, device=embeds.device, dtype=torch.long))
+            ).all(-1)
     return found
 
 

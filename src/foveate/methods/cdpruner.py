@@ -32,7 +32,9 @@ class Determinantal(Rank):
         states = picture.states()
         weight = self.relevance(picture, states)
         kernel = weight[:, None] * picture.cosines(states, states).fill_diagonal_(1.0) * weight
-        turn = torch.full((len(picture),), float(len(picture)), device=kernel.device)
+        turn = torch.full(
+            (len(picture),), float(len(picture)), device=kernel.device, dtype=torch.float32
+        )
         gain = kernel.diagonal().clone()
         basis = kernel[:0]
         for number in range(min(count, len(picture))):
@@ -55,7 +57,7 @@ class Determinantal(Rank):
             rows >= 0
         )
         if not self.relevant or not bool(asking.any()):
-            return torch.ones(len(picture), device=states.device)
+            return torch.ones(len(picture), device=states.device, dtype=torch.float32)
         words = picture.view.hidden[picture.sample][asking].float()
         near = picture.cosines(states, words).mean(1)
         return (near - near.min() + 1e-6) / (near.max() - near.min()).clamp(min=1e-6)

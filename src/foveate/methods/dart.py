@@ -49,7 +49,7 @@ class LeastDuplicate(Score):
         left = (counts - (old | first).sum(1)).clamp(min=0)
         turns = valid.sum(1)
         rank = valid.cumsum(1) - 1
-        score = old * (picks.shape[1] + 2.0) + first * (picks.shape[1] + 1.0)
+        score = old.float() * (picks.shape[1] + 2) + first.float() * (picks.shape[1] + 1)
         # The pivots take turns: of what the budget leaves, each takes an equal share of those least
         # like it, and the first of them one more each where it does not divide. Later turns choose
         # among what has no score yet.
@@ -58,7 +58,7 @@ class LeastDuplicate(Score):
                 left // turns.clamp(min=1) + (rank[:, turn] < left % turns.clamp(min=1))
             ) * valid[:, turn]
             chosen = top(-alike[:, turn], here & (score == 0), share)
-            score = score + chosen * float(picks.shape[1] - turn)
+            score = score + chosen.float() * (picks.shape[1] - turn)
         return score
 
     def _pivots(

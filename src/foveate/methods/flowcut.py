@@ -27,7 +27,7 @@ class Flow(Rank):
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Scores in [0, 1]."""
-        total = torch.zeros(len(picture), device=picture.places.device)
+        total = torch.zeros(len(picture), device=picture.places.device, dtype=torch.float32)
         for layer in self.own.tower:
             strength = picture.of(picture.view.tower.values(layer)).abs().sum(
                 (-1, -2)

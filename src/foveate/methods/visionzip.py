@@ -58,8 +58,8 @@ class DominantContextual(Rank):
         )
         dominant = ~targets & (place < count - int(targets.sum()))
         return (
-            dominant * 2.0
-            + targets * 1.0
+            dominant.float() * 2.0
+            + targets.float()
             + attention / attention.max().clamp(min=1e-30) * ~targets / 2
         )
 
@@ -77,7 +77,7 @@ class IntoContextual(Mix):
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
-        itself = torch.eye(len(picture), device=stay.device)
+        itself = torch.eye(len(picture), device=stay.device, dtype=torch.float32)
         targets = self._targets(picture, stay, counts)
         if not bool(targets.any()):
             return itself

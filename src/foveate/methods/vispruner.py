@@ -35,7 +35,7 @@ class ImportantDiverse(Rank):
         rest = order[first:]
         diverse = count - first
         turn = 0
-        score = torch.zeros(len(picture), device=states.device)
+        score = torch.zeros(len(picture), device=states.device, dtype=torch.float32)
         score[order[:first]] = 2.0
         while len(rest) > max(1, diverse):
             # Every second token is compared with the others; those most like one of them leave, a

@@ -76,7 +76,7 @@ def inputs(
         image += tokens if begin is None or end is None else [begin, *tokens, end]
     words = _words(config, asked.batch, asked.text - (len(image) - asked.visual))
     half = words.shape[1] // 2
-    middle = torch.tensor(image).expand(asked.batch, -1)
+    middle = torch.tensor(image, dtype=torch.long, device="cpu").expand(asked.batch, -1)
     ids = torch.cat([words[:, :half], middle, words[:, half:]], 1).long()
     given = {
         "input_ids": ids,
@@ -101,9 +101,11 @@ def _words(config: Any, batch: int, count: int) -> Tensor:
         if name.endswith(("token_id", "token_index"))
     }
     plain = torch.tensor(
-        [i for i in range(16, min(4096, config.get_text_config().vocab_size)) if i not in special]
+        [i for i in range(16, min(4096, config.get_text_config().vocab_size)) if i not in special],
+        dtype=torch.long,
+        device="cpu",
     )
-    return plain[torch.randint(len(plain), (batch, count))]
+    return plain[torch.randint(len(plain), (batch, count), device="cpu")]
 
 
 def _pixels(config: Any, asked: Request, size: Size | None) -> dict[str, Tensor]:
@@ -115,19 +117,41 @@ def _pixels(config: Any, asked: Request, size: Size | None) -> dict[str, Tensor]
         unit = vision.patch_size * merge
         wide, high = (max(1, round(side / unit)) * merge for side in size)
         values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        grid = torch.tensor([[1, high, wide]] * many)
-        return {"pixel_values": torch.randn(many * first.tiles[0], values), "image_grid_thw": grid}
+        grid = torch.tensor([[1, high, wide]] * many, dtype=torch.long, device="cpu")
+        return {
+            "pixel_values": torch.randn(
+                many * first.tiles[0], values, dtype=torch.float32, device="cpu"
+            ),
+            "image_grid_thw": grid,
+        }
     side = vision.image_size[0] if isinstance(vision.image_size, Sequence) else vision.image_size
     if config.model_type in ANYRES and size is not None:
-        tiles = torch.randn(many, len(first.tiles), 3, side, side)
-        return {"pixel_values": tiles, "image_sizes": torch.tensor([[size[1], size[0]]] * many)}
+        tiles = torch.randn(
+            many, len(first.tiles), 3, side, side, dtype=torch.float32, device="cpu"
+        )
+        return {
+            "pixel_values": tiles,
+            "image_sizes": torch.tensor(
+                [[size[1], size[0]]] * many, dtype=torch.long, device="cpu"
+            ),
+        }
     if getattr(config, "scale_factor", None):
         return {
             "pixel_values": torch.randn(
-                asked.batch, len(asked.pictures) * len(first.tiles), 3, side, side
+                asked.batch,
+                len(asked.pictures) * len(first.tiles),
+                3,
+                side,
+                side,
+                dtype=torch.float32,
+                device="cpu",
             )
         }
-    return {"pixel_values": torch.randn(many * len(first.tiles), 3, side, side)}
+    return {
+        "pixel_values": torch.randn(
+            many * len(first.tiles), 3, side, side, dtype=torch.float32, device="cpu"
+        )
+    }
 
 
 def in_turn(

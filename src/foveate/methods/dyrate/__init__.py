@@ -96,7 +96,9 @@ class LearnedRate(Schedule):
             return (view.total.double() * left + 1e-6).floor().long()
         choice = self.predictor.to(view.hidden.device)(shares_by_type(view)).argmax(-1)
         if self.deeper:  # a note has a place per column; a rate is the same in all of a sample's
-            chosen = torch.tensor(self.predictor.rates, device=choice.device)[choice]
+            chosen = torch.tensor(self.predictor.rates, device=choice.device, dtype=torch.float32)[
+                choice
+            ]
             view.notes[self._key] = chosen[:, None].expand(view.tokens.kind.shape)
         return self.predictor.keep(view.total).gather(1, choice[:, None].to(view.total.device))[
             :, 0
