@@ -42,7 +42,7 @@ def mask(
     device: options.Device = "cpu",
 ) -> None:
     """Kept patches over the image at successive steps (DyRate, Figure 4)."""
-    options.checkoptions.picture(out)
+    options.check_picture(out)
     methods = parse(method)
     picture = options.picture(image)
     loaded = load(model, device=device)
@@ -67,7 +67,7 @@ def rate(
     device: options.Device = "cpu",
 ) -> None:
     """Share of the visual tokens alive at each step, answer by answer and on average."""
-    options.checkoptions.picture(out)
+    options.check_picture(out)
     methods = parse(method)
     looked_at = [
         options.picture(name) for name in images or [f"scene:{index}" for index in range(pictures)]
