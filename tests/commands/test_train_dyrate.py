@@ -22,8 +22,7 @@ from foveate.core.weighing import Mean, Nearest
 from foveate.cost.flops import cost_of_trace, shapes
 from foveate.engine.anatomy import anatomy_of
 from foveate.methods import dyrate
-from foveate.tune.chats import folder_examples
-from foveate.tune.examples import encode, file_examples
+from foveate.tune.examples import encode, file_examples, folder_examples
 from foveate.tune.train.dyrate import gradients
 from foveate.tune.train.dyrate.flops import flops_ratio
 from foveate.tune.train.dyrate.judge import calibrate, judge, likeliest

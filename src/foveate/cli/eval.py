@@ -42,7 +42,15 @@ def evaluate_methods(
         str, typer.Option(help=f"Some of {', '.join(TASKS)}, by commas; empty for none.")
     ] = "",
     data: Annotated[
-        Path | None, typer.Option(help="JSON lines of image(s), prompt, references, metric.")
+        Path | None,
+        typer.Option(
+            help="Read samples from this file: JSON lines or a JSON list of image(s), prompt, references, metric; or "
+            "of LLaVA's conversations."
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Metric of the rows of --data that name none; several by commas."),
     ] = None,
     limit: Annotated[
         int | None,
@@ -100,7 +108,12 @@ def evaluate_methods(
     _check(specs, as_given, target, against)
     decoding = Decoding(num_beams, top_k, top_p, temperature, cache, seed)
     words = tokenizer_of(tokenizer)
-    samples = _samples(tasks, data, limit or (None if pictures else _LIMIT), pictures, first, split)
+    if metric is not None and data is None:
+        raise ValueError(f"--metric {metric} goes with --data; the tasks have metrics of their own")
+    most = limit or (None if pictures else _LIMIT)
+    samples = _samples(tasks, most, pictures, first, split, data)
+    if data is not None:
+        samples += from_file(data, most, metric)
     among = launched()
     loaded = load(model, device=among.device(device), dtype=dtype)
     body = _identity(loaded, samples, model, batch) | {
@@ -161,21 +174,15 @@ def _identity(loaded: Loaded, samples: Sequence[Sample], model: str, batch: int)
 
 
 def _samples(
-    tasks: str, data: Path | None, limit: int | None, pictures: int | None, first: int, split: str
+    tasks: str, limit: int | None, pictures: int | None, first: int, split: str, data: Path | None
 ) -> list[Sample]:
-    """What is asked: the named tasks and the file; descriptions, captions and questions if neither
-    is given.
-    """
+    """The samples of the named tasks; of descriptions, captions and questions if no file is given either."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names and data is None:
         names = ["descriptions", "captions", "questions"]
     samples = bundled(names, limit, first, split=split, pictures=pictures) if names else []
-    if data is not None:
-        if data.stem in names:
-            raise ValueError(
-                f"the file {data.name} is named like the task {data.stem!r}; rename it"
-            )
-        samples += from_file(data, limit)
+    if data is not None and data.stem in names:
+        raise ValueError(f"the file {data.name} is named like the task {data.stem!r}; rename it")
     return samples
 
 

@@ -10,8 +10,7 @@ import typer
 
 from ..explore.ranking import plot_ranking
 from ..models.load import load
-from ..tune.chats import folder_examples
-from ..tune.examples import Example, file_examples, scene_examples
+from ..tune.examples import Example, file_examples, folder_examples, scene_examples
 from ..tune.search.premise import MASS, Premise, premise
 from . import options, tables
 from .output import errors, print_json, wrote
@@ -22,7 +21,11 @@ def ranking(
         str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
     ] = "scenes",
     data: Annotated[
-        Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")
+        Path | None,
+        typer.Option(
+            help="Read examples from this file (JSON lines or a JSON list of image, prompt, response; or LLaVA's "
+            "conversations), or from a folder of such files; else drawn scenes."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Prompts to look at.")] = 32,
     by: options.Ranking = "last",

@@ -12,8 +12,7 @@ from ..artefacts.weighting import Weighting
 from ..explore.schedule import plot_schedules
 from ..models.load import load
 from ..processes import launched
-from ..tune.chats import folder_examples
-from ..tune.examples import Examples, file_examples, scene_examples
+from ..tune.examples import Examples, file_examples, folder_examples, scene_examples
 from ..tune.search.costs import COSTS
 from ..tune.search.objective import OBJECTIVES
 from ..tune.search.premise import premise
@@ -36,7 +35,11 @@ def search(
     ] = "scenes",
     algorithm: Annotated[str, typer.Option(help=f"One of {', '.join(strategies())}.")] = "gsearch",
     data: Annotated[
-        Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")
+        Path | None,
+        typer.Option(
+            help="Read examples from this file (JSON lines or a JSON list of image, prompt, response; or LLaVA's "
+            "conversations), or from a folder of such files; else drawn scenes."
+        ),
     ] = None,
     kinds: Annotated[
         str, typer.Option(help="What drawn scenes are asked for.")

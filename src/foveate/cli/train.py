@@ -16,8 +16,7 @@ from ..core.scores import RANKINGS
 from ..models.load import load
 from ..models.loaded import Loaded
 from ..processes import launched
-from ..tune.chats import folder_examples
-from ..tune.examples import Example, Examples, file_examples, scene_examples
+from ..tune.examples import Example, Examples, file_examples, folder_examples, scene_examples
 from ..tune.train.dyrate.adapting import Beside, compare
 from ..tune.train.dyrate.judge import HeldOut, calibrate, judge, ratio_of
 from ..tune.train.dyrate.plan import Plan
@@ -38,7 +37,10 @@ def training() -> None:
 
 Data = Annotated[
     Path | None,
-    typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes."),
+    typer.Option(
+        help="Learn from this file (JSON lines or a JSON list of image, prompt, response; or LLaVA's conversations), "
+        "or from a folder of such files; else from drawn scenes."
+    ),
 ]
 
 

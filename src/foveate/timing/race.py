@@ -218,7 +218,7 @@ def race(
     sizes: Architecture,
     asked: Request,
     given: dict[str, Tensor],
-    methods: Mapping[str, Sequence[Method]],
+    methods: Mapping[str, Sequence[Method | str]],
     repeats: int,
     tick: Callable[[], None] | None = None,
 ) -> dict[str, Found]:
@@ -233,10 +233,15 @@ def race(
         repeats: timed turns.
         tick: called after every run.
     """
-    lineup: dict[str, Sequence[Method] | None] = {PLAIN: None, AGAIN: None, KEEP_ALL: [], **methods}
+    lineup: dict[str, Sequence[Method | str] | None] = {
+        PLAIN: None,
+        AGAIN: None,
+        KEEP_ALL: [],
+        **methods,
+    }
     peaks: dict[str, float] = {}
 
-    def runner(name: str, chosen: Sequence[Method] | None) -> Callable[[], Timed]:
+    def runner(name: str, chosen: Sequence[Method | str] | None) -> Callable[[], Timed]:
         def run() -> Timed:
             before = _reset_peak(model.device)
             timed = generate_timed(model, given, chosen, asked.new_tokens)
