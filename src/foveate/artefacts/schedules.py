@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.schedules import PerLayer
+from ..files import read_text, write_text
 from .weighting import UNWEIGHED, Weighting
 
 FORMAT = "foveate schedule"
@@ -79,7 +80,7 @@ class ScheduleFile:
         body["weighting"] = self.weighting.facts
         if not body["weighting"]:
             del body["weighting"]
-        Path(path).write_text(json.dumps(body, indent=1) + "\n")
+        write_text(path, json.dumps(body, indent=1) + "\n")
 
 
 def load_schedule(path: Path | str) -> ScheduleFile:
@@ -99,8 +100,8 @@ def load_schedule(path: Path | str) -> ScheduleFile:
             f"cannot read a schedule from {path}: there is no such file; bundled are {', '.join(bundled())}"
         )
     try:
-        body = json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        body = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read a schedule from {path}: {error}") from error
     if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is no schedule; expected JSON as `foveate search` writes it")
