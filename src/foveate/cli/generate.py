@@ -12,7 +12,6 @@ from rich.progress import Progress
 from transformers import TextStreamer
 
 from ..cost.flops import Cost
-from ..models.images import open_image
 from ..models.load import load
 from ..timing import comparison
 from . import options, tables
@@ -25,7 +24,7 @@ def generate(
         list[str],
         typer.Argument(
             metavar="IMAGE... PROMPT",
-            help="Images (files, URLs), then the prompt: text, - for standard input, or @FILE.",
+            help="Images (files, URLs, scene:N), then the prompt: text, - for standard input, or @FILE.",
         ),
     ],
     method: options.Methods = None,
@@ -67,7 +66,7 @@ def generate(
         raise ValueError("--compare compares methods with the unpruned model; name one by --method")
     table = comparison.rows_of(specs)
     options.writable(trace)
-    pictures = [open_image(path) for path in paths]
+    pictures = [options.picture(path) for path in paths]
     loaded = load(model, device=device, dtype=dtype)
     encoded = loaded.inputs(pictures, asked)
     told = {"model": model, "prompt": asked, "images": paths}
