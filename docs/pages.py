@@ -1,0 +1,246 @@
+"""Makes the pages of the site that come from other files: one page for each method, and copies of repository files.
+
+mkdocs-gen-files runs this while the site is built (`make docs`). It reads source text alone, so it needs neither torch
+nor transformers.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+METHODS = ROOT / "src" / "foveate" / "methods"
+RESULTS = ROOT / "docs" / "results"
+GROUPS = {  # where a method acts; every method stands in exactly one group
+    "Before the language model": [
+        "cdpruner", "divprune", "dymu", "flowcut", "prumerge", "prumerge_plus", "tome", "visionzip", "vispruner",
+        "vscan1",
+    ],
+    "Inside the language model, in the prefill": [
+        "dart", "fastv", "fitprune", "pact", "pdrop", "psigmoid", "schedule", "sparsevlm", "vscan2", "vtw",
+    ],
+    "In the prefill and at every decode step": ["dyrate", "st3"],
+    "Controls": ["downsample", "random"],
+}  # fmt: skip
+MEASURED = {  # committed tables, by what they share
+    "half of the tokens": "zoo-0.5",
+    "a quarter": "zoo-0.25",
+    "an eighth": "zoo-0.125",
+    "G-Search's tokens": "search-gsearch",
+    "a third of the FLOPs": "dyrate-0.33",
+}
+SHOWN = {
+    "object recall": "descriptions object-recall",
+    "CIDEr": "captions cider",
+    "questions": "questions exact",
+}
+SECTIONS = ("Paper", "Deviations", "Args", "Raises")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a factory's source says of its method."""
+
+    name: str
+    idea: str
+    sections: dict[str, str]
+    defaults: dict[str, str]
+
+    @property
+    def knobs(self) -> dict[str, str]:
+        """What "Args" says of each knob."""
+        said = self.sections.get("Args", "")
+        found = re.split(rf"^\s*({'|'.join(self.defaults)}):\s", said, flags=re.MULTILINE)[1:]
+        return {
+            name: " ".join(text.split()) for name, text in zip(found[::2], found[1::2], strict=True)
+        }
+
+
+def described(name: str) -> Described:
+    """Reads the factory of that name."""
+    folder = METHODS / name
+    path = folder / "__init__.py" if folder.is_dir() else METHODS / f"{name}.py"
+    tree = ast.parse(path.read_text())
+    factory = next(
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    paragraphs = inspect.cleandoc(ast.get_docstring(factory) or "").split("\n\n")
+    sections = {}
+    for paragraph in paragraphs[1:]:
+        head, _, text = paragraph.partition(":")
+        if head in SECTIONS:
+            sections[head] = text.strip("\n")
+    given = factory.args
+    needed = len(given.args) - len(given.defaults)
+    defaults = {
+        arg.arg: "needed" if i < needed else f"`{ast.unparse(given.defaults[i - needed])}`"
+        for i, arg in enumerate(given.args)
+    }
+    return Described(name, " ".join(paragraphs[0].split()), sections, defaults)
+
+
+def page(name: str, group: str) -> str:
+    """The page of one method."""
+    found = described(name)
+    paper = " ".join(found.sections.get("Paper", "").split())
+    lines = [
+        f"# {name}",
+        "",
+        found.idea,
+        "",
+        f"**Where it acts**: {group[0].lower()}{group[1:]}.",
+        "",
+    ]
+    lines += [f"**Paper**: {linked(paper)}", ""] if paper else []
+    asked = 'foveate generate examples/scene.png "describe the image in detail."'
+    lines += ["```sh", f"{asked} --method {example(name)}", "```", ""]
+    if deviations := " ".join(found.sections.get("Deviations", "").split()):
+        lines += ["## Deviations from the paper", "", code(deviations), ""]
+    lines += ["## Knobs", "", "| knob | default | meaning |", "|---|---|---|"]
+    for knob, default in found.defaults.items():
+        lines.append(
+            f"| `{knob}` | {default} | {code(found.knobs.get(knob, ''))} |".replace("``", "`")
+        )
+    lines += [
+        "",
+        "Every method also takes `weigh`, `merge`, `strength`, `place` and `cutoff`: see "
+        "[weighted tokens](../weighting.md).",
+        "",
+        *measured(name),
+        f"In Python: `foveate.methods.{name}(...)`. {raises(found)}",
+        "",
+        f"::: foveate.methods.{name}.{name}",
+        "    options:",
+        "      show_root_heading: false",
+        "      show_docstring_description: false",
+        "      show_docstring_parameters: false",
+        "      show_docstring_raises: false",
+        "      show_root_toc_entry: false",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def raises(found: Described) -> str:
+    """The errors that a factory raises, in one sentence."""
+    said = " ".join(found.sections.get("Raises", "").split())
+    error, _, when = said.partition(": ")
+    return f"It raises `{error}` for {code(when)}" if error == "ValueError" and when else code(said)
+
+
+def example(name: str) -> str:
+    """The method as text, with knobs that work on the bundled model."""
+    return {
+        "dyrate": "dyrate:predictor=scenes-0.33",
+        "schedule": "schedule:docs/results/search/scenes/gsearch-diverse.json",
+        "fastv": "fastv:layer=2,keep=0.5",
+        "vtw": "vtw:layer=4",
+        "random": "random:layer=2,keep=0.5",
+        "downsample": "downsample:layer=2,keep=0.5",
+    }.get(name, name)
+
+
+def code(text: str) -> str:
+    """Docstring text in Markdown: table cells may hold no bar."""
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def linked(paper: str) -> str:
+    """A paper's arXiv numbers as links."""
+    return re.sub(r"\barXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", code(paper))
+
+
+def measured(name: str) -> list[str]:
+    """Rows of the committed tables in which the method stands alone."""
+    rows = []
+    for model in ("scenes", "smol"):
+        for title, stem in MEASURED.items():
+            path = RESULTS / f"{stem}{'' if model == 'scenes' else f'-{model}'}.json"
+            body = json.loads(path.read_text())
+            for spec, found in body["methods"].items():
+                if spec.partition(":")[0] == name and "+" not in spec:
+                    cells = [difference(found["figures"][key]) for key in SHOWN.values()]
+                    work = [f"{found['work'][key]:.2f}" for key in ("tokens", "flops")]
+                    rows.append(f"| {model}, {title} | `{spec}` | {' | '.join([*work, *cells])} |")
+    if not rows:
+        return []
+    return [
+        "## Measured",
+        "",
+        "Cost is relative to the unpruned model: visual tokens per prefill layer, and FLOPs of prefill and decode. "
+        "Quality is the paired difference to the unpruned model in points, with its 95 % bootstrap interval. "
+        "[All tables](../results.md).",
+        "",
+        f"| model, budget | method | tokens | FLOPs | {' | '.join(SHOWN)} |",
+        "|---" * (4 + len(SHOWN)) + "|",
+        *rows,
+        "",
+    ]
+
+
+def difference(figure: dict[str, Any]) -> str:
+    """A paired difference with its interval."""
+    gap = figure["difference"]
+    return f"{gap['value']:+.1f} ({gap['low']:.1f} to {gap['high']:.1f})"
+
+
+def index() -> str:
+    """The list of methods by group."""
+    lines = [
+        "# Methods",
+        "",
+        "Each page is generated from the docstring of the method's factory. `foveate methods` prints the same texts. "
+        "How the papers were checked: [inside the language model](../zoo.md), [before it](../zoo-vision.md).",
+    ]
+    for group, names in GROUPS.items():
+        lines += ["", f"## {group}", "", "| method | idea | paper |", "|---|---|---|"]
+        for name in names:
+            found = described(name)
+            paper = " ".join(found.sections.get("Paper", "").split())
+            number = re.search(r"\d{4}\.\d{5}", paper)
+            link = f"[{number[0]}](https://arxiv.org/abs/{number[0]})" if number else ""
+            lines.append(f"| [{name}]({name}.md) | {code(found.idea)} | {link} |")
+    return "\n".join([*lines, ""])
+
+
+def copied(path: str, links: dict[str, str]) -> str:
+    """A file of the repository, with its links as they are on the site."""
+    text = (ROOT / path).read_text()
+    for old, new in links.items():
+        text = text.replace(f"]({old})", f"]({new})")
+    return text
+
+
+def main() -> None:
+    """Writes all pages into the site."""
+    import mkdocs_gen_files  # noqa: PLC0415 - there while the site is built
+
+    def write(path: str, text: str) -> None:
+        with mkdocs_gen_files.open(path, "w") as file:
+            file.write(text)
+
+    listed = sorted(
+        p.stem if p.is_file() else p.name for p in METHODS.iterdir() if p.name[0] not in "_."
+    )
+    grouped = sorted(name for names in GROUPS.values() for name in names)
+    if grouped != [name for name in listed if name != "spec"]:
+        raise SystemExit(f"GROUPS of docs/pages.py names {grouped}; the methods are {listed}")
+    for group, names in GROUPS.items():
+        for name in names:
+            write(f"methods/{name}.md", page(name, group))
+    write("methods/index.md", index())
+    write("methods/SUMMARY.md", "\n".join(f"- [{name}]({name}.md)" for name in grouped))
+    links = {f"docs/{p.name}": p.name for p in (ROOT / "docs").glob("*.md")}
+    write("contributing.md", copied("CONTRIBUTING.md", links))
+    write("changelog.md", copied("CHANGELOG.md", links))
+    write("engine.md", copied("src/foveate/engine/README.md", {}))
+
+
+if __name__ == "<run_path>":  # as mkdocs-gen-files calls it
+    main()
