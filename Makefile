@@ -229,7 +229,7 @@ predictors-smol: $(READY)  # an hour on one core, 4 GB; not 0.2: one token in fo
 
 BUNDLE = mkdir -p src/foveate/artefacts/bundled/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/artefacts/bundled/$(1)-$(2)/
 
-# docs/weighting.md; goes on where it stopped. Three hours on one core; W=smol takes the smaller groups and counts.
+# docs/weighting-tables.md; goes on where it stopped. Three hours on one core; W=smol takes the smaller groups and counts.
 W ?= scenes
 W_SCENES := $(filter scenes,$(W))
 BOTH := weigh=nearest,merge=mean

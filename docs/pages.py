@@ -7,6 +7,7 @@ nor transformers.
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import json
 import re
@@ -209,6 +210,31 @@ def index() -> str:
     return "\n".join([*lines, ""])
 
 
+def storeys() -> str:
+    """A drawing of the packages, the highest first, each with the first line of its docstring."""
+    tree = ast.parse((ROOT / "tests" / "unit" / "test_core.py").read_text())
+    names = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "STOREYS"
+    )
+    height, parts = 30, []
+    for row, name in enumerate(reversed(names)):
+        package = ROOT / "src" / "foveate" / name / "__init__.py"
+        said = (ast.get_docstring(ast.parse(package.read_text())) or "").splitlines()[0]
+        top = 10 + row * height
+        parts.append(
+            f'<rect x="10" y="{top}" width="780" height="{height - 4}" rx="5" fill="#e0f2f1" stroke="#00897b"/>'
+            f'<text x="24" y="{top + 18}" font-weight="bold" fill="#004d40">{name}</text>'
+            f'<text x="120" y="{top + 18}" fill="#263238">{html.escape(said)}</text>'
+        )
+    whole = 16 + len(names) * height
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 {whole}" font-family="Helvetica, Arial, sans-serif" '
+        f'font-size="13"><rect width="800" height="{whole}" rx="8" fill="#fff"/>{"".join(parts)}</svg>'
+    )
+
+
 def copied(path: str, links: dict[str, str]) -> str:
     """A file of the repository, with its links as they are on the site."""
     text = (ROOT / path).read_text()
@@ -236,6 +262,7 @@ def main() -> None:
             write(f"methods/{name}.md", page(name, group))
     write("methods/index.md", index())
     write("methods/SUMMARY.md", "\n".join(f"- [{name}]({name}.md)" for name in grouped))
+    write("assets/storeys.svg", storeys())
     links = {f"docs/{p.name}": p.name for p in (ROOT / "docs").glob("*.md")}
     write("contributing.md", copied("CONTRIBUTING.md", links))
     write("changelog.md", copied("CHANGELOG.md", links))
