@@ -103,5 +103,7 @@ def quality(axis: Any) -> None:
 if __name__ == "__main__":
     buffer = io.BytesIO()
     draw().savefig(buffer, format="png", dpi=140)
-    few = Image.open(buffer).convert("RGB").quantize(200)  # a small file; the drawing has few colors
+    few = (
+        Image.open(buffer).convert("RGB").quantize(200)
+    )  # a small file; the drawing has few colors
     few.save(OUT, optimize=True)

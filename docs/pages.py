@@ -11,6 +11,7 @@ import html
 import inspect
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,18 @@ def described(name: str) -> Described:
             sections[head] = text.strip("\n")
     given = factory.args
     needed = len(given.args) - len(given.defaults)
+    constants = {
+        ast.unparse(node.targets[0]): ast.unparse(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+    }
+
+    def shown(default: ast.expr) -> str:
+        written = ast.unparse(default)
+        return f"`{constants.get(written, written)}`"
+
     defaults = {
-        arg.arg: "needed" if i < needed else f"`{ast.unparse(given.defaults[i - needed])}`"
+        arg.arg: "needed" if i < needed else shown(given.defaults[i - needed])
         for i, arg in enumerate(given.args)
     }
     return Described(name, " ".join(paragraphs[0].split()), sections, defaults)
@@ -100,9 +111,14 @@ def page(name: str, group: str) -> str:
     ]
     lines += [f"**Paper**: {linked(paper)}", ""] if paper else []
     asked = 'foveate generate examples/scene.png "describe the image in detail."'
-    lines += ["```sh", f"{asked} --method {example(name)}", "```", ""]
+    lines += ["```sh", f"{asked} \\", f"  --method {example(name)}", "```", ""]
     if deviations := " ".join(found.sections.get("Deviations", "").split()):
-        lines += ["## Deviations from the paper", "", code(deviations), ""]
+        lines += [
+            "## Deviations from the paper",
+            "",
+            code(deviations[0].upper() + deviations[1:]),
+            "",
+        ]
     lines += ["## Knobs", "", "| knob | default | meaning |", "|---|---|---|"]
     for knob, default in found.defaults.items():
         lines.append(
@@ -221,7 +237,14 @@ def storeys() -> str:
     height, parts = 30, []
     for row, name in enumerate(reversed(names)):
         package = ROOT / "src" / "foveate" / name / "__init__.py"
-        said = (ast.get_docstring(ast.parse(package.read_text())) or "").splitlines()[0]
+        said = (
+            (ast.get_docstring(ast.parse(package.read_text())) or "")
+            .split("\n\n")[0]
+            .replace("`", "")
+        )
+        said = textwrap.shorten(" ".join(said.split()).split(". ")[0], 105, placeholder="…").rstrip(
+            "."
+        )
         top = 10 + row * height
         parts.append(
             f'<rect x="10" y="{top}" width="780" height="{height - 4}" rx="5" fill="#e0f2f1" stroke="#00897b"/>'

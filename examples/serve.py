@@ -88,7 +88,9 @@ class Worker:
             out = self.loaded.model.generate(**inputs, max_new_tokens=longest)
         start = inputs["input_ids"].shape[1]
         total = trace.passes[0].total.tolist()
-        for job, ids, kept, given in zip(batch, out[:, start:], trace.prefill()[-1], total, strict=True):
+        for job, ids, kept, given in zip(
+            batch, out[:, start:], trace.prefill()[-1], total, strict=True
+        ):
             text = self.loaded.decode(ids[: job.request.max_new_tokens])
             job.answer.set_result(Answer(text=text, tokens_kept=kept, tokens_total=given))
 
