@@ -1,18 +1,21 @@
-"""Draws the picture of the README: tokens kept over a picture at three layers, and quality against cost.
+"""Draws the picture of the README, and one of every method: tokens kept over a picture at three layers.
 
-The left part runs the bundled model, the right part reads docs/results/. `python benchmarks/overview.py`
+Kept tokens are what the bundled model really keeps. Quality against cost, in the README's picture, is read from
+docs/results/. `python benchmarks/overview.py`
 """
 
 from __future__ import annotations
 
 import io
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool
+from matplotlib.figure import Figure
 from PIL import Image
 
 import foveate
@@ -22,7 +25,7 @@ from foveate.methods import parse
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "examples" / "scene.png"
 SCHEDULE = ROOT / "docs" / "results" / "search" / "scenes" / "gsearch-diverse-weighted-0.01.json"
-OUT = ROOT / "docs" / "assets" / "overview.png"
+ASSETS = ROOT / "docs" / "assets"
 LAYERS = (0, 3, 7)
 BOTH = ",weigh=nearest,merge=mean"
 LINES = {  # label -> color, and the methods that it joins
@@ -38,9 +41,10 @@ RECALL = "descriptions object-recall"
 
 
 @torch.inference_mode()
-def alive_by_layer() -> tuple[Bool[np.ndarray, "L N"], tuple[int, int]]:
+def alive_by_layer(
+    loaded: foveate.Loaded, spec: str
+) -> tuple[Bool[np.ndarray, "L N"], tuple[int, int]]:
     """The visual tokens that each layer of the prefill runs on, and the grid that they form."""
-    loaded = foveate.load("scenes")
     inputs = loaded.inputs([PICTURE], "describe the image in detail.")
     found: dict[int, np.ndarray] = {}
     grid: list[tuple[int, int]] = []
@@ -50,19 +54,31 @@ def alive_by_layer() -> tuple[Bool[np.ndarray, "L N"], tuple[int, int]]:
         found[view.layer] = torch.isin(columns, view.visual[0][view.mask[0]]).numpy()
         grid.append(view.tokens.grid)
 
-    with foveate.apply(loaded.model, *parse(f"schedule:{SCHEDULE}"), watch=look):
+    with foveate.apply(loaded.model, *parse(spec), watch=look):
         loaded.model(**inputs)
     # A view before layer l shows what layer l-1 ran on.
     return np.stack([found[layer + 1] for layer in range(len(found) - 1)]), grid[0]
 
 
-def draw() -> Any:
-    """The figure: three pictures, and one plot."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
-
+def draw_overview(loaded: foveate.Loaded) -> Any:
+    """Three pictures, and one plot."""
     figure = Figure(figsize=(11.0, 2.9), layout="constrained")
     axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.7))
-    alive, (rows, columns) = alive_by_layer()
+    draw_kept(axes, *alive_by_layer(loaded, f"schedule:{SCHEDULE}"))
+    quality(axes[3])
+    return figure
+
+
+def draw_method(loaded: foveate.Loaded, spec: str) -> Any:
+    """Three pictures."""
+    figure = Figure(figsize=(6.0, 2.2), layout="constrained")
+    draw_kept(figure.subplots(1, 3), *alive_by_layer(loaded, spec))
+    return figure
+
+
+def draw_kept(axes: Any, alive: Bool[np.ndarray, "L N"], grid: tuple[int, int]) -> None:
+    """The picture at three layers, what left darkened."""
+    rows, columns = grid
     picture = Image.open(PICTURE).resize((columns * 16, rows * 16))
     for axis, layer in zip(axes, LAYERS, strict=False):
         kept = alive[layer].reshape(rows, columns)
@@ -70,8 +86,6 @@ def draw() -> Any:
         axis.imshow((np.asarray(picture) * shade).astype(np.uint8))
         axis.set_title(f"layer {layer}: {kept.sum()} of {kept.size} tokens", fontsize=9)
         axis.set(xticks=[], yticks=[])
-    quality(axes[3])
-    return figure
 
 
 def quality(axis: Any) -> None:
@@ -100,10 +114,25 @@ def quality(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-if __name__ == "__main__":
+def save(figure: Any, path: Path, dpi: int, colors: int) -> None:
+    """Writes a small file: the drawings need few colors."""
     buffer = io.BytesIO()
-    draw().savefig(buffer, format="png", dpi=140)
-    few = (
-        Image.open(buffer).convert("RGB").quantize(200)
-    )  # a small file; the drawing has few colors
-    few.save(OUT, optimize=True)
+    figure.savefig(buffer, format="png", dpi=dpi)
+    Image.open(buffer).convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
+
+
+def main() -> None:
+    """Draws all of them."""
+    loaded = foveate.load("scenes")
+    save(draw_overview(loaded), ASSETS / "overview.png", 140, 200)
+    (ASSETS / "methods").mkdir(exist_ok=True)
+    pages = runpy.run_path(str(ROOT / "docs" / "pages.py"), run_name="pages")
+    for name in pages["names"]():
+        figure = draw_method(loaded, pages["example"](name))
+        save(figure, ASSETS / "methods" / f"{name}.png", 96, 32)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,16 +19,24 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 METHODS = ROOT / "src" / "foveate" / "methods"
 RESULTS = ROOT / "docs" / "results"
-GROUPS = {  # where a method acts; every method stands in exactly one group
-    "Before the language model": [
-        "cdpruner", "divprune", "dymu", "flowcut", "prumerge", "prumerge_plus", "tome", "visionzip", "vispruner",
-        "vscan1",
-    ],
-    "Inside the language model, in the prefill": [
-        "dart", "fastv", "fitprune", "pact", "pdrop", "psigmoid", "schedule", "sparsevlm", "vscan2", "vtw",
-    ],
-    "In the prefill and at every decode step": ["dyrate", "st3"],
-    "Controls": ["downsample", "random"],
+GROUPS = (
+    "before the language model",
+    "inside the language model",
+    "while the answer grows",
+    "controls",
+)
+CONTROLS = ("downsample", "random")
+WHERE = {  # of the docstrings that have no "Where:"
+    **dict.fromkeys(
+        ("cdpruner", "divprune", "dymu", "flowcut", "prumerge", "prumerge_plus", "tome", "visionzip", "vispruner",
+         "vscan1", "downsample", "random"),
+        GROUPS[0],
+    ),
+    **dict.fromkeys(
+        ("dart", "fastv", "fitprune", "pact", "pdrop", "psigmoid", "schedule", "sparsevlm", "vscan2", "vtw"),
+        GROUPS[1],
+    ),
+    **dict.fromkeys(("dyrate", "st3"), GROUPS[2]),
 }  # fmt: skip
 MEASURED = {  # committed tables, by what they share
     "half of the tokens": "zoo-0.5",
@@ -42,7 +50,7 @@ SHOWN = {
     "CIDEr": "captions cider",
     "questions": "questions exact",
 }
-SECTIONS = ("Paper", "Deviations", "Args", "Raises")
+SECTIONS = ("Paper", "Where", "Deviations", "Args", "Raises")
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,24 @@ class Described:
 
     name: str
     idea: str
+    summary: str
     sections: dict[str, str]
     defaults: dict[str, str]
+
+    @property
+    def where(self) -> str:
+        """Where it acts: one of the groups that are no controls, and perhaps the layer."""
+        said = " ".join(self.sections.get("Where", WHERE.get(self.name, "")).split()).rstrip(".")
+        if said.partition(";")[0] not in GROUPS:
+            raise SystemExit(
+                f"{self.name}: its docstring's 'Where:' is {said!r}; expected one of {GROUPS[:-1]} first"
+            )
+        return said
+
+    @property
+    def group(self) -> str:
+        """One of the groups."""
+        return GROUPS[-1] if self.name in CONTROLS else self.where.partition(";")[0]
 
     @property
     def knobs(self) -> dict[str, str]:
@@ -94,24 +118,40 @@ def described(name: str) -> Described:
         arg.arg: "needed" if i < needed else shown(given.defaults[i - needed])
         for i, arg in enumerate(given.args)
     }
-    return Described(name, " ".join(paragraphs[0].split()), sections, defaults)
+    first = (ast.get_docstring(tree) or "").split("\n\n")[0]
+    idea = " ".join(first.partition(": ")[2].split()).split(". ")[0].rstrip(".")
+    return Described(
+        name, idea or paragraphs[0], " ".join(paragraphs[0].split()), sections, defaults
+    )
 
 
-def page(name: str, group: str) -> str:
+def names() -> list[str]:
+    """Every method."""
+    stems = (path.stem for path in METHODS.iterdir() if path.name[0] not in "_.")
+    return sorted(name for name in stems if name != "spec")
+
+
+def page(name: str) -> str:
     """The page of one method."""
     found = described(name)
     paper = " ".join(found.sections.get("Paper", "").split())
     lines = [
         f"# {name}",
         "",
-        found.idea,
+        found.summary,
         "",
-        f"**Where it acts**: {group[0].lower()}{group[1:]}.",
+        f"**Where it acts**: {found.where}.",
         "",
     ]
     lines += [f"**Paper**: {linked(paper)}", ""] if paper else []
     asked = 'foveate generate examples/scene.png "describe the image in detail."'
     lines += ["```sh", f"{asked} \\", f"  --method {example(name)}", "```", ""]
+    lines += [
+        f"![Tokens that {name} keeps at three layers](../assets/methods/{name}.png)",
+        "",
+        "*Tokens kept in the prefill of the bundled model, with the options above (`python benchmarks/overview.py`).*",
+        "",
+    ]
     if deviations := " ".join(found.sections.get("Deviations", "").split()):
         lines += [
             "## Deviations from the paper",
@@ -131,14 +171,6 @@ def page(name: str, group: str) -> str:
         "",
         *measured(name),
         f"In Python: `foveate.methods.{name}(...)`. {raises(found)}",
-        "",
-        f"::: foveate.methods.{name}.{name}",
-        "    options:",
-        "      show_root_heading: false",
-        "      show_docstring_description: false",
-        "      show_docstring_parameters: false",
-        "      show_docstring_raises: false",
-        "      show_root_toc_entry: false",
         "",
     ]
     return "\n".join(lines)
@@ -215,14 +247,21 @@ def index() -> str:
         "Each page is generated from the docstring of the method's factory. `foveate methods` prints the same texts. "
         "How the papers were checked: [inside the language model](../zoo.md), [before it](../zoo-vision.md).",
     ]
-    for group, names in GROUPS.items():
-        lines += ["", f"## {group}", "", "| method | idea | paper |", "|---|---|---|"]
-        for name in names:
-            found = described(name)
-            paper = " ".join(found.sections.get("Paper", "").split())
-            number = re.search(r"\d{4}\.\d{5}", paper)
+    all_of_them = [described(name) for name in names()]
+    for group in GROUPS:
+        lines += [
+            "",
+            f"## {group[0].upper()}{group[1:]}",
+            "",
+            "| method | idea | paper |",
+            "|---|---|---|",
+        ]
+        for found in (one for one in all_of_them if one.group == group):
+            number = re.search(r"\d{4}\.\d{5}", found.sections.get("Paper", ""))
             link = f"[{number[0]}](https://arxiv.org/abs/{number[0]})" if number else ""
-            lines.append(f"| [{name}]({name}.md) | {code(found.idea)} | {link} |")
+            lines.append(
+                f"| [{found.name}]({found.name}.md) | {code(found.idea[0].upper() + found.idea[1:])} | {link} |"
+            )
     return "\n".join([*lines, ""])
 
 
@@ -274,19 +313,15 @@ def main() -> None:
         with mkdocs_gen_files.open(path, "w") as file:
             file.write(text)
 
-    listed = sorted(
-        p.stem if p.is_file() else p.name for p in METHODS.iterdir() if p.name[0] not in "_."
-    )
-    grouped = sorted(name for names in GROUPS.values() for name in names)
-    if grouped != [name for name in listed if name != "spec"]:
-        raise SystemExit(f"GROUPS of docs/pages.py names {grouped}; the methods are {listed}")
-    for group, names in GROUPS.items():
-        for name in names:
-            write(f"methods/{name}.md", page(name, group))
+    for name in names():
+        write(f"methods/{name}.md", page(name))
     write("methods/index.md", index())
-    write("methods/SUMMARY.md", "\n".join(f"- [{name}]({name}.md)" for name in grouped))
+    write("methods/SUMMARY.md", "\n".join(f"- [{name}]({name}.md)" for name in names()))
     write("assets/storeys.svg", storeys())
-    links = {f"docs/{p.name}": p.name for p in (ROOT / "docs").glob("*.md")}
+    links = {
+        f"docs/{p}": str(p)
+        for p in (f.relative_to(ROOT / "docs") for f in (ROOT / "docs").rglob("*.md"))
+    }
     write("contributing.md", copied("CONTRIBUTING.md", links))
     write("changelog.md", copied("CHANGELOG.md", links))
     write("engine.md", copied("src/foveate/engine/README.md", {}))

@@ -33,6 +33,7 @@ Chat template, processor and `generate` run as users run them (tests/oracles/tes
 PerceptionLM and FastVLM are tested with another tower than theirs, which needs timm.
 
 Each family is tested with every one of these: {methods}.
+`decay` drops tokens at every step, and `ragged` keeps different numbers in the samples of a batch.
 """
 BACKENDS = """## Flash attention
 

@@ -158,16 +158,17 @@ def takes(words: list[str]) -> None:
 
 
 GENERATED = runpy.run_path(str(DOCS / "pages.py"), run_name="pages")
-METHODS = {name: group for group, names in GENERATED["GROUPS"].items() for name in names}
+METHODS = GENERATED["names"]()
 
 
 def test_every_method_has_a_page() -> None:
     """It shows every knob with its default and meaning, and the paper where there is one."""
-    assert set(METHODS) == set(factories())
-    for name, group in METHODS.items():
-        text = GENERATED["page"](name, group)
+    assert sorted(factories()) == METHODS
+    for name in METHODS:
+        text = GENERATED["page"](name)
         doc = inspect.getdoc(factories()[name]) or ""
         assert ("Paper:" in doc) == ("**Paper**" in text), name
+        assert (DOCS / "assets" / "methods" / f"{name}.png").is_file(), "run benchmarks/overview.py"
         for knob, (_, default) in knobs(name).items():
             row = re.search(rf"^\| `{knob}` \| (.+?) \| \S", text, re.M)
             assert row, (name, knob)
@@ -183,7 +184,7 @@ def test_the_command_on_a_methods_page_runs(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.md"
-    page.write_text(GENERATED["page"](name, METHODS[name]))
+    page.write_text(GENERATED["page"](name))
     [[_, *words]] = commands(blocks(page)[0])
     assert run([*words, "--repeats", "1"]) == 0, capsys.readouterr().err
 
