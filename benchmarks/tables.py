@@ -45,7 +45,6 @@ COMPARED = {
     "scenes": (
         "unpruned",
         RECOMMENDED,
-        SHARPER,
         "divprune:keep=0.25",
         "fastv:layer=2,keep=0.25",
         "random:layer=0,keep=0.25",
