@@ -82,9 +82,10 @@ def peers(body: dict[str, Any] | None) -> str:
     asked = body["request"]
     where = f"{body['device']}{', ' + body['capability'] if body['capability'] else ''}"
     setting = (
-        f"Shape `{body['shape']}` ({body['layers']} layers), batch {asked['batch']} of {asked['text']} text and "
-        f"{asked['visual']} visual tokens, {asked['kept']} of these left (FastV: from layer {asked['layer']} on), "
-        f"{asked['new_tokens']} new; {where}, {asked['threads']} threads, {asked['dtype']}, {asked['repeats']} turns."
+        f"The shape is `{body['shape']}` ({body['layers']} layers). A request is batch {asked['batch']} of "
+        f"{asked['text']} text and {asked['visual']} visual tokens, of which {asked['kept']} are left (FastV: from layer "
+        f"{asked['layer']} on). {asked['new_tokens']} tokens are generated. The device is {where}, with "
+        f"{asked['threads']} threads and {asked['dtype']}; there were {asked['repeats']} turns."
     )
     lines = [
         "| | first token | x | per token | x | whole answer x | peak | KV a layer |",
