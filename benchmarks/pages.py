@@ -83,9 +83,9 @@ def peers(body: dict[str, Any] | None) -> str:
     where = f"{body['device']}{', ' + body['capability'] if body['capability'] else ''}"
     setting = (
         f"The shape is `{body['shape']}` ({body['layers']} layers). A request is batch {asked['batch']} of "
-        f"{asked['text']} text and {asked['visual']} visual tokens, of which {asked['kept']} are left (FastV: from layer "
-        f"{asked['layer']} on). {asked['new_tokens']} tokens are generated. The device is {where}, with "
-        f"{asked['threads']} threads and {asked['dtype']}; there were {asked['repeats']} turns."
+        f"{asked['text']} text and {asked['visual']} visual tokens, of which {asked['kept']} are left "
+        f"(FastV: from layer {asked['layer']} on). {asked['new_tokens']} tokens are generated. The device is "
+        f"{where}, with {asked['threads']} threads and {asked['dtype']}; there were {asked['repeats']} turns."
     )
     lines = [
         "| | first token | x | per token | x | whole answer x | peak | KV a layer |",
