@@ -26,18 +26,6 @@ GROUPS = (
     "controls",
 )
 CONTROLS = ("downsample", "random")
-WHERE = {  # of the docstrings that have no "Where:"
-    **dict.fromkeys(
-        ("cdpruner", "divprune", "dymu", "flowcut", "prumerge", "prumerge_plus", "tome", "visionzip", "vispruner",
-         "vscan1", "downsample", "random"),
-        GROUPS[0],
-    ),
-    **dict.fromkeys(
-        ("dart", "fastv", "fitprune", "pact", "pdrop", "psigmoid", "schedule", "sparsevlm", "vscan2", "vtw"),
-        GROUPS[1],
-    ),
-    **dict.fromkeys(("dyrate", "st3"), GROUPS[2]),
-}  # fmt: skip
 MEASURED = {  # committed tables, by what they share
     "half of the tokens": "zoo-0.5",
     "a quarter": "zoo-0.25",
@@ -66,7 +54,7 @@ class Described:
     @property
     def where(self) -> str:
         """Where it acts: one of the groups that are no controls, and perhaps the layer."""
-        said = " ".join(self.sections.get("Where", WHERE.get(self.name, "")).split()).rstrip(".")
+        said = " ".join(self.sections.get("Where", "").split()).rstrip(".")
         if said.partition(";")[0] not in GROUPS:
             raise SystemExit(
                 f"{self.name}: its docstring's 'Where:' is {said!r}; expected one of {GROUPS[:-1]} first"

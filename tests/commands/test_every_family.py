@@ -20,10 +20,10 @@ METHOD = "fastv:layer=1,keep=0.5"
 WEIGHED = "divprune:keep=0.5,weigh=nearest,merge=mean"
 PROMPT = "what is this ?"
 COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, DATA, ROWS and OUT stand for paths
-    "generate": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", METHOD, "--max-new-tokens", "2",
-                 "--repeats", "1", "--json"],
+    "generate": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", METHOD, "--compare",
+                 "--max-new-tokens", "2", "--repeats", "1", "--json"],
     "generate weighed": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", WEIGHED,
-                         "--max-new-tokens", "2", "--repeats", "1", "--json"],
+                         "--max-new-tokens", "2"],
     "eval": ["eval", "--model", "MODEL", "--data", "DATA", "--method", METHOD, "--batch", "2", "--json"],
     "doctor": ["doctor", "MODEL", "--json"],
     "inspect attention": ["inspect", "attention", "IMAGE", "--prompt", PROMPT, "--model", "MODEL",
@@ -121,9 +121,11 @@ def test_it_works_or_says_why_not(
         plain, fewer = json.loads(out)["rows"]
         assert plain["kept"] == 1 and 0.6 < fewer["kept"] < 0.7  # half from layer 1 of 4 on
         assert 0 < fewer["flops"]["ratio"]["flops"] < 1
-    if command == "generate weighed":
-        plain, fewer = json.loads(out)["rows"]
-        assert plain["kept"] == 1 and 0.4 < fewer["kept"] < 0.6  # half of each image
+        assert set(fewer["cap"]) == {"first", "further"} and fewer["cap"]["first"][0] > 1
+    if command == "generate weighed":  # one method, streamed
+        kept = re.search(r"kept (\d+)% of \d+ visual tokens", said)
+        assert kept and 40 < int(kept[1]) < 60  # half of each image
+        assert out.endswith("\n") and "x faster" not in said
     if command == "eval":
         assert (
             json.loads(out)["samples"] == 3

@@ -36,6 +36,12 @@ def test_the_example_of_an_own_method(capsys: pytest.CaptureFixture[str]) -> Non
     assert fewer.startswith("[196, 196, 196, 184, 172, 160, 148, 136]")
 
 
+def test_the_example_of_a_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "pipeline.py"), run_name="__main__")
+    said, kept = capsys.readouterr().out.splitlines()
+    assert len(said.split()) > 5 and kept == "25% of the visual tokens were kept"
+
+
 def test_the_example_of_an_own_model(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

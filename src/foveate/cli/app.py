@@ -18,6 +18,7 @@ from . import (
     demo,
     doctor,
     eval,
+    explore,
     generate,
     inspect,
     inspect_ranking,
@@ -28,6 +29,7 @@ from . import (
     search,
     train,
 )
+from .asked import DashedPrompt
 from .output import errors
 
 # typer's releases carry click inside or depend on it; its errors are the bases of typer's own
@@ -41,7 +43,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo")(demo.demo)
-app.command("generate")(generate.generate)
+app.command("generate", cls=DashedPrompt)(generate.generate)
+app.command("explore", cls=DashedPrompt)(explore.explore)
 app.command("eval")(eval.evaluate_methods)
 app.command("advise")(advise.advise)
 app.command("bench")(bench.benchmark)

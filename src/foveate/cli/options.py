@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from PIL import Image
 
 from ..artefacts.weighting import MERGES, WEIGHS
 from ..core.scores import RANKINGS
 from ..cost import plan
+from ..models.images import open_image
+from ..world.draw import draw
+from ..world.scenes import sample
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")
@@ -168,3 +173,25 @@ def check_picture(out: Path) -> None:
         raise ValueError(f"cannot write {out}: there is no folder {out.parent}")
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"cannot write {out}: expected a name that ends in .png, .svg or .pdf")
+
+
+def check_page(out: Path) -> None:
+    """Raises ValueError if no HTML page can be written there."""
+    if out.suffix not in (".html", ".htm"):
+        raise ValueError(f"cannot write {out}: expected a name that ends in .html")
+    writable(out)
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(
+            f"cannot write {out}: it is a folder, or this user may not write there; choose another path"
+        )
+
+
+def picture(name: str) -> Image.Image:
+    """The picture of that name; of ``scene:N`` the held-out scene number N.
+
+    Raises:
+        ValueError: there is no such picture.
+    """
+    if name.startswith("scene:") and name.removeprefix("scene:").isdigit():
+        return draw(sample("val", int(name.removeprefix("scene:")))).image
+    return open_image(name)

@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from PIL import Image
 from rich.progress import track
 
 from ..explore.kept import plot_kept, plot_rates
 from ..inspect.kept import kept_sets
 from ..methods import parse
-from ..models.images import open_image
 from ..models.load import load
 from ..world import language
-from ..world.draw import draw
-from ..world.scenes import sample
 from . import options
 from .output import console, errors
 
@@ -46,9 +42,9 @@ def mask(
     device: options.Device = "cpu",
 ) -> None:
     """Kept patches over the image at successive steps (DyRate, Figure 4)."""
-    options.check_picture(out)
+    options.checkoptions.picture(out)
     methods = parse(method)
-    picture = _picture(image)
+    picture = options.picture(image)
     loaded = load(model, device=device)
     inputs = loaded.inputs([picture], prompt)
     kept = kept_sets(loaded.model, inputs, max_new_tokens, *methods)
@@ -73,10 +69,10 @@ def rate(
     device: options.Device = "cpu",
 ) -> None:
     """Share of the visual tokens alive at each step, answer by answer and on average."""
-    options.check_picture(out)
+    options.checkoptions.picture(out)
     methods = parse(method)
     looked_at = [
-        _picture(name) for name in images or [f"scene:{index}" for index in range(pictures)]
+        options.picture(name) for name in images or [f"scene:{index}" for index in range(pictures)]
     ]
     loaded = load(model, device=device)
     shares = []
@@ -88,9 +84,3 @@ def rate(
     console.print(
         f"{out}: {first:.0%} alive after the prefill, {last:.0%} at the end, mean of {len(shares)} answers"
     )
-
-
-def _picture(name: str) -> Image.Image:
-    if name.startswith("scene:") and name.removeprefix("scene:").isdigit():
-        return draw(sample("val", int(name.removeprefix("scene:")))).image
-    return open_image(name)

@@ -167,7 +167,7 @@ class Into(Mix):
 
     def share(self, picture: Picture) -> Float[Tensor, n]:
         """What each token counts in the mean of its cluster; all the same by default."""
-        return torch.ones(len(picture), device=picture.places.device)
+        return torch.ones(len(picture), device=picture.places.device, dtype=torch.float32)
 
     def owners(
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
@@ -207,7 +207,10 @@ def allotted(view: View, count: Count, counts: Int[Tensor, B]) -> dict[tuple[int
             old + sum(kept),
         ):  # not this count's schedule: share out what it leaves
             left = max(0, wanted - old)
-            kept = quotas(torch.tensor([left]), torch.tensor([sizes]))[0].tolist()
+            kept = quotas(
+                torch.tensor([left], dtype=torch.long, device="cpu"),
+                torch.tensor([sizes], dtype=torch.long, device="cpu"),
+            )[0].tolist()
         found.update({(sample, p.image): n for p, n in zip(own, kept, strict=True)})
     return found
 
@@ -267,7 +270,7 @@ class EachImage(Schedule):
         gone = [0] * view.visual.shape[0]
         for picture in pictures(view):
             gone[picture.sample] += max(0, len(picture) - self.count(picture))
-        return view.alive - torch.tensor(gone, device=view.alive.device)
+        return view.alive - torch.tensor(gone, device=view.alive.device, dtype=torch.long)
 
     def plan(self, total: int, layers: int) -> list[int] | None:
         """As if all tokens were one image's: of several, each may round its share up."""
@@ -296,7 +299,7 @@ class ByImage(Score):
         """Scores: 3 for images of earlier turns, else in (1, 2) within the count and in (0, 1) past
         it.
         """
-        scores = torch.full(view.visual.shape, 3.0, device=view.visual.device)
+        scores = torch.full(view.visual.shape, 3.0, device=view.visual.device, dtype=torch.float32)
         shares = allotted(view, self.count, counts)
         for picture in pictures(view):
             count = shares[picture.sample, picture.image]
@@ -306,7 +309,7 @@ class ByImage(Score):
                 0, order, torch.arange(len(picture), device=order.device)
             )
             scores[picture.sample, picture.places] = (
-                (place < count) + 1 - (place + 0.5) / len(picture)
+                (place < count) + 1 - (place.float() + 0.5) / len(picture)
             )
         return scores
 
@@ -345,7 +348,7 @@ class MixImage(Merge):
         self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
     ) -> Int[Tensor, "B N"]:
         """Image by image; -1 for tokens of earlier turns."""
-        out = torch.full(view.visual.shape, -1, device=view.visual.device)
+        out = torch.full(view.visual.shape, -1, device=view.visual.device, dtype=torch.long)
         for picture in pictures(view):
             into = self.weights.owners(picture, picture.of(keep), counts)
             place = picture.places[into.clamp(min=0)]
@@ -358,7 +361,7 @@ def shared_out(into: Int[Tensor, n], weight: Float[Tensor, n]) -> Float[Tensor, 
 
     A row's weights sum to 1, or to 0 where nothing goes into it.
     """
-    spread = torch.zeros(len(into), len(into), device=weight.device)
+    spread = torch.zeros(len(into), len(into), device=weight.device, dtype=torch.float32)
     goes = (into >= 0).nonzero()[:, 0]
     spread[into[goes], goes] = weight[goes]  # [i, j]: what token j gives to token i
     return spread / spread.sum(1, keepdim=True).clamp(min=1e-30)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.method import Method
+from ..methods import as_methods
 from .architecture import Architecture
 from .conventions import MLP, prefill
 from .flops import Cost, cost_of_counts, cuts_by, kept_by
@@ -77,7 +78,7 @@ def request(
     return Request(text, made if visual is None else visual, new_tokens, batch, pictures)
 
 
-def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ()) -> Cost:
+def cost_of(model: Architecture, asked: Request, methods: Sequence[Method | str] = ()) -> Cost:
     """FLOPs and KV bytes of the whole batch; what ranking tokens takes is not foreseen and is left
     out.
 
@@ -96,25 +97,26 @@ def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ())
         new_tokens=asked.new_tokens,
         visual=asked.visual,
         tower=tower,
-        cuts=cuts_by(methods, len(counts), asked.visual),
+        cuts=cuts_by(as_methods(methods), len(counts), asked.visual),
     )
     return Cost(**{name: asked.batch * value for name, value in vars(one).items()})
 
 
-def kept(model: Architecture, asked: Request, methods: Sequence[Method]) -> list[int]:
+def kept(model: Architecture, asked: Request, methods: Sequence[Method | str]) -> list[int]:
     """Visual tokens that each layer of the prefill sees.
 
     Raises:
         ValueError: as `cost_of`.
     """
     depth = len(model.shapes.layers)
-    for method in methods:
+    chosen = as_methods(methods)
+    for method in chosen:
         method.check(depth)
-    return kept_by(methods, depth, asked.visual)
+    return kept_by(chosen, depth, asked.visual)
 
 
 def papers(
-    model: Architecture, asked: Request, methods: Sequence[Method]
+    model: Architecture, asked: Request, methods: Sequence[Method | str]
 ) -> dict[str, dict[str, float]]:
     """Prefill in the papers' conventions: "flops" of one sample, and "ratio" to the unpruned model."""
     hidden = model.shapes.layers[0].hidden

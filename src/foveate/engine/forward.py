@@ -27,7 +27,7 @@ from .cache.numbers import Numbers, each
 from .cache.slots import Slots
 from .deepstack import DeepStack
 from .positions import Positions
-from .tower.watch import Sight
+from .tower.watch import TowerOutputs
 from .trace import Pass
 
 
@@ -68,7 +68,7 @@ class Forward:
         cache: the cache, of `KeptLayer`s, or None.
         record: what the trace will keep of this forward.
         deep: DeepStack features that are added to visual rows on the way, or None.
-        sight: the vision tower's view of this forward's images, or None.
+        tower_outputs: the vision tower's view of this forward's images, or None.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Forward:
         cache: Cache | None,
         record: Pass,
         deep: DeepStack | None = None,
-        sight: Sight | None = None,
+        tower_outputs: TowerOutputs | None = None,
     ) -> None:
         self.setting = setting
         self.methods = setting.methods
@@ -96,7 +96,7 @@ class Forward:
         self.cache = cache
         self.record = record
         self.deep = deep
-        self.sight = sight
+        self.tower_outputs = tower_outputs
         self.device = (
             ledger.tokens.kind.device
         )  # of all that says which token is where; layers may lie on others
@@ -350,7 +350,7 @@ class Forward:
             attend=self.seen.attend,
             cached=self.cache is not None,
             notes=self.notes,
-            look=None if self.sight is None else self.sight.look,
+            look=None if self.tower_outputs is None else self.tower_outputs.look,
             spend=self.record.spend,
             recall=self.seen.keys,
             project=self.seen.project,

@@ -1,4 +1,4 @@
-"""A searched schedule from its file: G-Search, P-Sigmoid, and whatever else `foveate search` finds."""
+"""Searched schedule: the share that a search found per layer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from ..artefacts.schedules import ScheduleFile, load_schedule
+from ..core.knobs import checked
 from ..core.method import MergeKind, Method, WeighKind
 from .spec import score_of
 
 
+@checked
 def schedule(
     path: str | ScheduleFile,
     ranking: str | None = None,
@@ -25,6 +27,8 @@ def schedule(
     Paper: "Accelerating Multimodel Large Language Models by Searching Optimal Vision Token
     Reduction", Zhao et al., arXiv 2412.00556; `foveate search` is its G-Search and P-Sigmoid, and
     other searches beside them.
+
+    Where: inside the language model; each layer.
 
     Deviations: only the paper's abstract is public to us, so the method is a reconstruction. Tokens
     are ranked anew before every layer that drops some, by the attention of the layer before.

@@ -130,8 +130,14 @@ def encode(loaded: Loaded, examples: Sequence[Example]) -> tuple[dict[str, torch
     ]
     longest = max(map(len, answers))
     prompt = int(inputs["input_ids"].shape[1])
-    padded = torch.tensor([a + [tokenizer.pad_token_id or 0] * (longest - len(a)) for a in answers])
-    there = torch.tensor([[1] * len(a) + [0] * (longest - len(a)) for a in answers])
+    padded = torch.tensor(
+        [a + [tokenizer.pad_token_id or 0] * (longest - len(a)) for a in answers],
+        dtype=torch.long,
+        device="cpu",
+    )
+    there = torch.tensor(
+        [[1] * len(a) + [0] * (longest - len(a)) for a in answers], dtype=torch.long, device="cpu"
+    )
     per_token = {name for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
     grown = {"input_ids": padded, "attention_mask": there}
     for name in per_token:  # token types of an answer are those of text, 0

@@ -38,7 +38,7 @@ def tower_watched(
         embeds.append(kwargs["inputs_embeds"])
 
     def reader_of(visual: Tensor) -> TowerReader | None:
-        seen = watch.sight(embeds[-1], visual, 0, lambda flops: None)  # no FLOPs are counted here
+        seen = watch.outputs(embeds[-1], visual, 0, lambda flops: None)  # no FLOPs are counted here
         return None if seen is None else seen.look
 
     handles = [*watch.attach(), anatomy.decoder.register_forward_pre_hook(catch, with_kwargs=True)]

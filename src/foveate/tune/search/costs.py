@@ -122,7 +122,11 @@ def measure_layer(
             kept = int(len(visual) * point / (points - 1) + 0.5)
             gone = set(visual[kept:])
             columns = state.columns[0].tolist()
-            stay = torch.tensor([c < batch.prompt and c not in gone for c in columns])  # (T)
+            stay = torch.tensor(
+                [c < batch.prompt and c not in gone for c in columns],
+                dtype=torch.bool,
+                device="cpu",
+            )  # (T)
             ran = LayerInput(
                 layer=len(runner.layers) // 2,
                 hidden=state.hidden[:, stay.to(state.hidden.device)],
