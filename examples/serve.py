@@ -22,7 +22,6 @@ from PIL.Image import Image
 from pydantic import BaseModel, Field
 
 import foveate
-from foveate.methods import parse
 from foveate.models.images import open_image
 
 MODEL = "scenes"
@@ -60,7 +59,6 @@ class Worker:
 
     def __init__(self) -> None:
         self.loaded = foveate.load(MODEL)
-        self.methods = parse(METHOD)
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -84,7 +82,7 @@ class Worker:
         """Runs one batch."""
         inputs = self.loaded.encode([([job.picture], job.request.prompt) for job in batch])
         longest = max(job.request.max_new_tokens for job in batch)
-        with foveate.apply(self.loaded.model, *self.methods) as trace:
+        with foveate.apply(self.loaded.model, METHOD) as trace:
             out = self.loaded.model.generate(**inputs, max_new_tokens=longest)
         start = inputs["input_ids"].shape[1]
         total = trace.passes[0].total.tolist()

@@ -186,7 +186,7 @@ def test_the_command_on_a_methods_page_runs(
     page = tmp_path / "page.md"
     page.write_text(GENERATED["page"](name))
     [[_, *words]] = commands(blocks(page)[0])
-    assert run([*words, "--repeats", "1"]) == 0, capsys.readouterr().err
+    assert run(words) == 0, capsys.readouterr().err
 
 
 def test_the_architecture_names_every_package() -> None:
