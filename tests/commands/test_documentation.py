@@ -196,6 +196,11 @@ def test_the_architecture_names_every_package() -> None:
     assert all(f">{name}<" in GENERATED["storeys"]() for name in packages)
 
 
+def test_the_start_page_lists_every_example() -> None:
+    listed = set(re.findall(r"`examples/([\w.]+)`", (DOCS / "index.md").read_text()))
+    assert listed == {path.name for path in (ROOT / "examples").glob("*.[pi][yp]*")}
+
+
 def test_pages_with_commands_in_sentences_name_commands_and_targets_that_exist() -> None:
     command: Any = typer.main.get_command(app)
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
