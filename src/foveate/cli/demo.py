@@ -19,7 +19,7 @@ from ..models.load import load, ships
 from ..models.loaded import Loaded
 from ..models.smol.base import at_hand, how_to_install
 from ..timing import comparison
-from ..timing.comparison import PARTS, Contestant
+from ..timing.comparison import Contestant
 from ..world import language
 from ..world.draw import draw
 from ..world.scenes import Scene, sample
@@ -54,16 +54,16 @@ QUALITY = {
     "questions exact": "answers",
 }
 SIZES = {"flops": "FLOPs", "kv_bytes": "KV"}
-TIMES = dict(zip(PARTS, ("first", "further"), strict=True))
+TIMES = {"first": "first token"}
 Figures = dict[str, dict[str, dict[str, Any]]]  # by method and name, as `report.figures` gives them
 
 _BATCH = 32  # samples that run together
 _LONGEST = 64  # tokens of an answer
 _LEGEND = (
-    "Found: objects drawn that are named. Right: objects named that are drawn. Answers: questions answered right. All "
-    "in % with 95 % intervals, over {held_out} held-out pictures. FLOPs, KV cache: of unpruned, computed. First token, "
-    "further tokens: times faster than unpruned / the most that any device could gain; warmed up, run in turn, "
-    "{repeats} times."
+    "Found: objects drawn that are named. Right: objects named that are drawn. Answers: questions "
+    "answered right. All in % with 95 % intervals, over {held_out} held-out pictures. FLOPs, KV "
+    "cache: of unpruned, computed. First token: times faster than unpruned / the most that any "
+    "device could gain; warmed up, run in turn, {repeats} times."
 )
 _LEAD = (
     "A small vision-language model describes drawn pictures that it has not seen, with all visual tokens and with "
@@ -213,7 +213,8 @@ def row_cells(row: Contestant, unpruned: Contestant, found: dict[str, Any]) -> d
     for key, title in QUALITY.items():
         if key in found:
             f = found[key]
-            cells[title] = f"{f['value']:.0f} {f['low']:.0f}-{f['high']:.0f}"
+            low, high = (f"{f[end]:.0f}" for end in ("low", "high"))
+            cells[title] = f"{f['value']:.0f}" + (f" {low}-{high}" if low != high else "")
     ratio = row.cost.ratio(unpruned.cost)
     plain = {
         "flops": flops(row.cost.flops),
@@ -237,10 +238,10 @@ def _sheet(
 ) -> Sheet:
     """The table for a terminal, in which a ratio above its cap is marked."""
     noise = " ! lies above the cap: the measurement is wrong there."
-    marked = any(row.exceeded for row in table)
+    marked = any(part in TIMES for row in table for part in row.exceeded)
     out = Sheet("method", tuple(cells[table[0].spec]), caption=legend + noise * marked)
     for row in table:
-        above = {TIMES[part] for part in row.exceeded}
+        above = {TIMES.get(part) for part in row.exceeded}
         shown = [text + ABOVE * (title in above) for title, text in cells[row.spec].items()]
         out.add(labels.get(row.spec, row.spec), *shown)
     return out
