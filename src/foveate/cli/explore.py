@@ -123,7 +123,7 @@ def _hints(paths: list[str], prompt: str, model: str, specs: list[str]) -> tuple
     chosen = ["--model", model, *(word for spec in specs for word in ("--method", spec))]
     return (
         Hint(
-            shlex.join(["foveate", "generate", *paths, prompt, *chosen]),
+            shlex.join(["foveate", "generate", *paths, prompt, *chosen, "--compare"]),
             "Measure the time that the same prompt takes",
         ),
         Hint(
