@@ -57,6 +57,11 @@ class Anatomy:
         return adapter_for(self.model)
 
     @property
+    def places_itself(self) -> bool:
+        """Whether the model makes positions of its own, in time, height and width (M-RoPE)."""
+        return "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})
+
+    @property
     def visual_tokens(self) -> tuple[int, ...]:
         """Ids of the placeholders of images and of video frames; raises ValueError as `adapter`."""
         return self.adapter.visual_tokens(self.config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -25,12 +24,10 @@ from .deepstack import DeepStack
 from .forward import Forward, Setting
 from .handover import CallState, padding_mask, placeholders, regular
 from .modules import decoder_of
+from .occupied import occupied
 from .tower.form import known_tower
 from .tower.watch import Watch, looked_at
 from .trace import Pass, Trace
-
-_ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_ENTERING = threading.Lock()
 
 
 def apply(
@@ -99,15 +96,8 @@ def _check_methods(methods: tuple[Method, ...], depth: int, family: str) -> None
 def _applied(
     adapter: Adapter, body: Any, methods: tuple[Method, ...], watch: Callable[[View], None] | None
 ) -> Iterator[Trace]:
-    with _ENTERING:
-        if body in _ACTIVE:
-            raise RuntimeError(
-                "foveate.apply is already active on this model; pass several methods to one apply: "
-                "apply(model, first, second)"
-            )
-        _ACTIVE.add(body)
-    with ExitStack() as undo:
-        undo.callback(_ACTIVE.discard, body)
+    instead = "pass several methods to one apply: apply(model, first, second)"
+    with occupied(body, instead), ExitStack() as undo:
         engine = Engine(adapter, body, methods, watch)
         undo.callback(engine.detach)
         engine.attach()

@@ -54,6 +54,15 @@ class Batch:
     prompt: int
 
     @property
+    def prompts(self) -> dict[str, Tensor]:
+        """The model's keyword arguments for the prompts alone."""
+        whole = self.inputs["input_ids"].shape
+        return {
+            name: value[:, : self.prompt] if value.shape == whole else value
+            for name, value in self.inputs.items()
+        }
+
+    @property
     def answered(self) -> Bool[Tensor, "B S"]:
         """Which steps have a word to predict: step t predicts column prompt + t."""
         return self.inputs["attention_mask"][:, self.prompt :].bool()
