@@ -45,8 +45,8 @@ class DecoderCall:
         like = embeds.detach().new_zeros(1).expand(embeds.shape)
         return DecoderCall(decoder, names, kwargs, like)
 
-    def run(self, layer: int, hidden: Float[Tensor, "B R D"]) -> Float[Tensor, "B R D"]:
-        """The normalised output of the layers from `layer` on, on these states."""
+    def run(self, layer: int, hidden: Float[Tensor, "B R D"]) -> Float[Tensor, "B S D"]:
+        """The normalised output of the layers from `layer` on, on these states; of the rows left."""
         with self._from(layer, hidden):
             return self.names.last_state(self.decoder(inputs_embeds=self.like, **self.kwargs))
 

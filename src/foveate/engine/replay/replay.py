@@ -24,6 +24,7 @@ from ...core.view import View
 from ..anatomy import anatomy_of
 from ..assumptions import names_of
 from ..attention.lookback import Ran
+from ..attention.masks import may_see, own_mask
 from ..cache.ledger import Ledger
 from ..cache.numbers import Numbers
 from ..checks import check_model, check_tower, check_weights, special_masks
@@ -52,6 +53,7 @@ class Taught:
         real: which columns are no padding.
         prompt: columns of the prompts.
         sight: what the vision tower made of the pictures, where that was asked for.
+        special: whether layers' masks are more than causal order and padding.
     """
 
     call: DecoderCall
@@ -61,6 +63,7 @@ class Taught:
     real: Bool[Tensor, "B T"]
     prompt: int
     sight: Sight | None
+    special: bool
 
     @property
     def total(self) -> Int[Tensor, B]:
@@ -108,6 +111,13 @@ class Standing:
     def numbers(self) -> Numbers | None:
         """For how many tokens each column speaks from here on, or None where each for itself."""
         return self.coming.numbers
+
+    def sees(self, mask: Any) -> Bool[Tensor, "B T T"]:
+        """Which columns see which, in a layer that is called with this mask while all rows run."""
+        real = self.taught.real
+        every = torch.arange(real.shape[1], device=real.device).expand_as(real)
+        own = own_mask(mask, 0) if self.taught.special else None
+        return may_see(every, every, real, own)
 
     def tensors(self) -> Iterator[Tensor]:
         """All that is held here beside the batch's own, with repetitions."""
@@ -221,6 +231,7 @@ class Replay:
             real=real,
             prompt=prompt,
             sight=sight,
+            special=special_masks(adapter, self.anatomy.decoder.config),
         )
 
     def run(
@@ -301,7 +312,7 @@ class Replay:
             watch=watch,
             layers=len(self.layers),
             backend=str(decoder.config._attn_implementation),
-            special=special_masks(self.anatomy.adapter, decoder.config),
+            special=taught.special,
             cache_name=self.names.cache,
             reach=self.needs.back,
         )

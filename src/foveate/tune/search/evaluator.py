@@ -152,7 +152,7 @@ class Evaluator:
 
         trial = Trial(
             batch=batch,
-            head=self.loaded.anatomy.head,
+            head=self.loaded.anatomy.logits,
             run=run,
             run_plain=run_plain,
             said=lambda: greedy(self.loaded, batch, method, longest),
