@@ -16,6 +16,7 @@ from models.tiny import IMAGE, VIDEO
 from oracles.cases import CASES, STACKS, Case
 from oracles.crossing import CLOSE, CROSSED, layers
 from oracles.masked import Masked
+from oracles.teaching import ALIKE, PAIRS
 
 Layout = tuple[tuple[Segment, ...], ...]
 LAYOUTS: dict[str, tuple[Layout, bool]] = {
@@ -80,25 +81,9 @@ def check(name: str, backend: str, cases: tuple[Case, ...], layout: str, steps: 
     return far
 
 
-PAIRS = [(name, backend) for name, family in FAMILIES.items() for backend in family.backends]
-
-
 def differs(name: str, backend: str, method: str, layout: str) -> None:
     far = check(name, backend, METHODS[method], layout)
     assert far > 1e-2, "the method changes nothing, so this test could not fail"
-
-
-ALIKE = (
-    "smolvlm",
-    "glm46v",
-    "glm_ocr",
-    "qianfan_ocr",
-    "deepseek_vl",
-    "aya_vision",
-    "idefics2",
-    "got_ocr2",
-    "janus",
-)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ALIKE])
