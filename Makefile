@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -56,6 +56,21 @@ test-newest:  # no constraints; without a CPU build of the newest torch this bri
 
 families: $(READY)  # docs/families.md, from the tests
 	$(BIN)/python tests/table.py
+
+# The site, in an environment of its own without torch: it is made from the sources' text. A broken link is an error.
+DOCS ?= .venv-docs
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(DOCS)/bin/mkdocs build --strict
+	@echo "open site/index.html"
+
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	test -d $(DOCS) || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(DOCS)/requirements.txt
+	touch $@
+
+test-package: $(READY)  # builds sdist and wheel, installs the wheel into a clean environment, and runs it there
+	$(BIN)/python -m pytest -m slow tests/commands/test_package.py
 
 METHODS := fastv:layer=2,keep=0.5 fastv:layer=2,keep=0.5,ranking=received fastv:layer=2,keep=0.5,ranking=mix fastv:layer=2,keep=0.25 vtw:layer=4 random:layer=2,keep=0.5 random:layer=0,keep=0.5 downsample:layer=2,keep=0.5 downsample:layer=0,keep=0.5,pool=true
 
@@ -229,7 +244,7 @@ predictors-smol: $(READY)  # an hour on one core, 4 GB; not 0.2: one token in fo
 
 BUNDLE = mkdir -p src/foveate/artefacts/bundled/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/artefacts/bundled/$(1)-$(2)/
 
-# docs/weighting.md; goes on where it stopped. Three hours on one core; W=smol takes the smaller groups and counts.
+# docs/weighting-tables.md; goes on where it stopped. Three hours on one core; W=smol takes the smaller groups and counts.
 W ?= scenes
 W_SCENES := $(filter scenes,$(W))
 BOTH := weigh=nearest,merge=mean
@@ -295,4 +310,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

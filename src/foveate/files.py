@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 _MARKS = {  # of byte orders; the longer marks first, since UTF-32's begins as UTF-16's does
     codecs.BOM_UTF32_LE: "utf-32",
@@ -47,6 +50,18 @@ def write_text(path: str | Path, text: str) -> None:
         Path(path).write_text(text, encoding="utf-8")
 
 
+def append_text(path: Path, text: str) -> None:
+    """Adds to the end of a file, and waits until it is on the disk.
+
+    Raises:
+        OSError: it cannot be written; the message names the file.
+    """
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Names the file in the errors of what writes it, as of a full disk.
@@ -56,6 +71,8 @@ def writing(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
     except OSError as error:
         if error.filename is not None:
             raise

@@ -207,7 +207,7 @@ def test_the_commands_open_pictures_by_it(
         run(["generate", photo.as_uri(), uri, "what?", "--max-new-tokens", "1", "--repeats", "1"])
         == 0
     )
-    assert "unpruned" in capsys.readouterr().out
+    assert "unpruned" in capsys.readouterr().err
     longer = "what is this? " * 100  # than any file's name
     assert run(["generate", str(photo), longer, "--max-new-tokens", "1", "--repeats", "1"]) == 0
 

@@ -73,7 +73,7 @@ def _read(text: str) -> str:
                 f"there is no file {shortened(text[1:])!r} to read the prompt from; a prompt that begins with @ is "
                 "given by --prompt"
             )
-        return read_text(text[1:])
+        return read_text(Path(text[1:]).expanduser())
     if names_file(text):
         raise ValueError(
             f"the last argument is the prompt, but {shortened(text)!r} is a file. Add a question; or give --prompt "

@@ -6,8 +6,6 @@ import math
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ..cost import plan
 from ..cost.architecture import Architecture, architecture
@@ -15,6 +13,7 @@ from ..cost.configurations import SHAPES, config_of
 from ..methods import parse
 from . import options
 from .output import console, flops, print_json
+from .sheet import Sheet
 
 
 @options.with_request()
@@ -86,10 +85,8 @@ def _by_layer(model: Architecture, asked: plan.Request, kept: list[int]) -> list
 
 
 def _print(model: Architecture, asked: plan.Request, rows: dict[str, Any]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("method", overflow="fold")
-    for column in ("prefill", "decode", "tower", "head", "all", "KV cache", "FastV's", "PDrop's"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("prefill", "decode", "tower", "head", "all", "KV cache", "FastV's", "PDrop's")
+    table = Sheet("method", columns)
     for spec, row in rows.items():
         parts = [(row["flops"][p], row["ratio"][p]) for p in ("prefill", "decode", "tower", "head")]
         parts.append((row["flops"]["total"], row["ratio"]["flops"]))
@@ -100,7 +97,7 @@ def _print(model: Architecture, asked: plan.Request, rows: dict[str, Any]) -> No
         )
         said = [row["papers"][name] for name in ("fastv", "pyramiddrop")]
         cells += [flops(p["flops"]) if first else f"{p['ratio']:.3f}x" for p in said]
-        table.add_row(spec.replace(",", ", "), *cells)
+        table.add(spec, *cells)
     console.print(table)
     console.print(
         f"{model.family}, {len(model.shapes.layers)} layers; batch {asked.batch} of {asked.text} text + {asked.visual} "
@@ -116,16 +113,11 @@ def _times(ratio: float) -> str:
 
 
 def _print_layers(rows: dict[str, Any]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("layer", justify="right")
-    for spec in rows:
-        table.add_column(
-            f"{spec.replace(',', ', ')}: kept, prefill, KV MB", justify="right", overflow="fold"
-        )
-    for number, several in enumerate(zip(*(row["layers"] for row in rows.values()), strict=True)):
-        cells = [
-            f"{int(layer['kept'])}  {flops(layer['prefill'])}  {layer['kv_bytes'] / 1e6:.1f}"
-            for layer in several
-        ]
-        table.add_row(str(number), *cells)
+    columns = ("kept", "prefill", "KV cache")
+    table = Sheet("layer", columns)
+    for spec, row in rows.items():
+        table.group(spec)
+        for number, layer in enumerate(row["layers"]):
+            size = f"{layer['kv_bytes'] / 1e6:.1f} MB"
+            table.add(str(number), str(int(layer["kept"])), flops(layer["prefill"]), size)
     console.print(table)

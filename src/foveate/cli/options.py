@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -16,7 +16,9 @@ from PIL import Image
 from ..artefacts.weighting import MERGES, WEIGHS
 from ..core.scores import RANKINGS
 from ..cost import plan
+from ..methods import factories
 from ..models.images import open_image
+from ..models.load import BUNDLED
 from ..world.draw import draw
 from ..world.scenes import sample
 
@@ -26,15 +28,32 @@ Json = Annotated[
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each method; the median counts.")]
+
+
+def _named(*known: Iterable[str]) -> Callable[[str], list[str]]:
+    """What a shell offers to complete a word with."""
+
+    def offered(incomplete: str) -> list[str]:
+        return [name for names in known for name in names if name.startswith(incomplete)]
+
+    return offered
+
+
 Methods = Annotated[
     list[str] | None,
     typer.Option(
         "--method",
+        autocompletion=_named(factories()),
         help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens), or with the knobs of every method "
         "fastv:layer=2,keep=0.5,weigh=nearest,merge=mean (see `foveate methods`). May be repeated.",
     ),
 ]
-Model = Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="scenes or smol (bundled), a folder, or a hub id.", autocompletion=_named(BUNDLED)
+    ),
+]
 Ranking = Annotated[
     str,
     typer.Option(
@@ -79,7 +98,9 @@ VisualTokens = Annotated[
     int | None, typer.Option(min=0, help="Of a sample, in place of what the pictures make.")
 ]
 OutputTokens = Annotated[int, typer.Option(min=1, help="Tokens generated.")]
-PictureFile = Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
+PictureFile = Annotated[
+    Path, typer.Option(help="Write the picture to this .png, .svg or .pdf file.")
+]
 Batch = Annotated[int, typer.Option(min=1, help="Samples at once.")]
 Layers = Annotated[
     int | None, typer.Option(min=1, help="Depth of the decoder, in place of the model's.")

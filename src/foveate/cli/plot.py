@@ -13,7 +13,7 @@ from ..methods import parse
 from ..models.load import load
 from ..world import language
 from . import options
-from .output import console, errors
+from .output import errors, wrote
 
 app = typer.Typer(
     help="What a method keeps, as pictures; see also `foveate inspect attention --plot`."
@@ -50,9 +50,7 @@ def mask(
     kept = kept_sets(loaded.model, inputs, max_new_tokens, *methods)
     words = [loaded.decode([token]) for token in kept.answer]
     plot_kept(picture, kept, words, f"{model}, {method}", out, frames)
-    console.print(
-        f"{out}: {len(kept.alive)} steps, {kept.alive[0].sum()} to {kept.alive[-1].sum()} tokens"
-    )
+    wrote(out, f"{len(kept.alive)} steps, {kept.alive[0].sum()} to {kept.alive[-1].sum()} tokens")
 
 
 @app.command("rate")
@@ -81,6 +79,5 @@ def rate(
         shares.append(kept_sets(loaded.model, inputs, max_new_tokens, *methods).alive.mean(1))
     plot_rates(shares, f"{model}, {method}", out)
     first, last = (sum(s[at] for s in shares) / len(shares) for at in (0, -1))
-    console.print(
-        f"{out}: {first:.0%} alive after the prefill, {last:.0%} at the end, mean of {len(shares)} answers"
-    )
+    told = f"{first:.0%} alive after the prefill, {last:.0%} at the end"
+    wrote(out, f"{told}, mean of {len(shares)} answers")

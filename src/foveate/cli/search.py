@@ -6,36 +6,40 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ..artefacts.schedules import ScheduleFile
 from ..artefacts.weighting import Weighting
 from ..explore.schedule import plot_schedules
 from ..models.load import load
 from ..processes import launched
-from ..tune.chats import folder_examples
-from ..tune.examples import Examples, file_examples, scene_examples
+from ..tune.examples import Examples, file_examples, folder_examples, scene_examples
 from ..tune.search.costs import COSTS
 from ..tune.search.objective import OBJECTIVES
 from ..tune.search.premise import premise
 from ..tune.search.search import Data, Search, find_schedule
 from ..tune.search.strategies import settled, strategies
 from . import options, tables
-from .output import console, errors, print_json
+from .output import console, errors, print_json, wrote
+from .sheet import Sheet
 
 
 def search(
     out: Annotated[
         Path,
-        typer.Option(help="The schedule to write, .json; beside it lies the record of the trials."),
+        typer.Option(
+            help="Write the schedule to this .json file; beside it .trials.jsonl records the trials, to resume."
+        ),
     ],
     model: Annotated[
         str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
     ] = "scenes",
     algorithm: Annotated[str, typer.Option(help=f"One of {', '.join(strategies())}.")] = "gsearch",
     data: Annotated[
-        Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")
+        Path | None,
+        typer.Option(
+            help="Read examples from this file (JSON lines or a JSON list of image, prompt, response; or LLaVA's "
+            "conversations), or from a folder of such files; else drawn scenes."
+        ),
     ] = None,
     kinds: Annotated[
         str, typer.Option(help="What drawn scenes are asked for.")
@@ -88,7 +92,7 @@ def search(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the schedule, as .png, .svg or .pdf.")
+        Path | None, typer.Option(help="Draw the schedule to this .png, .svg or .pdf file.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -134,9 +138,12 @@ def _finish(
                 "search": found.search,
             }
         )
-        return
-    _print(found, plan)
-    console.print(f"use it with: --method schedule:{out}", highlight=False)
+    else:
+        _print(found, plan)
+    wrote(out, f"the schedule; use it by --method schedule:{out}")
+    wrote(out.with_suffix(".trials.jsonl"), "every trial, to resume")
+    if plot is not None:
+        wrote(plot, "the schedule as a staircase")
 
 
 def _plan(**numbers: Any) -> Search:
@@ -201,11 +208,9 @@ def _run(
 
 
 def _print(found: ScheduleFile, plan: Search) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title="visual tokens kept, %", title_justify="left")
-    table.add_column("layer")
-    table.add_column("kept", justify="right")
+    table = Sheet("layer", ("kept",), title="visual tokens kept, %")
     for layer, share in enumerate(found.keep):
-        table.add_row(str(layer), f"{100 * share:.1f}")
+        table.add(str(layer), f"{100 * share:.1f}")
     console.print(table)
     costs = ", ".join(f"{name} {value:.3f}" for name, value in found.costs.items())
     console.print(f"cost over unpruned: {costs}", highlight=False)

@@ -11,8 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-_GAP = 2  # blank columns between two columns of a grid
-_PIECES = re.compile(r"[^,:+/]*[,:+/]*")  # a method's text may end a line after one of these
+_GAPS = (2, 1)  # blank columns between two columns of a grid; fewer where room is short
+_PIECES = re.compile(r"[^,:+/ ]*[,:+/ ]*")  # a method's text may end a line after one of these
 
 
 def broken(spec: str, width: int) -> list[str]:
@@ -22,14 +22,14 @@ def broken(spec: str, width: int) -> list[str]:
     """
     lines = [""]
     for piece in filter(None, _PIECES.findall(spec)):
-        if lines[-1] and cell_len(lines[-1]) + cell_len(piece) > width:
+        if lines[-1] and cell_len(lines[-1]) + cell_len(piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
-    return lines
+    return [line.rstrip() for line in lines]
 
 
 def _longest_piece(spec: str) -> int:
-    return max((cell_len(piece) for piece in _PIECES.findall(spec)), default=0)
+    return max((cell_len(piece.rstrip()) for piece in _PIECES.findall(spec)), default=0)
 
 
 def _width(text: Text) -> int:
@@ -51,8 +51,8 @@ class Sheet:
         first: title of the names' column.
         columns: titles of the cells.
         words: those titles whose cells are prose, which may wrap and are aligned left.
-        title: printed above.
-        caption: printed below.
+        title: printed above, as plain text.
+        caption: printed below, with rich's markup.
     """
 
     first: str
@@ -83,10 +83,18 @@ class Sheet:
 
     def fits(self, width: int) -> bool:
         """Whether the grid fits so many columns."""
-        return self._widths(width) is not None
+        return self._layout(width) is not None
+
+    def _layout(self, available: int) -> tuple[int, list[int]] | None:
+        """The gap between columns, and the width of each, names first; None if the grid does not fit."""
+        for gap in _GAPS:
+            widths = self._widths(available - gap * len(self.columns))
+            if widths is not None:
+                return gap, widths
+        return None
 
     def _widths(self, available: int) -> list[int] | None:
-        """The width of every column of the grid, names first; None if the grid does not fit."""
+        """The width of every column, of so many for all together; None if figures would be lost."""
         least = [
             max([_longest_piece(self.first), *(_longest_piece(name) for name, _ in self._rows)])
         ]
@@ -97,8 +105,8 @@ class Sheet:
             prose = title in self.words
             narrow = max(map(_longest_word, cells), default=0) if prose else figures
             least.append(max(narrow, _longest_piece(title)))
-            most.append(max(figures, cell_len(title)) if prose else least[-1])
-        spare = available - sum(least) - _GAP * len(self.columns)
+            most.append(max(figures, cell_len(title)))
+        spare = available - sum(least)
         if spare < 0:
             return None
         found = []
@@ -110,19 +118,16 @@ class Sheet:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self.title:
-            yield Text.from_markup(self.title, style="italic")
-        widths = self._widths(options.max_width)
-        if widths is None:
-            yield from self._blocks(options.max_width)
-        else:
-            yield from self._grids(widths)
+            yield Text(self.title, style="italic")
+        layout = self._layout(options.max_width)
+        yield from self._blocks(options.max_width) if layout is None else self._grids(*layout)
         if self.caption:
             yield Text.from_markup(self.caption, style="dim")
 
-    def _grids(self, widths: list[int]) -> Iterator[Table | Text]:
+    def _grids(self, gap: int, widths: list[int]) -> Iterator[Table | Text]:
         """The head, then the rows; a grid for every group, all of the same widths."""
         titles = (self.first, *self.columns)
-        grid = self._empty(widths)
+        grid = self._empty(gap, widths)
         if any(titles):
             lines = [broken(title, width) for title, width in zip(titles, widths, strict=True)]
             grid.add_row(*(Text("\n".join(some), style="bold") for some in lines))
@@ -131,12 +136,12 @@ class Sheet:
             if number in self._groups:
                 yield grid
                 yield Text(self._groups[number], style="bold italic")
-                grid = self._empty(widths)
+                grid = self._empty(gap, widths)
             grid.add_row(Text("\n".join(broken(name, widths[0]))), *cells)
         yield grid
 
-    def _empty(self, widths: list[int]) -> Table:
-        grid = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=False)
+    def _empty(self, gap: int, widths: list[int]) -> Table:
+        grid = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, show_header=False)
         for title, width in zip((None, *self.columns), widths, strict=True):
             left = title is None or title in self.words
             grid.add_column(width=width, justify="left" if left else "right", overflow="fold")

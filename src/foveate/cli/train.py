@@ -16,8 +16,7 @@ from ..core.scores import RANKINGS
 from ..models.load import load
 from ..models.loaded import Loaded
 from ..processes import launched
-from ..tune.chats import folder_examples
-from ..tune.examples import Example, Examples, file_examples, scene_examples
+from ..tune.examples import Example, Examples, file_examples, folder_examples, scene_examples
 from ..tune.train.dyrate.adapting import Beside, compare
 from ..tune.train.dyrate.judge import HeldOut, calibrate, judge, ratio_of
 from ..tune.train.dyrate.plan import Plan
@@ -25,7 +24,7 @@ from ..tune.train.dyrate.train import ANSWERS, source_of, train
 from ..versions import versions
 from ..world.language import KINDS
 from . import options
-from .output import console, errors
+from .output import console, errors, wrote
 
 app = typer.Typer(help="Train what a method needs for a model.", no_args_is_help=True)
 _KINDS = tuple(kind for asked in KINDS for kind in ("description", "caption", asked))
@@ -38,7 +37,10 @@ def training() -> None:
 
 Data = Annotated[
     Path | None,
-    typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes."),
+    typer.Option(
+        help="Learn from this file (JSON lines or a JSON list of image, prompt, response; or LLaVA's conversations), "
+        "or from a folder of such files; else from drawn scenes."
+    ),
 ]
 
 
@@ -61,14 +63,19 @@ Exact = Annotated[
 ]
 Answers = Annotated[
     Path | None,
-    typer.Option(help="Where --exact keeps its answers, which serve every budget; else in --out."),
+    typer.Option(
+        help="Keep the answers of --exact, which serve every budget, in this file; else in --out."
+    ),
 ]
 
 
 @app.command("dyrate")
 def train_dyrate(
     out: Annotated[
-        Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")
+        Path,
+        typer.Option(
+            help="Write checkpoint and predictor to this folder; give it again to resume."
+        ),
     ],
     model: options.Model = "scenes",
     data: Data = None,
@@ -241,4 +248,4 @@ def _print(found: HeldOut, beside: Beside, plan: Plan, count: int, out: Path) ->
         "kept by step: " + ", ".join(f"{s}: {found.kept_by_step[s]:.0%}" for s in shown),
         highlight=False,
     )
-    console.print(f"use it with: --method dyrate:predictor={out}")
+    wrote(out, f"the predictor and its checkpoint; use it by --method dyrate:predictor={out}")

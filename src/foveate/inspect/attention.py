@@ -32,7 +32,7 @@ class Paid:
 
 
 def attention_shares(
-    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method
+    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method | str
 ) -> Float[np.ndarray, "S L 4"]:
     """Shares of the four types for every step and layer of one greedy answer, mean over heads.
 
@@ -43,7 +43,7 @@ def attention_shares(
 
 @torch.inference_mode()
 def attention_paid(
-    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method
+    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method | str
 ) -> Paid:
     """Attention at every step of one greedy answer.
 

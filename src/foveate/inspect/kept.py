@@ -46,7 +46,7 @@ class KeptSets:
 
 @torch.inference_mode()
 def kept_sets(
-    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method
+    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method | str
 ) -> KeptSets:
     """Records one greedy answer.
 

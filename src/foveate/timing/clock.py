@@ -63,7 +63,7 @@ class Timed:
 def generate_timed(
     model: Any,
     inputs: dict[str, Tensor],
-    methods: Sequence[Method] | None,
+    methods: Sequence[Method | str] | None,
     max_new_tokens: int,
     streamer: BaseStreamer | None = None,
 ) -> Timed:

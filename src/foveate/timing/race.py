@@ -195,7 +195,7 @@ class Found:
         further: per token after it.
         throughput: new tokens per second of the whole batch.
         ratio: "first", "further" and "total" times faster.
-        cap: what "first" and "further" cannot pass on any device.
+        cap: what these cannot pass on any device. "total" cannot pass the larger of the other two.
         exceeded: which of them do, by more than the noise that `SLACK` allows: measurement errors.
         memory: peak bytes on the GPU beyond what was held before, or None on a CPU.
         kept: visual tokens per layer of the prefill, mean over samples.
@@ -218,7 +218,7 @@ def race(
     sizes: Architecture,
     asked: Request,
     given: dict[str, Tensor],
-    methods: Mapping[str, Sequence[Method]],
+    methods: Mapping[str, Sequence[Method | str]],
     repeats: int,
     tick: Callable[[], None] | None = None,
 ) -> dict[str, Found]:
@@ -233,10 +233,15 @@ def race(
         repeats: timed turns.
         tick: called after every run.
     """
-    lineup: dict[str, Sequence[Method] | None] = {PLAIN: None, AGAIN: None, KEEP_ALL: [], **methods}
+    lineup: dict[str, Sequence[Method | str] | None] = {
+        PLAIN: None,
+        AGAIN: None,
+        KEEP_ALL: [],
+        **methods,
+    }
     peaks: dict[str, float] = {}
 
-    def runner(name: str, chosen: Sequence[Method] | None) -> Callable[[], Timed]:
+    def runner(name: str, chosen: Sequence[Method | str] | None) -> Callable[[], Timed]:
         def run() -> Timed:
             before = _reset_peak(model.device)
             timed = generate_timed(model, given, chosen, asked.new_tokens)
@@ -285,9 +290,9 @@ def _found(
     out = Found(statistics.median(first), statistics.median(further), speed, ratio, memory=peak)
     if runs[0].trace is not None:
         out.kept, out.last = counts(runs[0].trace, 0), counts(runs[0].trace, -1)
-        out.cap = {
-            k: v for k, v in caps(sizes, asked, tower, out.kept, out.last).items() if k in ratio
-        }
+        most = caps(sizes, asked, tower, out.kept, out.last)
+        out.cap = {part: most[part] for part in ("first", "further") if part in ratio}
+        out.cap["total"] = max(out.cap.values())
         out.exceeded = [part for part, most in out.cap.items() if ratio[part] > SLACK * most]
     return out
 
