@@ -230,6 +230,9 @@ def test_methods_are_shown_or_hidden_but_one_stays(visit: Any, written: Path) ->
     boxes.nth(1).uncheck()
     boxes.nth(2).click()
     assert page.locator(".run:visible").count() == 1 and boxes.nth(2).is_checked()
+    assert (
+        page.locator("#step").get_attribute("max") == "2"
+    )  # the only answer shown has three words
 
 
 def test_another_sample_and_costs_that_are_not_known(visit: Any, written: Path) -> None:

@@ -329,19 +329,20 @@ function tell(slider, text) {
 }
 
 function go(change) {
-  const last = Math.max(...sample().runs.map((run) => run.words.length)) - 1;
+  const shown = sample().runs.filter((_, index) => state.shown.has(index));
+  const last = Math.max(...shown.map((run) => run.words.length)) - 1;
+  byId("step").max = last;
   Object.assign(state, change);
   state.step = Math.max(0, Math.min(state.step, last));
   state.layer = Math.max(0, Math.min(state.layer, sample().layers - 1));
-  const word = views.map(({ run }) => run.words[state.step]).find((said) => said?.trim());
+  const word = shown.map((run) => run.words[state.step]).find((said) => said?.trim());
   tell("layer", `${state.layer} (0 to ${sample().layers - 1})`);
   tell("step", `${state.step} (0 to ${last})${word ? `, “${word.trim()}”` : ""}`);
   byId("explain").textContent = EXPLAIN[state.view];
   views.forEach(refresh);
   curves();
   mark();
-  const kept = views.filter(({ index }) => state.shown.has(index))
-    .map(({ run }) => `${run.method} keeps ${count(run.reached[stepOf(run)], state.layer)}`);
+  const kept = shown.map((run) => `${run.method} keeps ${count(run.reached[stepOf(run)], state.layer)}`);
   clearTimeout(go.soon);
   go.soon = setTimeout(() => { byId("said").textContent = `Layer ${state.layer}, step ${state.step}: ${kept.join(", ")}.`; }, 400);
 }
@@ -379,7 +380,6 @@ function open(index) {
   byId("truth-line").hidden = !truth;
   byId("size").textContent = `${layers} layers, ${runs[0].reached[0].length} visual tokens`;
   byId("layer").max = layers - 1;
-  byId("step").max = Math.max(...runs.map((run) => run.words.length)) - 1;
   if (!state.shown.size) for (let i = 0; i < Math.min(3, runs.length); i++) state.shown.add(i);
   views.splice(0, views.length, ...runs.map(article));
   byId("runs").replaceChildren(...views.map((view) => view.article));
