@@ -31,14 +31,14 @@ def cost(
         typer.Argument(help=f"{', '.join(SHAPES)}, a config.json or its folder, or a hub id."),
     ] = None,
     named: Annotated[
-        str | None, typer.Option("--model", help="The same, as other commands take it.")
+        str | None, typer.Option("--model", help="The model, as other commands take it.")
     ] = None,
     image: Annotated[
         list[str] | None,
         typer.Option(
             "--image",
-            help="Count the tokens of this picture by the model's own processor; the numbers below are then left out. "
-            "May be repeated.",
+            help="Count the tokens of this picture by the model's own processor, in place of --images, --visual-tokens "
+            "and --prompt-tokens. May be repeated.",
         ),
     ] = None,
     prompt: Annotated[
