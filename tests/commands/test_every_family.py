@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from foveate.cli.app import run
+from foveate.models.load import load
 from foveate.models.processors import missing_packages
 from models.processors import PROCESSORS
 from models.saved import save
@@ -32,6 +34,8 @@ COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, OTHER, DATA, ROWS and OUT st
                   "--max-new-tokens", "2", "--out", "OUT/mask.png"],
     "explore": ["explore", "IMAGE", "OTHER", PROMPT, "--model", "MODEL", "--method", METHOD, "--max-new-tokens", "2",
                 "--out", "OUT/page.html", "--json"],
+    "cost counted": ["cost", "--image", "IMAGE", "--image", "IMAGE", "--prompt", PROMPT, "--model", "MODEL",
+                     "--method", METHOD, "--json"],
     "cost": ["cost", "MODEL", "--method", METHOD, "--image-size", "40x24", "--json"],
     "search": ["search", "MODEL", "--data", "ROWS", "--out", "OUT/found.json", "--algorithm", "random", "--budget",
                "0.6", "--trials", "2", "--start-layer", "1", "--batch", "2", "--json"],
@@ -40,6 +44,7 @@ COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, OTHER, DATA, ROWS and OUT st
 }  # fmt: skip
 REFUSALS = {  # what the engine does not do yet, in the words that a user reads
     "plot mask": "tokens form no grid over the image",
+    "cost counted": r"its cost is not known",
     "cost": r"makes of a picture, and at what cost, is not known|its cost is not known",
 }
 SLICE = (
@@ -127,6 +132,23 @@ def test_it_works_or_says_why_not(
         kept = re.search(r"kept (\d+)% of \d+ visual tokens", said)
         assert kept and 40 < int(kept[1]) < 60  # half of each image
         assert out.endswith("\n") and "x faster" not in said
+    if command == "cost counted":
+        body = json.loads(out)
+        loaded = load(str(files / name))
+        ids = loaded.inputs([files / "a.png"] * 2, PROMPT)["input_ids"]
+        seen = torch.isin(
+            ids, torch.tensor(loaded.adapter.visual_tokens(loaded.model.config))
+        ).sum()
+        assert (
+            body["prompt"]["total"]
+            == ids.numel()
+            == sum(body["request"][k] for k in ("text", "visual"))
+        )
+        assert body["prompt"]["visual"] == body["request"]["visual"] == int(seen) > 0
+        each = [one["tokens"] for one in body["prompt"]["pictures"]]
+        assert len(each) == 2 and (None in each or sum(each) == int(seen))
+        fewer = body["methods"][METHOD]["layers"]
+        assert fewer[0]["kept"] == int(seen) and abs(fewer[-1]["kept"] - int(seen) / 2) <= 1
     if command == "eval":
         assert (
             json.loads(out)["samples"] == 3

@@ -82,6 +82,11 @@ def _read(text: str) -> str:
     return text
 
 
+def shown(image: str) -> str:
+    """A picture's name in tables: of a file its last part."""
+    return Path(image).name if names_file(image) else shortened(image)
+
+
 def shortened(text: str, longest: int = 60) -> str:
     """The beginning of a long text, for an error."""
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"

@@ -17,7 +17,9 @@ _LEGEND = (
     "x of FLOPs and KV cache: of unpruned, computed. x of times: times faster than unpruned, both warmed up and run in "
     "turn."
 )
-_NOISE = f" {ABOVE} lies above the most that any device could gain: the measurement is wrong there."
+_NOISE = (
+    f" {ABOVE} marks a ratio above what any device could reach: the measurement is wrong there."
+)
 
 
 def compared(rows: Sequence[Contestant]) -> Sheet:

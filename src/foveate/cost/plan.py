@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.method import Method
 from ..methods import as_methods
+from ..models.lengths import Length
 from .architecture import Architecture
 from .conventions import MLP, prefill
 from .flops import Cost, cost_of_counts, cuts_by, kept_by
@@ -76,6 +77,48 @@ def request(
                 raise
     made = sum(p.tokens for p in pictures)
     return Request(text, made if visual is None else visual, new_tokens, batch, pictures)
+
+
+def request_of(
+    config: Any, found: Length, sizes: Sequence[Size], *, new_tokens: int, batch: int = 1
+) -> Request:
+    """The request of one prompt that was counted.
+
+    The tower's work on a picture is taken in closed form, where that makes as many tokens of it as
+    were counted; else the tower is left out (`pictures` is then empty).
+
+    Args:
+        config: of the model.
+        found: the prompt's tokens.
+        sizes: (width, height) of each picture in pixels.
+        new_tokens: tokens generated.
+        batch: such prompts at once.
+    """
+    pictures = _towers(config, found, sizes)
+    return Request(found.text, found.visual, new_tokens, batch, tuple(pictures))
+
+
+def _towers(config: Any, found: Length, sizes: Sequence[Size]) -> list[PictureSize]:
+    """The pictures on their way through the tower; none if one of them is not known."""
+    made: list[PictureSize] = []
+    for number, count in enumerate(found.pictures or ()):
+        size = sizes[number]
+        if found.grids:  # the processor has scaled the picture to so many patches
+            rows, columns = found.grids[number]
+            size = (
+                columns * config.vision_config.patch_size,
+                rows * config.vision_config.patch_size,
+            )
+        try:
+            one = picture(config, size)
+            if one.tokens and count % one.tokens == 0:  # as many tiles as the processor has made
+                one = picture(config, size, count // one.tokens)
+        except ValueError:
+            return []
+        if one.tokens != count:
+            return []
+        made.append(one)
+    return made
 
 
 def cost_of(model: Architecture, asked: Request, methods: Sequence[Method | str] = ()) -> Cost:

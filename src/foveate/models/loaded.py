@@ -12,6 +12,7 @@ from ..engine.adapters import Adapter
 from ..engine.anatomy import Anatomy, anatomy_of
 from . import prompts
 from .images import open_image
+from .lengths import Length, length
 from .processors import pictures_only
 from .prompts import Turn
 
@@ -113,6 +114,21 @@ class Loaded:
             ValueError: a picture cannot be read, or the chat template refuses.
         """
         return self.encode([(images, text)], system)
+
+    def length(self, images: Sequence[Any], text: str, system: str | None = None) -> Length:
+        """How many tokens a prompt takes, and what brings them; nothing is run.
+
+        Args:
+            images: pictures, as `open_image` takes them.
+            text: what the user says.
+            system: as in `prompt`.
+
+        Raises:
+            ValueError: a picture cannot be read, there is no processor, or the chat template refuses.
+        """
+        pictures = [open_image(one) for one in images]
+        self.prompt(pictures, text, system)  # refuses where there is no processor
+        return length(self.model, self.processor, pictures, text, system)
 
     def encode(
         self,

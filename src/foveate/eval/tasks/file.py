@@ -79,23 +79,8 @@ def _samples(row: Any, path: Path, number: int, metric: str | None) -> list[Samp
     names, files = pictures_of(row, path.parent)
     if not names:
         raise ValueError("the row has no image; expected image or images")
-    chat = "prompt" not in row and any(name in row for name in CHATS)
-    unknown = [key for key in row if key not in _KNOWN and not chat]
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}; expected some of {', '.join(_KNOWN)}")
-    turns = turns_of(row, len(names)) if chat else []
-    asked: list[tuple[Any, tuple[str, ...]]] = (
-        [] if chat else [(row.get("prompt"), _texts(row, "references", "reference"))]
-    )
-    asked += [(prompt, (answer,)) for prompt, answer in turns]
-    if metric is None and "metric" not in row:
-        raise ValueError(
-            f"the row names no metric; add one, or give --metric: one of {', '.join(METRICS)}"
-        )
-    given = (
-        _texts(row, "metric", "metric") if metric is None or "metric" in row else metric.split(",")
-    )
-    metrics = tuple(name for text in given for name in named(text.strip()))
+    asked = _asked(row, len(names))
+    metrics = _metrics(row, metric)
     longest = row.get("max_new_tokens", 64)
     if not isinstance(longest, int) or longest < 1:
         raise ValueError(f"max_new_tokens={longest!r}; expected a whole number, 1 or more")
@@ -124,10 +109,34 @@ def _samples(row: Any, path: Path, number: int, metric: str | None) -> list[Samp
             key=first.key if turn == 0 else f"{first.key}-{turn + 1}",
             prompt=prompt,
             references=references,
-            earlier=tuple(turns[:turn]),
+            earlier=tuple((before, answer) for before, (answer, *_) in asked[:turn]),
         )
         for turn, (prompt, references) in enumerate(asked)
     ]
+
+
+def _asked(row: dict[str, Any], pictures: int) -> list[tuple[Any, tuple[str, ...]]]:
+    """What is asked with its references, once or turn by turn."""
+    if "prompt" not in row and any(name in row for name in CHATS):
+        return [(prompt, (answer,)) for prompt, answer in turns_of(row, pictures)]
+    unknown = [key for key in row if key not in _KNOWN]
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; expected some of {', '.join(_KNOWN)}")
+    return [(row.get("prompt"), _texts(row, "references", "reference"))]
+
+
+def _metrics(row: dict[str, Any], default: str | None) -> tuple[str, ...]:
+    """Names of the row's metrics."""
+    if default is None and "metric" not in row:
+        raise ValueError(
+            f"the row names no metric; add one, or give --metric: one of {', '.join(METRICS)}"
+        )
+    given = (
+        default.split(",")
+        if default is not None and "metric" not in row
+        else _texts(row, "metric", "metric")
+    )
+    return tuple(name for text in given for name in named(text.strip()))
 
 
 def _short(name: str) -> str:
