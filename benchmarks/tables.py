@@ -32,7 +32,7 @@ TRAINED = "dyrate:predictor=scenes-0.2-weighted"
 WHEN = {  # what is wanted -> the method, its part of the reports, and how it is called
     "A good default": (RECOMMENDED, "", RECOMMENDED),
     "Fewer tokens still": (SHARPER, "", SHARPER),
-    "You have calibration data": (SEARCHED, "goals-", "schedule:found.json"),
+    "You have calibration data": (SEARCHED, "goals-", "schedule:scenes-gsearch-weighted"),
     "Prompts need different numbers of tokens": (TRAINED, "goals-", TRAINED),
 }
 LINKS = {SEARCHED: "docs/search.md", TRAINED: "docs/dyrate.md"}
