@@ -256,8 +256,10 @@ W_ALL := $(W_MORE) $(foreach m,$(W_OTHERS),$(m) $(m),$(BOTH)) tome:keep=0.125 to
 W_FOUND := docs/results/search/scenes/gsearch-diverse
 W_GOALS := $(W_FOUND:%=schedule:%.json) $(foreach t,0.05 0.01,schedule:$(W_FOUND)-weighted-$(t).json)
 W_GOALS += $(foreach p,0.33 0.2 0.2-weighted,dyrate:predictor=scenes-$(p))
+W_MANY := $(foreach k,0.25 0.125 0.0625,divprune:keep=$(k),$(BOTH)) schedule:$(W_FOUND)-weighted-0.01.json dyrate:predictor=scenes-0.2-weighted
 W_JUDGE = $(BIN)/foveate eval --model $(W) --tokenizer words
-W_SAY = $(W_JUDGE) --tasks descriptions,captions --first 20000 --pictures $(if $(W_SCENES),200,60)
+W_TELL = $(W_JUDGE) --tasks descriptions,captions --first 20000 --pictures
+W_SAY = $(W_TELL) $(if $(W_SCENES),200,60)
 W_ASK = $(W_JUDGE) --tasks questions --first 40000 --limit $(if $(W_SCENES),1000,200)
 results-weighting: $(READY)
 	$(if $(W_SCENES),for t in 0.05 0.01; do $(FIND_W) --calibration 48 --held-out 48 --stride 1 --tolerance $$t --out $(W_FOUND)-weighted-$$t.json || exit 1; done,\
@@ -266,7 +268,9 @@ results-weighting: $(READY)
 	$(W_ASK) --save runs/weighting/questions-$(W) $(addprefix --method ,$(if $(W_SCENES),$(W_ALL),$(W_QUARTER)))
 	$(if $(W_SCENES),$(W_SAY) --save runs/weighting/goals-answers-scenes $(addprefix --method ,$(W_GOALS)))
 	$(if $(W_SCENES),$(W_ASK) --save runs/weighting/goals-questions-scenes $(addprefix --method ,$(W_GOALS)))
-	for part in answers questions $(if $(W_SCENES),goals-answers goals-questions); do cp runs/weighting/$$part-$(W)/report.json docs/results/weighting-$$part-$(W).json || exit 1; done
+	$(if $(W_SCENES),$(W_TELL) 2000 --save runs/weighting/many-answers-scenes $(addprefix --method ,$(W_MANY)))
+	$(if $(W_SCENES),$(W_JUDGE) --tasks questions --first 40000 --limit 5000 --save runs/weighting/many-questions-scenes $(addprefix --method ,$(W_MANY)))
+	for part in answers questions $(if $(W_SCENES),goals-answers goals-questions many-answers many-questions); do cp runs/weighting/$$part-$(W)/report.json docs/results/weighting-$$part-$(W).json || exit 1; done
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py run scenes zoo,$(BIN)/python benchmarks/weighting.py run $(W) few --pictures 20)
 	$(if $(W_SCENES),for g in kinds knobs pact; do $(BIN)/python benchmarks/weighting.py run scenes $$g --pictures 30 || exit 1; done)
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py reasons scenes)

@@ -438,9 +438,10 @@ def tables(model: str) -> dict[str, list[str]]:
     if answers:
         found["answers"] = answers_table(answers)
         found["short"] = answers_table({s: answers[s] for s in SHORT if s in answers})
-    goals = answered(model, "goals-")
-    if goals:
-        found["goals"] = answers_table(goals)
+    for group in ("goals", "many"):
+        judged = answered(model, f"{group}-")
+        if judged:
+            found[group] = answers_table(judged)
     path = RESULTS / f"weighting-why-{model}.json"
     if path.is_file():
         why = json.loads(path.read_text())

@@ -41,8 +41,6 @@ COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, OTHER, DATA, ROWS and OUT st
 REFUSALS = {  # what the engine does not do yet, in the words that a user reads
     "plot mask": "tokens form no grid over the image",
     "cost": r"makes of a picture, and at what cost, is not known|its cost is not known",
-    "search": "training and searching do not support yet",
-    "train dyrate": "training and searching do not support yet",
 }
 SLICE = (
     "qwen2_5_vl",

@@ -84,7 +84,9 @@ def _samples(row: Any, path: Path, number: int, metric: str | None) -> list[Samp
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; expected some of {', '.join(_KNOWN)}")
     turns = turns_of(row, len(names)) if chat else []
-    asked = [] if chat else [(row.get("prompt"), _texts(row, "references", "reference"))]
+    asked: list[tuple[Any, tuple[str, ...]]] = (
+        [] if chat else [(row.get("prompt"), _texts(row, "references", "reference"))]
+    )
     asked += [(prompt, (answer,)) for prompt, answer in turns]
     if metric is None and "metric" not in row:
         raise ValueError(
