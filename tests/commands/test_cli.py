@@ -19,6 +19,7 @@ from foveate.cli.app import run
 from foveate.cli.methods import GROUPS, describe, of_every_method
 from foveate.cost.flops import Cost
 from foveate.engine.trace import Trace
+from foveate.methods import parse
 from foveate.models.prompts import prompt
 from foveate.timing import comparison
 from foveate.timing.comparison import Contestant
@@ -268,9 +269,32 @@ def test_demo_shows_everything_side_by_side(
         "random:layer=2,keep=0.5",
     }
     assert (tmp_path / "test-0.png").exists()
+    page = (tmp_path / "demo.html").read_text()
+    assert body["page"] == str(tmp_path / "demo.html") and "fastv" in page
     assert run(args[:-1]) == 0
-    text = capsys.readouterr().out
-    assert "drawn:" in text and "object recall" in text and "model: scenes" in text
+    said = capsys.readouterr()
+    text = said.out
+    assert "drawn:" in text and "model: scenes" in text and "foveate explore IMAGE" in text
+    assert "wrote" in said.err and "demo.html" in said.err
+    row = r"^recommended( +\d+( \d+-\d+)?){3}( +0\.\d+x){2} +\d\.\dx/\d\.\dx"
+    assert re.search(row, text, re.MULTILINE)  # all figures, in 80 columns
+    for name in ("recommended", "G-Search", "DyRate", "FastV", "random"):
+        assert f"{name} is {dict(map(reversed, demo.LABELS['scenes'].items()))[name]}" in text
+
+
+@pytest.mark.parametrize("model", demo.LABELS)
+def test_demo_shows_methods_that_fit_the_model(model: str) -> None:
+    """DyRate's predictor and the schedule are bundled, and were made for that model."""
+    for spec in demo.LABELS[model]:
+        (method,) = parse(spec)
+        depth = {"scenes": 8, "smol": 30}[model]
+        method.check(depth, "llava")
+
+
+def test_a_schedule_goes_by_its_bundled_name(tmp_path: Path) -> None:
+    assert parse("schedule:scenes-gsearch")[0].name == "schedule:scenes-gsearch"
+    with pytest.raises(ValueError, match=r"there is no such file; bundled are .*scenes-gsearch"):
+        parse("schedule:scenes-gsearchh")
 
 
 def test_demo_takes_smol_where_its_language_model_is(monkeypatch: pytest.MonkeyPatch) -> None:

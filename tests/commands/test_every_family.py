@@ -21,7 +21,7 @@ from models.saved import save
 METHOD = "fastv:layer=1,keep=0.5"
 WEIGHED = "divprune:keep=0.5,weigh=nearest,merge=mean"
 PROMPT = "what is this ?"
-COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, DATA, ROWS and OUT stand for paths
+COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, OTHER, DATA, ROWS and OUT stand for paths
     "generate": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", METHOD, "--compare",
                  "--max-new-tokens", "2", "--repeats", "1", "--json"],
     "generate weighed": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", WEIGHED,
@@ -34,6 +34,8 @@ COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, DATA, ROWS and OUT stand for
                   "--max-new-tokens", "2", "--out", "OUT/mask.png"],
     "cost counted": ["cost", "--image", "IMAGE", "--image", "IMAGE", "--prompt", PROMPT, "--model", "MODEL",
                      "--method", METHOD, "--json"],
+    "explore": ["explore", "IMAGE", "OTHER", PROMPT, "--model", "MODEL", "--method", METHOD, "--max-new-tokens", "2",
+                "--out", "OUT/page.html", "--json"],
     "cost": ["cost", "MODEL", "--method", METHOD, "--image-size", "40x24", "--json"],
     "search": ["search", "MODEL", "--data", "ROWS", "--out", "OUT/found.json", "--algorithm", "random", "--budget",
                "0.6", "--trials", "2", "--start-layer", "1", "--batch", "2", "--json"],
@@ -44,8 +46,6 @@ REFUSALS = {  # what the engine does not do yet, in the words that a user reads
     "plot mask": "tokens form no grid over the image",
     "cost counted": r"its cost is not known",
     "cost": r"makes of a picture, and at what cost, is not known|its cost is not known",
-    "search": "training and searching do not support yet",
-    "train dyrate": "training and searching do not support yet",
 }
 SLICE = (
     "qwen2_5_vl",
@@ -93,6 +93,7 @@ def ran(
     swap = {
         "MODEL": files / name,
         "IMAGE": files / "a.png",
+        "OTHER": files / "b.png",
         "DATA": files / "data.jsonl",
         "ROWS": files / "rows.jsonl",
     }
@@ -153,6 +154,19 @@ def test_it_works_or_says_why_not(
             json.loads(out)["samples"] == 3
             and 0.6 < json.loads(out)["methods"][METHOD]["work"]["tokens"] < 0.7
         )
+    if command == "explore":
+        plain, fewer = json.loads(out)["rows"]
+        assert plain["kept"] == 1 and 0.6 < fewer["kept"] < 0.7
+        assert 0 < fewer["flops"] < plain["flops"]
+        page = (tmp_path / "page.html").read_text()
+        panels = json.loads(page.split('id="data">')[1].split("</script>")[0])["samples"][0][
+            "panels"
+        ]
+        found = sorted(token for panel in panels for token in panel["tokens"])
+        assert found == list(range(len(found))) and len(found) >= 6
+        assert {panel["title"][:9] for panel in panels} == {"Picture 1", "Picture 2"}
+        assert all(panel["grid"] or panel["note"] for panel in panels)
+        assert not any("is not known" in panel["note"] for panel in panels)
     if command == "doctor":
         found = json.loads(out)
         wanted = PROCESSORS[name]()

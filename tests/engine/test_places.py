@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from foveate.engine.apply import apply
 from foveate.inspect.places import Place, places
 from foveate.models.load import load
 from foveate.models.loaded import Loaded
+from models.families import FAMILIES, model
 from models.processors import PROCESSORS
 from models.saved import save
 
@@ -113,7 +115,7 @@ def test_a_changed_corner_changes_the_tokens_there(name: str, tmp_path: Path) ->
     if not gridded:
         assert name in RESAMPLED and all("resampled" in place.note for place in found)
         return
-    assert {place.title.split(",")[0] for place in gridded} == {"picture 1", "picture 2"}
+    assert {place.title.split(",")[0] for place in gridded} == {"Picture 1", "Picture 2"}
     plain = embedded(loaded, given)
     for number, picture in enumerate(given):
         for lower, right in CORNERS:
@@ -128,7 +130,7 @@ def check(place: Place, change: torch.Tensor, number: int, lower: bool, right: b
     assert place.grid is not None
     rows, columns = place.grid
     here = change[list(place.tokens)].reshape(rows, columns)
-    if not place.title.startswith(f"picture {number + 1}"):
+    if not place.title.startswith(f"Picture {number + 1}"):
         assert here.max() < 1e-3 * change.max(), f"{place.title} changed with another picture"
         return
     across = here.sum(0)
@@ -141,3 +143,45 @@ def check(place: Place, change: torch.Tensor, number: int, lower: bool, right: b
         half = rows // 2
         first, last = down[:half].sum(), down[rows - half :].sum()
         assert (last > 2 * first) if lower else (first > 2 * last), (place.title, here)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("got_ocr2", 16), ("cohere2_vision", 4), ("perception_lm", 32)]
+)
+def test_tiles_of_families_whose_processor_cannot_be_made_here(name: str, count: int) -> None:
+    """Tiles in the user's own inputs: the same square of tokens each."""
+    loaded = Loaded(model(name))
+    family = FAMILIES[name]
+    pixels = family.picture("a", 0)
+    tiles = pixels["pixel_values"].flatten(0, -4)
+    ids = torch.tensor([[3, *family.ids("a", count), 4]])
+    given = [Image.fromarray(np.zeros((16, 16 * len(tiles), 3), dtype=np.uint8))]
+    found = places(loaded, pixels, given, count)
+    assert sum(place.grid[0] * place.grid[1] for place in found if place.grid) == count
+    side = isqrt(count // len(tiles))
+
+    def states(changed: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+
+        def watch(view: View) -> None:
+            if view.layer == 0:
+                seen.append(view.states()[0].clone())
+
+        with torch.no_grad(), local(loaded), apply(loaded.model, watch=watch):
+            loaded.model(input_ids=ids, **changed)
+        return seen[0].reshape(len(tiles), side, side, -1)
+
+    plain = states(pixels)
+    half = tiles.shape[-1] // 2
+    for tile in range(len(tiles)):
+        for lower, right in CORNERS:
+            other = tiles.clone()
+            rows = slice(half, None) if lower else slice(half)
+            columns = slice(half, None) if right else slice(half)
+            other[tile, :, rows, columns] *= -3
+            change = (states({"pixel_values": other.view_as(pixels["pixel_values"])}) - plain).norm(
+                dim=-1
+            )
+            row, column = divmod(int(change[tile].argmax()), side)
+            assert (row >= side // 2, column >= side // 2) == (lower, right)
+            assert change[torch.arange(len(tiles)) != tile].sum() == 0

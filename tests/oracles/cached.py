@@ -1,4 +1,4 @@
-"""Teacher forcing as users decode: a prefill, then steps on a cache."""
+"""Teacher forcing as users decode: `generate`, made to say given words."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from torch import Tensor
 import foveate
 from foveate.core.method import Method
 from foveate.tune.train.dyrate.rollout import Batch
-from models.tiny import cache_in, held
+
+NO_WORD = 10**6  # an end of sequence that no answer has
 
 
 @torch.no_grad()
 def decoded(made: Any, given: Batch, *methods: Method) -> Tensor:
-    """Logits (B S V) of the answers' words by a prefill and cached decoding under `apply`."""
-    seen, prompt = given.inputs, given.prompt
-    first = {
-        k: v[:, :prompt] if k in ("input_ids", "attention_mask", "position_ids") else v
-        for k, v in seen.items()
-    }
+    """Logits (B S V) of the answers' words by `generate` under `apply`, a prefill and cached steps."""
+    ids = given.inputs["input_ids"]
+    prompts = given.prompts
+    prompts.pop("position_ids", None)  # `generate` makes its own
+
+    def word(sample: int, said: Tensor) -> list[int]:
+        return [int(ids[sample, len(said)])]
+
     with foveate.apply(made, *methods):
-        out = made(**first, use_cache=True)
-        cache, logits = cache_in(out), [out.logits[:, -1]]
-        for column in range(prompt, seen["input_ids"].shape[1] - 1):
-            mask = torch.ones_like(seen["attention_mask"][:, : column + 1])
-            mask[:, :prompt] = seen["attention_mask"][:, :prompt]
-            ids, places = (seen[k][:, column : column + 1] for k in ("input_ids", "position_ids"))
-            out = made(input_ids=ids, position_ids=places, attention_mask=mask, **held(cache))
-            logits.append(out.logits[:, -1])
-    return torch.stack(logits, 1)
+        out = made.generate(
+            **prompts, max_new_tokens=ids.shape[1] - given.prompt, do_sample=False,
+            prefix_allowed_tokens_fn=word, output_logits=True, return_dict_in_generate=True,
+            eos_token_id=NO_WORD, pad_token_id=0,
+        )  # fmt: skip
+    assert torch.equal(out.sequences, ids)
+    return torch.stack(out.logits, 1)

@@ -15,27 +15,14 @@ from models.tiny import IMAGE, VIDEO
 from oracles.cases import CASES, STACKS
 from oracles.crossing import CROSSED
 from oracles.family_check import check, judged
+from oracles.teaching import ALIKE, PAIRS
 
 METHODS = {**{name: (case,) for name, case in CASES.items()}, **STACKS}
-PAIRS = [(name, backend) for name, family in FAMILIES.items() for backend in family.backends]
 
 
 def differs(name: str, backend: str, method: str, layout: str) -> None:
     far = check(name, backend, METHODS[method], layout)
     assert far > 1e-2, "the method changes nothing, so this test could not fail"
-
-
-ALIKE = (
-    "smolvlm",
-    "glm46v",
-    "glm_ocr",
-    "qianfan_ocr",
-    "deepseek_vl",
-    "aya_vision",
-    "idefics2",
-    "got_ocr2",
-    "janus",
-)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ALIKE])

@@ -13,14 +13,27 @@ import foveate
 from foveate.artefacts.weighting import UNWEIGHED, Weighting
 from foveate.core.predictor import RatePredictor
 from foveate.core.scores import RANKINGS
+from foveate.engine.anatomy import anatomy_of
 from foveate.methods import dyrate
 from foveate.methods.dyrate import ranked
 from foveate.tune.train.dyrate.attention import soft_key_attention
-from foveate.tune.train.dyrate.rollout import Batch, Rollout, counts, roll_out
-from models.tiny import FAMILIES, IMAGE, Layout, batch, model
+from foveate.tune.train.dyrate.rollout import (
+    Batch,
+    Rollout,
+    counts,
+    roll_out,
+    unpruned_logits,
+)
+from models.families import FAMILIES
+from models.families import model as family_model
+from models.tiny import FAMILIES as TINY
+from models.tiny import IMAGE, VIDEO, Layout, batch, model
 from oracles.choosers import tiny_predictor
+from oracles.crossing import CLOSE
+from oracles.teaching import PAIRS, SLICE, asked, followed, some_answers
 
 NEW = 8
+BY_ATTENTION = ("last", "received", "accumulated", "mix")
 LAYOUTS = {
     "one": Layout(((3, 0, 5),)),
     "ragged": Layout(((3, 0, 5), (2, 0, 2), (6, 0, 1)), seed=1),
@@ -29,15 +42,15 @@ LAYOUTS = {
 ALL = LAYOUTS | {"ends in an image": Layout(((3, 0), (2, 0, 2)), seed=4)}
 
 
-def growing() -> RatePredictor:
+def growing(heads: int = 4) -> RatePredictor:
     """A predictor whose rate rises with the response's share of attention, so that tokens leave while decoding."""
-    made = tiny_predictor()
+    made = RatePredictor(heads, tiny_predictor().rates)
     k = torch.arange(4.0)
     with torch.no_grad():
-        made.linear.weight.mul_(0.05)
-        made.linear.weight.view(4, 4, 4)[:, :, 3] += (
-            4 * k[:, None]
-        )  # (rate, head, type): 2 k s r / heads, s = 8
+        if heads == 4:
+            made.linear.weight.copy_(0.05 * tiny_predictor().linear.weight)
+        weight = made.linear.weight.view(4, heads, 4)  # (rate, head, type)
+        weight[:, :, 3] += 16 * k[:, None] / heads  # 2 k s r / heads, s = 8
         made.linear.bias.copy_(-k.square() + k)
     return made
 
@@ -70,21 +83,16 @@ def decoded(
             suppress_tokens=[IMAGE],
         )  # fmt: skip
     prompt = inputs["input_ids"].shape[1]
-    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    whole = {
-        **inputs,
-        "input_ids": out.sequences,
-        "attention_mask": mask,
-        "position_ids": positions,
-    }
-    return out, Batch(whole, prompt), trace
+    return out, followed(made, inputs, out.sequences[:, prompt:].tolist()), trace
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("ranking", ["last", "received", "accumulated", "mix"])
+RANKED = [
+    *((ranking, "llava", "sdpa", layout) for ranking in BY_ATTENTION for layout in LAYOUTS),
+    *((ranking, "llava_next", "eager", "several") for ranking in BY_ATTENTION),
+]
+
+
+@pytest.mark.parametrize(("ranking", "family", "backend", "layout"), RANKED)
 def test_a_teacher_forced_pass_equals_decoding_with_eviction(
     ranking: Any, family: str, backend: str, layout: str
 ) -> None:
@@ -111,7 +119,7 @@ FURTHER: list[tuple[str, int, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY)
 @pytest.mark.parametrize(("ranking", "layer", "knobs"), FURTHER)
 def test_teacher_forcing_is_decoding_with_other_rankings_layers_and_knobs(
     ranking: str, layer: int, knobs: dict[str, Any], family: str
@@ -158,9 +166,9 @@ SPOKEN: list[tuple[str, str, int, str, bool]] = [
         (kind, "even", 0, "llava", True)
         for kind in ("nearest, mean", "mean alone", "uniform, mean")
     ),
-    *(("nearest, mean", "tower", 0, family, True) for family in FAMILIES),
+    ("nearest, mean", "tower", 0, "llava", True),
     *((kind, "received", 2, "llava", False) for kind in WEIGHTINGS),
-    *(("mixed, mean", "mix", 1, family, True) for family in FAMILIES),
+    ("mixed, mean", "mix", 1, "vipllava", True),
 ]
 
 
@@ -203,6 +211,77 @@ def test_a_teacher_forced_pass_weighs_and_averages_as_decoding_does(
         assert most > 0.005, f"{less} gives the same"
 
 
+FAMILY_CASES: dict[str, tuple[str, int, Weighting, bool]] = {  # ranking, layer, weights, decode
+    "while decoding": ("last", 2, UNWEIGHED, True),
+    "weighed": ("mix", 1, Weighting("nearest", "mean", cutoff=0.0), True),
+    "from layer 0": ("even", 0, Weighting("nearest", "mean", cutoff=0.0), True),
+    "in the prefill": ("received", 2, Weighting("nearest"), False),
+}
+
+
+def check(name: str, backend: str, case: str) -> None:
+    """A training pass is `generate` under DyRate, in one family."""
+    ranking, layer, weighting, decode = FAMILY_CASES[case]
+    made, inputs = family_model(name, backend), asked(name)
+    heads = anatomy_of(made).heads
+    predictor = growing(heads) if decode else at_once(heads)
+    method = weighting.on(dyrate(predictor, layer=layer, ranking=ranking, decode=decode))
+    with foveate.apply(made, method) as trace:
+        out = made.generate(
+            **inputs, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True,
+            suppress_tokens=[IMAGE, VIDEO],
+        )  # fmt: skip
+    prompt = inputs["input_ids"].shape[1]
+    taught = followed(made, inputs, out.sequences[:, prompt:].tolist())
+    score = RANKINGS[ranking]
+    with torch.no_grad():
+        found = roll_out(made, predictor, score, layer, taught, likeliest, decode, weighting)
+        plain = unpruned_logits(made, taught)
+    wanted = torch.stack(out.logits, 1)
+    torch.testing.assert_close(found.logits, wanted, **CLOSE)
+    kept = torch.tensor([trace.prefill(call)[layer] for call in range(NEW)]).T
+    assert torch.equal(found.kept.long(), kept)
+    assert bool((kept.diff(dim=1) < 0).any()) == decode
+    assert (plain - wanted).abs().max() > 0.01, "nothing was dropped, so this test could not fail"
+
+
+def at_once(heads: int) -> RatePredictor:
+    """A predictor that always takes the highest rate."""
+    made = RatePredictor(heads, tiny_predictor().rates)
+    with torch.no_grad():
+        made.linear.weight.zero_()
+        made.linear.bias.copy_(torch.arange(4.0))
+    return made
+
+
+@pytest.mark.parametrize(("name", "backend"), SLICE)
+def test_a_training_pass_is_decoding_in_every_family(name: str, backend: str) -> None:
+    check(name, backend, "weighed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "backend"), PAIRS)
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_every_kind_of_training_in_every_family(case: str, name: str, backend: str) -> None:
+    check(name, backend, case)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_vl", "paligemma2"])
+def test_gradients_go_through_every_kind_of_layer(name: str) -> None:
+    """Windows, images that see both ways, features between layers, capped products."""
+    made = family_model(name, FAMILIES[name].backends[0])
+    given = followed(made, asked(name), some_answers(3, NEW))
+    predictor = growing(anatomy_of(made).heads)
+
+    def soft(logits: Tensor) -> Tensor:
+        chances = logits.softmax(-1)
+        return likeliest(logits) + chances - chances.detach()
+
+    found = roll_out(made, predictor, RANKINGS["last"], 1, given, soft)
+    (grad,) = torch.autograd.grad(found.logits.square().mean(), [predictor.linear.bias])
+    assert bool(grad.isfinite().all()) and grad.abs().max() > 0
+
+
 def rolled(ranking: str = "last") -> tuple[Any, Any, Rollout]:
     _, taught, _ = decoded("llava", "sdpa", ranking, 1, "ragged")
     made, predictor = model("llava"), tiny_predictor()
@@ -216,7 +295,7 @@ def rolled(ranking: str = "last") -> tuple[Any, Any, Rollout]:
     return made, predictor, roll_out(made, predictor, RANKINGS[ranking], 1, taught, choose)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY)
 def test_leaving_out_what_was_dropped_equals_masking_it(family: str) -> None:
     """Where the prefill alone decides, no gradient is wanted and one set holds for all steps."""
     made, predictor = model(family), predictor_for(decode=False)

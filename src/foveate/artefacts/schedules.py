@@ -15,6 +15,7 @@ from .weighting import UNWEIGHED, Weighting
 
 FORMAT = "foveate schedule"
 VERSION = 1
+BUNDLED = Path(__file__).parent / "bundled" / "schedules"
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,19 @@ class ScheduleFile:
 def load_schedule(path: Path | str) -> ScheduleFile:
     """Reads a schedule that `foveate search` wrote.
 
+    Args:
+        path: of the file, or the name of a bundled schedule, such as ``scenes-gsearch``.
+
     Raises:
         ValueError: there is no such file, it is no schedule, or it is of a later version of the
             format.
     """
+    if str(path) in bundled():
+        path = BUNDLED / f"{path}.json"
+    elif not Path(path).exists():
+        raise ValueError(
+            f"cannot read a schedule from {path}: there is no such file; bundled are {', '.join(bundled())}"
+        )
     try:
         body = json.loads(read_text(path))
     except (OSError, ValueError) as error:
@@ -105,3 +115,8 @@ def load_schedule(path: Path | str) -> ScheduleFile:
         return ScheduleFile(**{**body, "keep": tuple(body["keep"])})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no whole schedule: {error}") from error
+
+
+def bundled() -> list[str]:
+    """Names of the schedules that come with the package."""
+    return sorted(path.stem for path in BUNDLED.glob("*.json"))

@@ -146,8 +146,8 @@ def _print(model: str, body: dict[str, Any]) -> None:
         cells = [f"{p[key] * 1e3:.3f}" for key in ("best", "compute", "bytes", "launches")]
         table.add(label, *cells, p["bound"])
     console.print(table)
-    caps = ("prefill", "decode step", "end to end")
-    table = Sheet("method", caps, title="\ntimes faster, at most")
+    parts = ("prefill", "decode step", "end to end")
+    table = Sheet("method", parts, title="\ntimes faster, at most")
     for name, cap in body["caps"].items():
         table.add(name, *(f"{cap[key]:.2f}x" for key in ("prefill", "decode", "total")))
     console.print(table)

@@ -17,7 +17,7 @@ from ..methods import parse
 from ..models.load import load
 from . import options
 from .asked import images_and_prompt
-from .output import console, errors, print_json
+from .output import console, errors, print_json, wrote
 
 DEFAULT = ("divprune:keep=0.25,weigh=nearest,merge=mean",)  # if no method is given
 _LEAD = "What a vision-language model keeps of a picture, layer by layer and word by word."
@@ -41,7 +41,7 @@ def explore(
     dtype: options.Dtype = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Write a page that shows the tokens kept over the picture, by layer and step, beside the unpruned model."""
+    """Write a page that shows the tokens kept over the picture, by layer and step, next to the unpruned model."""
     paths, prompt = images_and_prompt(inputs)
     options.check_page(out)
     specs = list(dict.fromkeys(method or DEFAULT))
@@ -62,20 +62,19 @@ def explore(
     report = Report(
         "Foveate explorer",
         (seen,),
-        model,
+        Path(model).name,
         _LEAD,
         figures(seen),
         _hints(paths, prompt, model, specs),
     )
     html.write(report, out)
+    wrote(out, f"the page, {out.stat().st_size / 1000:.0f} kB; open it in a browser")
     if as_json:
         rows = [_as_dict(run, seen) for run in seen.runs]
         print_json({"model": model, "prompt": prompt, "page": str(out), "rows": rows})
         return
     for run in seen.runs:
         console.print(f"[bold]{run.method}[/bold]: {escape(run.answer)}", highlight=False)
-    size = out.stat().st_size / 1000
-    console.print(f"{out} ({size:.0f} kB): open it in a browser", highlight=False, soft_wrap=True)
 
 
 def figures(seen: Sample) -> Table:
@@ -124,7 +123,7 @@ def _hints(paths: list[str], prompt: str, model: str, specs: list[str]) -> tuple
     chosen = ["--model", model, *(word for spec in specs for word in ("--method", spec))]
     return (
         Hint(
-            shlex.join(["foveate", "generate", *paths, prompt, *chosen]),
+            shlex.join(["foveate", "generate", *paths, prompt, *chosen, "--compare"]),
             "Measure the time that the same prompt takes",
         ),
         Hint(

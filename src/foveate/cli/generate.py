@@ -12,7 +12,6 @@ from rich.progress import Progress
 from transformers import TextStreamer
 
 from ..cost.flops import Cost
-from ..models.images import open_image
 from ..models.load import load
 from ..models.loaded import Loaded
 from ..timing import comparison
@@ -26,7 +25,7 @@ def generate(
         list[str],
         typer.Argument(
             metavar="IMAGE... PROMPT",
-            help="Images (files, URLs), then the prompt: text, - for standard input, or @FILE.",
+            help="Images (files, URLs, scene:N), then the prompt: text, - for standard input, or @FILE.",
         ),
     ],
     method: options.Methods = None,
@@ -68,7 +67,7 @@ def generate(
         raise ValueError("--compare compares methods with the unpruned model; name one by --method")
     table = comparison.rows_of(specs)
     options.writable(trace)
-    pictures = [open_image(path) for path in paths]
+    pictures = [options.picture(path) for path in paths]
     loaded = load(model, device=device, dtype=dtype)
     encoded = loaded.inputs(pictures, asked)
     _warn_of_length(loaded, encoded["input_ids"].shape[1], pictures, paths, asked, max_new_tokens)

@@ -98,6 +98,13 @@ class TokenMap:
             torch.cat([self.kind, kind], 1), torch.cat([self.image, kind * 0 - 1], 1), self.grid
         )
 
+    def ending_at(self, column: int) -> TokenMap:
+        """This map with all columns from `column` on as padding: what came before them has not seen
+        them.
+        """
+        late = torch.arange(self.kind.shape[1], device=self.kind.device) >= column
+        return TokenMap(torch.where(late, int(Kind.PADDING), self.kind), self.image, self.grid)
+
     def responding_from(self, column: int) -> TokenMap:
         """This map with instruction columns from `column` on as responses."""
         late = torch.arange(self.kind.shape[1], device=self.kind.device) >= column

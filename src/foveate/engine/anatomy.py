@@ -14,7 +14,7 @@ from io import StringIO
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
@@ -55,6 +55,11 @@ class Anatomy:
             ValueError: the family has no adapter.
         """
         return adapter_for(self.model)
+
+    @property
+    def places_itself(self) -> bool:
+        """Whether the model makes positions of its own, in time, height and width (M-RoPE)."""
+        return "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})
 
     @property
     def visual_tokens(self) -> tuple[int, ...]:
@@ -101,6 +106,12 @@ class Anatomy:
     def head(self) -> Any:
         """The language-model head, or None."""
         return self.model.get_output_embeddings()
+
+    def logits(self, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """Logits of the decoder's normalised states, as the whole model gives them."""
+        found: Tensor = self.head(states)
+        cap = getattr(self.decoder.config, "final_logit_softcapping", None)  # PaliGemma 2 has one
+        return found if cap is None else cap * torch.tanh(found / cap)
 
     @property
     def words(self) -> Any:

@@ -33,6 +33,7 @@ from .deepstack import DeepStack
 from .forward import Forward, Setting
 from .handover import CallState, padding_mask, placeholders, regular
 from .modules import decoder_of
+from .occupied import free, occupy
 from .tower.form import known_tower
 from .tower.watch import Watch, looked_at
 from .trace import Pass, Trace
@@ -40,11 +41,12 @@ from .trace import Pass, Trace
 Threads = Literal["refuse", "wait"]
 TRACE_LAST = 256  # forwards that the trace of `enable` holds
 
-# What is on which model; None while it is being put on. The hooks hold the engine, so both go with the model.
-_ACTIVE: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Engine] | None] = (
-    weakref.WeakKeyDictionary()
+INSTEAD = (
+    "pass several methods to one apply: apply(model, first, second). What foveate.enable began ends by "
+    "foveate.disable(model)"
 )
-_ENTERING = threading.Lock()
+# What is on which model. The hooks hold the engine, so both go with the model.
+_ACTIVE: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Engine]] = weakref.WeakKeyDictionary()
 
 
 def apply(
@@ -235,13 +237,7 @@ class Handle(AbstractContextManager[Trace]):
     def _put_on(self, in_block: bool) -> None:
         anatomy = self.check()
         body = anatomy.body
-        with _ENTERING:
-            if body in _ACTIVE:
-                raise RuntimeError(
-                    "foveate.apply is already active on this model; pass several methods to one apply: "
-                    "apply(model, first, second). What foveate.enable began ends by foveate.disable(model)"
-                )
-            _ACTIVE[body] = None
+        occupy(body, INSTEAD)
         try:
             self._engine = Engine(
                 anatomy.adapter,
@@ -255,7 +251,7 @@ class Handle(AbstractContextManager[Trace]):
             _ACTIVE[body] = weakref.ref(self._engine)
             self._engine.attach()
         except BaseException:
-            _ACTIVE.pop(body, None)
+            free(body)
             self.disable()
             raise
 
@@ -324,6 +320,7 @@ class Engine:
                 handle.remove()
             self.handles = []
         _ACTIVE.pop(self.body, None)
+        free(self.body)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """Refused: a copy of the model would carry hooks that nobody takes off."""

@@ -151,30 +151,6 @@ def special_masks(adapter: Adapter, config: Any) -> bool:
     return adapter.own_masks or bool(windows)
 
 
-def check_teacher_forcing(adapter: Adapter, body: Any) -> None:
-    """Raises ValueError where running layers one by one over prompt and answer, to train or to
-    search, is not right.
-    """
-    config, vision = decoder_of(body).config, getattr(body.config, "vision_config", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    lacks = {
-        "sliding windows or images that see both ways": special_masks(adapter, config),
-        "positions in time, height and width (M-RoPE)": "mrope_section" in rope,
-        "queries that grow with their position": "llama_4_scaling_beta" in rope,
-        "capped attention": getattr(config, "attn_logit_softcapping", None) is not None,
-        "attn_implementation='flex_attention'": config._attn_implementation == "flex_attention",
-        "visual features between its layers (DeepStack)": bool(
-            getattr(vision, "deepstack_visual_indexes", None)
-        ),
-    }
-    odd = [what for what, there in lacks.items() if there]
-    if odd:
-        raise ValueError(
-            f"the language model ({config.model_type}) has {' and '.join(odd)}, which training and searching do not "
-            "support yet; they do support decoders of plain causal attention, as in LLaVA and InternVL"
-        )
-
-
 def _check_decoder(body: Any, decoder: Any) -> None:
     """Raises ValueError unless the decoder is one of those whose attention rows the engine is
     proven to recompute.

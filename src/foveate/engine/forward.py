@@ -69,6 +69,8 @@ class Forward:
         record: what the trace will keep of this forward.
         deep: DeepStack features that are added to visual rows on the way, or None.
         tower_outputs: the vision tower's view of this forward's images, or None.
+        unsaid: the first column of answers that run along, teacher forced. Decisions see them as
+            padding, for a prefill has not seen them; they always stay. None where there are none.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Forward:
         record: Pass,
         deep: DeepStack | None = None,
         tower_outputs: TowerOutputs | None = None,
+        unsaid: int | None = None,
     ) -> None:
         self.setting = setting
         self.methods = setting.methods
@@ -97,6 +100,8 @@ class Forward:
         self.record = record
         self.deep = deep
         self.tower_outputs = tower_outputs
+        self.unsaid = unsaid
+        self.begun = 0  # the layer at which this forward begins
         self.device = (
             ledger.tokens.kind.device
         )  # of all that says which token is where; layers may lie on others
@@ -129,40 +134,76 @@ class Forward:
             first.engaged = on
             first.broken = not whole
 
-    def before_layer(
-        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """What layer `index` shall be called with, or None for what it was given."""
+    def resume(self, coming: Ran, trail: Sequence[Ran]) -> None:
+        """Goes on where another forward of the same input stood: no layer before has to run.
+
+        Args:
+            coming: the layer about to run, as `entering` gave it.
+            trail: the layers before it, as far as scores look back.
+        """
+        self.begun = coming.index
+        self.rows = coming.rows
+        if not self.rows.untouched:
+            columns = self.rows.columns(len(coming.hidden), self.device)
+            self.positions = Positions((columns - self.first).clamp(min=0), self.backend)
+        self.numbers[coming.index :] = [coming.numbers] * (self.layers - coming.index)
+        self.seen.before.extend(trail)
+
+    def entering(
+        self, index: int, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Ran:
+        """What layer `index` is about to run on, before any method is consulted there.
+
+        Args:
+            index: the layer.
+            module: the layer itself.
+            hidden: what it is called with (B R D); features that come before it are added.
+            kwargs: its other arguments.
+        """
         self._check_biased(index - 1)
         if self.ledger.step == 0:  # a decode step's layers are called as its prefill's were
             check_layer_call(index, kwargs)
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        given = hidden
-        if self.deep is not None:
+        if self.deep is not None and index > self.begun:
             columns = self.rows.columns(hidden.shape[0], self.device)
             hidden = self.deep.added(
                 hidden, index - 1, torch.where(columns < 0, -1, columns - self.first)
             )
         own = self._own_mask(kwargs.get("attention_mask")) if self.setting.special else None
+        return self._ran(index, module, hidden, kwargs, own, coming=True)
 
-        def row(coming: bool) -> Ran:
-            at = {**kwargs, **self.positions.of(kwargs)}
-            here = (at["position_embeddings"], self.rows, own, at.get("position_ids"))
-            return Ran(index, module, hidden, *here, coming=coming, numbers=self.numbers[index])
+    def _ran(
+        self,
+        index: int,
+        module: nn.Module,
+        hidden: Tensor,
+        kwargs: dict[str, Any],
+        own: OwnMask | None,
+        coming: bool,
+    ) -> Ran:
+        at = {**kwargs, **self.positions.of(kwargs)}
+        here = (at["position_embeddings"], self.rows, own, at.get("position_ids"))
+        return Ran(index, module, hidden, *here, coming=coming, numbers=self.numbers[index])
 
+    def before_layer(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What layer `index` shall be called with, or None for what it was given."""
+        given: Tensor = args[0] if args else kwargs["hidden_states"]
+        ran = self.entering(index, module, given, kwargs)
+        hidden, own = ran.hidden, ran.own
         if self.setting.watch is not None:
-            self.seen.coming = row(coming=True)
+            self.seen.coming = ran
             self.setting.watch(self._view(index, hidden))
         for method in self.methods:
             if method.acts(index, self.ledger.step):
-                self.seen.coming = row(coming=True)
+                self.seen.coming = self._ran(index, module, hidden, kwargs, own, coming=True)
                 hidden = self._consult(method, index, hidden)
         moved = self.positions.of(kwargs)
         whole = self.rows.untouched and self.past[index].untouched
         if not whole or self.numbers[index] is not None:
             mask = self._mask(index, hidden, kwargs.get("attention_mask"), own)
             moved["attention_mask"] = self._handed(index, module, mask, len(hidden))
-        self.seen.before.append(row(coming=False))
+        self.seen.before.append(self._ran(index, module, hidden, kwargs, own, coming=False))
         self.ran.append(self.rows)
         kwargs = {**kwargs, **moved}
         if hidden is given and not moved:
@@ -320,6 +361,8 @@ class Forward:
         device = self.device
         rows = self.rows.columns(batch, device)
         tokens = self.ledger.tokens.with_responses(self.ledger.columns)
+        if self.unsaid is not None:
+            tokens = tokens.ending_at(self.unsaid)
         # Tokens alive are those in this layer's cache and those that run. Fills write into a spare
         # last column.
         present = torch.zeros((batch, self.ledger.columns + 1), dtype=torch.bool, device=device)

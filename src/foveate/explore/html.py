@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from ..files import write_text
 from .report import Report, Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -38,7 +39,7 @@ def render(report: Report) -> str:
 
 def write(report: Report, path: Path) -> None:
     """Writes the page; OSError if it cannot."""
-    path.write_text(render(report), encoding="utf-8")
+    write_text(path, render(report))
 
 
 def payload(report: Report) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Panel:
     """Visual tokens and the picture that they were made from.
 
     Attributes:
-        title: what the panel shows, such as "picture 1" or "picture 1, overview".
+        title: what the panel shows, such as "Picture 1" or "Picture 1, overview".
         image: the picture as a data URI; empty if there is none to show.
         width: of the picture, in pixels.
         height: likewise.

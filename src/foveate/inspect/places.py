@@ -42,7 +42,7 @@ class Place:
     """Visual tokens and the picture that they were made from.
 
     Attributes:
-        title: such as "picture 1, overview".
+        title: such as "Picture 1, overview".
         picture: the user's picture, or the part of it that the model saw; None for tokens that
             another place's picture is shown for.
         tokens: numbers of the tokens among the prompt's visual tokens; in raster order if there is
@@ -87,7 +87,7 @@ def places(
 
 
 def _title(picture: int, part: str = "") -> str:
-    return f"picture {picture + 1}{', ' if part else ''}{part}"
+    return f"Picture {picture + 1}{', ' if part else ''}{part}"
 
 
 def _resampled(pictures: Sequence[Image.Image], visual: int) -> list[Place]:
@@ -244,7 +244,7 @@ def _pixels(inputs: Mapping[str, Any]) -> Tensor:
 def _seen(loaded: Loaded, inputs: Mapping[str, Any]) -> list[Image.Image]:
     """Each tile as a picture, without the normalisation."""
     values = _pixels(inputs).float().cpu().numpy()
-    made = getattr(loaded.processor, "image_processor", None)
+    made: Any = getattr(loaded.processor, "image_processor", None)
     if getattr(made, "do_normalize", False):
         mean, std = (np.reshape(v, (3, 1, 1)) for v in (made.image_mean, made.image_std))
         values = values * std + mean
@@ -300,4 +300,5 @@ def _difference(one: Image.Image, other: Image.Image) -> float:
 
 def _unnumbered(place: Place) -> Place:
     """With a title for a picture that is the only one."""
-    return replace(place, title=place.title.removeprefix("picture 1, ").capitalize())
+    part = place.title.removeprefix("Picture 1").removeprefix(", ")
+    return replace(place, title=part.capitalize() or "Picture")

@@ -35,7 +35,8 @@ def schedule(
     Original positions are kept.
 
     Args:
-        path: the JSON file that `foveate search` wrote, or what `foveate.load_schedule` read.
+        path: the JSON file that `foveate search` wrote, the name of a bundled one, such as
+            scenes-gsearch, or what `foveate.load_schedule` read.
         ranking: by what tokens are ranked, if not as in the search; a ranking of
             `core.scores.RANKINGS`, or a method, whose score it is then. What that method makes of
             dropped tokens is left out.

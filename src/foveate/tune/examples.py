@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from ..engine.anatomy import Anatomy
 from ..models import prompts
 from ..models.images import check_image, open_image
 from ..models.loaded import Loaded
@@ -148,10 +150,11 @@ def pictures(sources: Sequence[str | Path]) -> Callable[[], list[Image.Image]]:
     return lambda: [open_image(source) for source in sources]
 
 
-def encode(loaded: Loaded, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], int]:
+def encode(loaded: Loaded, examples: Sequence[Example]) -> tuple[dict[str, Tensor], int]:
     """The model's inputs for prompts with their answers, and how many columns the prompts take.
 
-    Prompts are padded on the left, answers, which end in the end-of-sequence token, on the right. Positions are given.
+    Prompts are padded on the left, answers, which end in the end-of-sequence token, on the right. Positions are given,
+    but to models that make their own.
     """
     pictures = [example.images() for example in examples]
     texts = [
@@ -164,20 +167,39 @@ def encode(loaded: Loaded, examples: Sequence[Example]) -> tuple[dict[str, torch
         [*tokenizer(e.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         for e in examples
     ]
-    longest = max(map(len, answers))
     prompt = int(inputs["input_ids"].shape[1])
+    return answered(loaded.anatomy, inputs, answers, tokenizer.pad_token_id or 0), prompt
+
+
+def answered(
+    anatomy: Anatomy, inputs: dict[str, Tensor], answers: Sequence[Sequence[int]], pad: int
+) -> dict[str, Tensor]:
+    """The model's inputs for prompts, followed by answers.
+
+    Args:
+        anatomy: of the model.
+        inputs: of the prompts, padded on the left.
+        answers: the ids of each.
+        pad: the id that fills up the shorter ones on the right.
+    """
+    ids = inputs["input_ids"]
+    longest = max(map(len, answers))
     padded = torch.tensor(
-        [a + [tokenizer.pad_token_id or 0] * (longest - len(a)) for a in answers],
-        dtype=torch.long,
-        device="cpu",
+        [[*a, *[pad] * (longest - len(a))] for a in answers], dtype=torch.long, device="cpu"
     )
     there = torch.tensor(
         [[1] * len(a) + [0] * (longest - len(a)) for a in answers], dtype=torch.long, device="cpu"
     )
-    per_token = {name for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
-    grown = {"input_ids": padded, "attention_mask": there}
-    for name in per_token:  # token types of an answer are those of text, 0
-        more = grown.get(name, torch.zeros_like(there))
-        inputs[name] = torch.cat([inputs[name], more.to(inputs[name].dtype)], 1)
-    inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    return inputs, prompt
+    grown = {
+        "input_ids": padded,
+        "attention_mask": there,
+        "token_type_ids": torch.full_like(padded, anatomy.adapter.said),
+    }
+    found = dict(inputs)
+    for name, value in inputs.items():
+        if value.shape == ids.shape:  # of a kind that is not in `grown`, as of pictures: 0 is text
+            more = grown.get(name, torch.zeros_like(padded))
+            found[name] = torch.cat([value, more.to(value)], 1)
+    if not anatomy.places_itself:
+        found["position_ids"] = (found["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return found

@@ -89,6 +89,7 @@ TABLE: tuple[Adapter, ...] = (
         per_image=llava.patches,
         grid=llava.patch_grid,
         own_masks=True,
+        said=1,  # of type 0 is what sees both ways
         image="each picture",
     ),
     # Pooled tiles of 16 x 16 tokens, or frames of a video.

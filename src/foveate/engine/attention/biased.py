@@ -21,24 +21,19 @@ from .flash import why_not, widened
 NAME = "foveate_biased"
 
 
-class BiasedConfig:
-    """An attention's configuration while its layer runs with a bias; it stands in the attention's
-    `config`.
+class LentConfig:
+    """An attention's configuration while its layer runs with a function of ours; it stands in the
+    attention's `config`.
 
     Args:
         attention: of the layer that is about to run.
-        bias: what is added to scaled products: of each key (B S) under flash attention, of each row
-            and key (B 1 R S) under flex attention.
+        name: of the function, as registered.
     """
 
-    def __init__(
-        self, attention: Any, bias: Float[Tensor, "B S"] | Float[Tensor, "B 1 R S"]
-    ) -> None:
+    def __init__(self, attention: Any, name: str) -> None:
         self.attention = attention
         self.true = attention.config
-        self.bias = bias
-        self._attn_implementation = NAME
-        AttentionInterface.register(NAME, attend_biased)
+        self._attn_implementation = name
         attention.config = self
 
     def __getattr__(self, name: str) -> Any:
@@ -53,6 +48,23 @@ class BiasedConfig:
         if waiting:
             self.attention.config = self.true
         return waiting
+
+
+class BiasedConfig(LentConfig):
+    """An attention's configuration while its layer runs with a bias.
+
+    Args:
+        attention: of the layer that is about to run.
+        bias: what is added to scaled products: of each key (B S) under flash attention, of each row
+            and key (B 1 R S) under flex attention.
+    """
+
+    def __init__(
+        self, attention: Any, bias: Float[Tensor, "B S"] | Float[Tensor, "B 1 R S"]
+    ) -> None:
+        AttentionInterface.register(NAME, attend_biased)
+        super().__init__(attention, NAME)
+        self.bias = bias
 
 
 def attend_biased(

@@ -3,9 +3,13 @@
 // ---- data: bytes of each step; a step at which nothing left shares those of the step before
 const samples = JSON.parse(document.getElementById("data").textContent).samples;
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-for (const run of samples.flatMap((sample) => sample.runs)) {
-  run.reached.forEach((row, t) => { run.reached[t] = row === null ? run.reached[t - 1] : bytes(row); });
-  run.attention = run.attention.map(([most, row]) => ({ most, levels: bytes(row) }));
+const total = (values) => values.reduce((a, b) => a + b, 0);
+for (const { layers, runs } of samples) {
+  for (const run of runs) {
+    run.reached.forEach((row, t) => { run.reached[t] = row === null ? run.reached[t - 1] : bytes(row); });
+    run.attention = run.attention.map(([most, row]) => ({ most, levels: bytes(row) }));
+    run.kept = run.reached.map((row) => total(row) / layers); // at each step, mean over layers
+  }
 }
 
 const byId = (id) => document.getElementById(id);
@@ -14,7 +18,6 @@ const sample = () => samples[state.sample];
 const stepOf = (run) => Math.min(state.step, run.words.length - 1); // shorter answers stay at their end
 const count = (row, layer) => row.reduce((sum, reached) => sum + (reached > layer), 0);
 const percent = (share) => `${(100 * share).toFixed(share && share < 0.0995 ? 1 : 0)} %`;
-const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const color = (index) => `var(--m${index % 8})`;
 
 function make(name, attributes = {}, ...children) {
@@ -51,7 +54,7 @@ function fill(run, token) {
   const reached = run.reached[t][token];
   if (state.view === "kept") return reached > state.layer ? null : "rgba(9, 12, 18, 0.66)";
   const part = state.view === "depth" ? reached / sample().layers : run.attention[t].levels[token] / 255;
-  return `rgba(${shade(STOPS[state.view], part)}, ${state.view === "depth" ? 0.72 : 0.3 + 0.55 * part})`;
+  return `rgba(${shade(STOPS[state.view], part)}, ${state.view === "depth" ? 0.62 : 0.68 + 0.17 * part})`;
 }
 
 function paint(picture, panel, run) {
@@ -139,17 +142,19 @@ function panelOf(panel, views) {
 }
 
 // ---- one method
-const views = []; // { run, panels: [...], words: [...], readout, article }
+const views = []; // { run, index, panels, words, readout, article }
 
 function article(run, index) {
   const panels = [];
+  const most = Math.max(...sample().runs.flatMap(({ split }) => split.map((parts) => parts[1])));
   const words = run.words.map((word, t) => {
-    const button = make("button", { type: "button", class: "word", tabindex: "-1" }, word.trim() ? word : "␣");
-    button.style.setProperty("--share", `${Math.round(100 * run.split[t][1])}%`);
+    const button = make("button", { type: "button", class: "word", tabindex: "-1" }, word.trim() || "␣");
+    button.style.setProperty("--share", `${Math.round((90 * run.split[t][1]) / most)}%`);
     for (const kind of ["pointerenter", "focus", "click"]) button.addEventListener(kind, () => go({ step: t }));
     return button;
   });
-  const answer = make("p", { class: "answer", role: "group", "aria-label": `Answer of ${run.method}, word by word` }, ...words);
+  const answer = make("p", { class: "answer", role: "group", "aria-label": `Answer of ${run.method}, word by word` },
+    ...words.flatMap((button, t) => (/^\s/.test(run.words[t]) ? [" ", button] : [button])));
   const readout = make("p", { class: "readout" });
   const shown = make("article", { class: "run card", "aria-label": run.method },
     make("h3", {}, make("span", { class: "swatch" }), ...breakable(run.method)),
@@ -165,6 +170,16 @@ function article(run, index) {
   return view;
 }
 
+// What a panel shows, in words.
+function summary(run, panel) {
+  const t = stepOf(run);
+  const alive = (layer) => count(panel.tokens.map((token) => run.reached[t][token]), layer);
+  if (state.view === "kept") return `layer ${state.layer} keeps ${alive(state.layer)} of ${panel.tokens.length} tokens`;
+  if (state.view === "depth") return `${alive(sample().layers - 1)} of ${panel.tokens.length} tokens reach the last layer`;
+  const { most, levels } = run.attention[t];
+  return `the brightest token gets ${percent(most * (Math.max(...panel.tokens.map((token) => levels[token])) / 255) ** 2)}`;
+}
+
 function refresh(view) {
   const { run, panels, words, readout } = view;
   const t = stepOf(run);
@@ -172,22 +187,22 @@ function refresh(view) {
   const kept = count(row, state.layer);
   for (const picture of panels) {
     const { panel } = picture;
-    const here = panel.tokens.reduce((sum, token) => sum + (row[token] > state.layer), 0);
-    const text = `${here} of ${panel.tokens.length} tokens`;
-    picture.caption.textContent = `${panel.title}: ${text}`;
-    picture.canvas.setAttribute("aria-label", `${run.method}, ${panel.title}, layer ${state.layer}, step ${t}: ${text} kept`);
+    const text = `${panel.title}: ${summary(run, panel)}`;
+    picture.caption.textContent = text;
+    picture.canvas.setAttribute("aria-label", `${run.method}, step ${t}. ${text}`);
     if (!panel.grid) paintStrip(picture, panel, run);
     else if (picture.image.complete && picture.image.naturalWidth) paint(picture, panel, run);
   }
   words.forEach((word, i) => {
-    word.toggleAttribute("aria-current", i === t);
+    if (i === t) word.setAttribute("aria-current", "step");
+    else word.removeAttribute("aria-current");
     word.tabIndex = i === t ? 0 : -1;
     word.title = `step ${i}: the image gets ${percent(run.split[i][1])} of the attention`;
   });
   readout.replaceChildren(
-    make("strong", {}, `${kept} of ${row.length}`), ` tokens in layer ${state.layer}. At step ${t} the image gets `,
-    make("strong", {}, percent(run.split[t][1])), " of the attention",
-    ` (${percent(run.shares[t][state.layer])} in this layer).`);
+    make("strong", {}, `${kept} of ${row.length}`), ` tokens in layer ${state.layer}. The image gets `,
+    make("strong", {}, percent(run.split[t][1])), " of the attention at step ",
+    `${t} (${percent(run.shares[t][state.layer])} in this layer).`);
 }
 
 // ---- curves
@@ -261,8 +276,8 @@ function curves() {
     curve({ title: `Tokens kept in each layer, at step ${state.step}`, ...byLayer, most: visual, format: whole,
       series: of((run) => layers.map((layer) => count(run.reached[stepOf(run)], layer))) }),
     curve({ title: "Tokens kept at each step, mean over layers", ...byStep, most: visual, format: whole,
-      series: of((run) => run.reached.map((row) => row.reduce((a, b) => a + b, 0) / sample().layers)) }),
-    curve({ title: "Attention to the image at each step", ...byStep, most: 1, format: percent,
+      series: of((run) => run.kept) }),
+    curve({ title: "Attention to the image at each step", ...byStep, format: percent,
       series: of((run) => run.split.map((parts) => parts[1])) }),
   ];
   const unknown = sample().runs[0].unknown;
@@ -270,7 +285,7 @@ function curves() {
   else made.push(
     curve({ title: "Work so far, in FLOPs", ...byStep, format: short, series: of((run) => sums(run.flops)) }),
     curve({ title: "KV cache, in bytes", ...byStep, format: short, series: of((run) => run.cache) }));
-  made.push(curve({ title: `Attention to the image in each layer, at step ${state.step}`, ...byLayer, most: 1, format: percent,
+  made.push(curve({ title: `Attention to the image in each layer, at step ${state.step}`, ...byLayer, format: percent,
     series: of((run) => run.shares[stepOf(run)]) }));
   byId("curves").replaceChildren(...made);
   byId("legend").replaceChildren(...shown.map(({ run, index }) => {
@@ -307,16 +322,20 @@ function mark() {
 }
 
 // ---- the page
+function tell(slider, text) {
+  byId(slider).value = state[slider];
+  byId(slider).setAttribute("aria-valuetext", text);
+  byId(`${slider}-out`).textContent = text;
+}
+
 function go(change) {
   const last = Math.max(...sample().runs.map((run) => run.words.length)) - 1;
   Object.assign(state, change);
   state.step = Math.max(0, Math.min(state.step, last));
   state.layer = Math.max(0, Math.min(state.layer, sample().layers - 1));
-  byId("layer").value = state.layer;
-  byId("step").value = state.step;
-  byId("layer-out").textContent = `${state.layer} of 0 to ${sample().layers - 1}`;
-  const word = views.map(({ run }) => run.words[state.step]).find((said) => said !== undefined) ?? "";
-  byId("step-out").textContent = `${state.step} of 0 to ${last}, “${word.trim()}”`;
+  const word = views.map(({ run }) => run.words[state.step]).find((said) => said?.trim());
+  tell("layer", `${state.layer} (0 to ${sample().layers - 1})`);
+  tell("step", `${state.step} (0 to ${last})${word ? `, “${word.trim()}”` : ""}`);
   byId("explain").textContent = EXPLAIN[state.view];
   views.forEach(refresh);
   curves();

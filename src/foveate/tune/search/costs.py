@@ -8,18 +8,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...core.schedules import mean_keep
+from ...core.scores import Even
 from ...cost.flops import Cost, Shapes, cost_of_counts, shapes
 from ...models.loaded import Loaded
 from ..examples import Example, encode
 from ..train.dyrate.rollout import batch_of, sizes
-from .prefix import LayerInput
 from .runner import Runner
 
 CostOf = Callable[[Sequence[float]], float]
@@ -111,39 +113,52 @@ def measure_layer(
 
     The shares are 0, 1 / (points - 1), .. 1. The median of `repeats`, in turn, after one that does
     not count; made never to fall, as noise might have it. Layers are taken to be equally fast; the
-    tower, the head and the ranking are left out.
+    tower, the head, the ranking and the mask are left out.
     """
     batch, _, _ = batch_of(loaded, [example])
-    state = runner.start(batch)
-    visual = runner.view(state).visual[0].tolist()
+    replay = runner.replay
+    middle = min(runner.depth // 2, runner.depth - 2)
+    at = replay.run(replay.start(batch.prompts, batch.prompt), (), middle)
     times: list[list[float]] = [[] for _ in range(points)]
     for turn in range(repeats + 1):
         for point in range(points):
-            kept = int(len(visual) * point / (points - 1) + 0.5)
-            gone = set(visual[kept:])
-            columns = state.columns[0].tolist()
-            stay = torch.tensor(
-                [c < batch.prompt and c not in gone for c in columns],
-                dtype=torch.bool,
-                device="cpu",
-            )  # (T)
-            ran = LayerInput(
-                layer=len(runner.layers) // 2,
-                hidden=state.hidden[:, stay.to(state.hidden.device)],
-                columns=state.columns[:, stay],
-                numbers=runner.ones(state) if gone and runner.weighting.weigh != "none" else None,
-            )
-            _wait(state.hidden)
-            begin = time.perf_counter()
-            runner.run_layer(ran, state.prompt)
-            _wait(state.hidden)
+            method = runner.method(Even(), (*[1.0] * middle, point / (points - 1)))
+            with _clocked(replay.layers[middle]) as seconds:
+                replay.run(at, [method], middle + 1)
             if turn:  # the first turn warms up
-                times[point].append(time.perf_counter() - begin)
+                times[point] += seconds
     medians = [statistics.median(seen) for seen in times]
     return [max(medians[: point + 1]) for point in range(points)]
 
 
-def _wait(tensor: torch.Tensor) -> None:
+@contextmanager
+def _clocked(layer: Any) -> Iterator[list[float]]:
+    """Collects the seconds that a layer runs within the block, without what hooks do before it."""
+    seconds: list[float] = []
+    begin = 0.0
+
+    def start(_: Any, args: tuple[Tensor, ...]) -> None:
+        nonlocal begin
+        _wait(args[0])
+        begin = time.perf_counter()
+
+    def stop(_: Any, args: tuple[Tensor, ...], output: Any) -> None:
+        _wait(output if isinstance(output, Tensor) else output[0])
+        seconds.append(time.perf_counter() - begin)
+
+    # Hooks before the layer drop tokens; what it runs first of its own is the norm of its input.
+    handles = (
+        layer.input_layernorm.register_forward_pre_hook(start),
+        layer.register_forward_hook(stop),
+    )
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _wait(tensor: Tensor) -> None:
     """Waits until what the tensor's device was given to do is done."""
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)

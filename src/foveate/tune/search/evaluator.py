@@ -73,7 +73,7 @@ class Evaluator:
         self.runner = Runner(loaded.model, score, within, weighting)
         self.processes = processes
         self.cache_bytes = cache_bytes
-        self.depth = len(self.runner.layers)
+        self.depth = self.runner.depth
         self.batches = -(-len(examples) // batch)
         self.held: dict[int, Prefix] = {}
         self.plain: dict[int, Tensor] = {}
@@ -137,7 +137,7 @@ class Evaluator:
         """The objective's sums (B) of one batch under a schedule."""
         state = self._enter(index, keep)
         examples = self.examples[self._rows(index)]
-        batch = state.prompt.batch
+        batch = state.batch
         longest = int(batch.answered.sum(1).max()) + 4  # words of a greedy answer
         method = self.runner.method(self.runner.score, keep)
 
@@ -152,7 +152,7 @@ class Evaluator:
 
         trial = Trial(
             batch=batch,
-            head=self.runner.model.get_output_embeddings(),
+            head=self.loaded.anatomy.logits,
             run=run,
             run_plain=run_plain,
             said=lambda: greedy(self.loaded, batch, method, longest),
@@ -172,8 +172,7 @@ class Evaluator:
             self._let(index, state)  # what is held no longer serves the schedules to come
         reach = len(self.prefix) if self.prefix == keep[: len(self.prefix)] else 0
         if state.layer < reach:
-            for share in keep[state.layer : reach]:
-                state = self.runner.advance(state, share)
+            state = self.runner.reach(state, keep[:reach])
             self._let(index, state)
         return state
 

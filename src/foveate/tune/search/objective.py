@@ -150,10 +150,8 @@ OBJECTIVES = {objective.name: objective for objective in _OBJECTIVES}
 @torch.no_grad()
 def greedy(loaded: Loaded, batch: Batch, method: Method, longest: int) -> list[str]:
     """Greedy answers to a batch's prompts under a method."""
-    inputs = dict(batch.inputs)
+    inputs = batch.prompts
     inputs.pop("position_ids", None)  # `generate` makes its own
-    for name in ("input_ids", "attention_mask"):
-        inputs[name] = inputs[name][:, : batch.prompt]  # without the answers
     with apply(loaded.model, method):
         out = loaded.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
     said: list[str] = loaded.processor.batch_decode(

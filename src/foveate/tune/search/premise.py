@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...core.view import View
 from ...eval.intervals import weighted
 from ...methods import score_of
 from ...models.loaded import Loaded
@@ -129,14 +130,16 @@ def _scores(runner: Runner, loaded: Loaded, examples: Sequence[Example]) -> list
     Samples without an image are left out.
     """
     batch, _, _ = batch_of(loaded, examples)
-    state = runner.start(batch)
     layers = []
     masks = []
-    for _ in runner.layers:
-        state = runner.advance(state, 1.0)
-        view = runner.view(state)  # shows the layer that has just run
-        layers.append(runner.ranked(state, view, view.alive).float().cpu())  # (B N)
-        masks.append(view.mask.cpu())  # (B N): the same at each layer, since nothing is dropped
+
+    def rank(view: View) -> None:
+        if view.layer:  # a view shows the layer that has just run
+            runner.score.take_notice(view)
+            layers.append(runner.score(view, view.alive).float().cpu())  # (B N)
+            masks.append(view.mask.cpu())  # (B N): the same at each layer, since nothing is dropped
+
+    runner.to_end(runner.start(batch), (1.0,) * runner.depth, rank)
     scores = torch.stack(layers, 1)  # (B L N)
     return [
         of_sample[:, real]  # without the fills of samples with fewer tokens

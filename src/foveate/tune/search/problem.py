@@ -161,7 +161,7 @@ class Problem:
         return found
 
     def spent(self) -> dict[str, int]:
-        """What all trials so far have run, as `prefix.Tally` has it."""
+        """What all trials so far have run, as the engine's `Tally` has it."""
         sums = {"layers": 0, "rows": 0, "towers": 0}
         for found in self.journal.known.values():
             if isinstance(found, dict) and "spent" in found:  # a trial, no measurement
@@ -176,7 +176,7 @@ def _tally(judge: Judge) -> tuple[int, int, int]:
     """What the judge has run (layers, rows, towers), all processes together."""
     if not isinstance(judge, Evaluator):
         return 0, 0, 0
-    mine = judge.runner.tally
+    mine = judge.runner.replay.tally
     everyone = judge.processes.gather((mine.layers, mine.rows, mine.towers))
     layers, rows, towers = (sum(column) for column in zip(*everyone, strict=True))
     return layers, rows, towers

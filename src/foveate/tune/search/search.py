@@ -242,11 +242,7 @@ def _problem(
 def _prompts(loaded: Loaded, examples: Sequence[Example]) -> dict[str, Tensor]:
     """The model's arguments for prompts without their answers."""
     batch, _, _ = batch_of(loaded, examples)
-    inputs = dict(batch.inputs)
-    for name in ("input_ids", "attention_mask", "position_ids"):
-        if name in inputs:
-            inputs[name] = inputs[name][:, : batch.prompt]
-    return inputs
+    return batch.prompts
 
 
 def model_facts(model: Any, name: str) -> dict[str, Any]:

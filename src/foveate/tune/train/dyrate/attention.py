@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import AttentionInterface
+
+from ....engine.assumptions import AttentionInterface
+from ....engine.attention.biased import LentConfig
 
 _NAME = "foveate_soft_keys"
 
@@ -22,6 +24,7 @@ def soft_key_attention(
     scaling: float,
     seen: Bool[Tensor, "B Q S"],
     weight: Float[Tensor, "B Q S"],
+    softcap: float | None = None,
 ) -> Float[Tensor, "B Q H E"]:
     """A_ij = exp(s_ij - max) w_ij / sum_j exp(s_ij - max) w_ij, over the keys that row i may see.
 
@@ -34,6 +37,7 @@ def soft_key_attention(
         scaling: of the products.
         seen: which keys a row may see at all.
         weight: w above, the same for all heads.
+        softcap: c squeezes products x into c tanh(x / c), or None.
 
     Returns:
         The heads' outputs, a row of them for each query.
@@ -42,6 +46,8 @@ def soft_key_attention(
     # (B K G Q D): the G = H / K query heads that share a key-value head, so that no key is copied.
     grouped = queries.reshape(batch, keys.shape[1], -1, rows, queries.shape[-1]).float()
     products = torch.einsum("bkgqd,bksd->bkgqs", grouped, keys.float()) * scaling
+    if softcap is not None:
+        products = softcap * torch.tanh(products / softcap)
     products = products.masked_fill(~seen[:, None, None], -torch.inf)
     # The maximum only keeps exp in range: it cancels, so it needs no gradient. A row that sees
     # nothing has -inf, which would give nan.
@@ -80,36 +86,67 @@ def one_span(keys: Tensor, values: Tensor) -> Iterable[Span]:
 
 @contextmanager
 def soft_keys(
-    decoder: Any,
-    seen: Bool[Tensor, "B T T"],
+    layers: Iterable[Any],
+    see: Callable[[Any], Tensor],
     weight: Float[Tensor, "B T T"],
     spans: Spans = one_span,
 ) -> Iterator[None]:
-    """Within it, the decoder's layers attend under `weight`, to what `spans` makes of their keys and
-    values.
+    """Within it, layers attend under `weight`, to what `spans` makes of their keys and values.
 
-    Its own attention comes back at the end.
+    Their own attention comes back at the end.
+
+    Args:
+        layers: of the decoder.
+        see: from the mask that a layer is called with to which keys each row may see (B T T).
+        weight: of each key, for each row.
+        spans: of a layer's keys and values.
     """
+    AttentionInterface.register(_NAME, _attend_softly)
 
-    def attend(
-        module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float, **__: Any
-    ) -> tuple[Tensor, None]:
-        out = []
-        for span in spans(k, v):
-            mine = weight[:, span.rows]
-            if span.shares is not None:
-                mine = mine * span.shares[:, None]
-            out.append(
-                soft_key_attention(
-                    q[:, :, span.rows], span.keys, span.values, scaling, seen[:, span.rows], mine
-                )
-            )
-        return torch.cat(out, 1), None
+    def lend(layer: Any, _: Any, kwargs: dict[str, Any]) -> None:
+        _SoftConfig(layer.self_attn, see(kwargs.get("attention_mask")), weight, spans)
 
-    AttentionInterface.register(_NAME, attend)
-    before = decoder.config._attn_implementation
-    decoder.config._attn_implementation_internal = _NAME
+    handles = [layer.register_forward_pre_hook(lend, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
-        decoder.config._attn_implementation_internal = before
+        for handle in handles:
+            handle.remove()
+
+
+class _SoftConfig(LentConfig):
+    """An attention's configuration while its layer runs with soft keys; arguments as above."""
+
+    def __init__(self, attention: Any, seen: Tensor, weight: Tensor, spans: Spans) -> None:
+        super().__init__(attention, _NAME)
+        self.seen = seen
+        self.weight = weight
+        self.spans = spans
+
+
+def _attend_softly(
+    module: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *_: Any,
+    scaling: float,
+    softcap: float | None = None,
+    **__: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function for a module whose configuration is a `_SoftConfig`."""
+    config: _SoftConfig = module.config
+    config.put_back()
+    seen, weight = config.seen.to(q.device), config.weight.to(q.device)
+    out = []
+    for span in config.spans(k, v):
+        mine = weight[:, span.rows]
+        if span.shares is not None:
+            mine = mine * span.shares[:, None]
+        rows = q[:, :, span.rows]
+        out.append(
+            soft_key_attention(
+                rows, span.keys, span.values, scaling, seen[:, span.rows], mine, softcap
+            )
+        )
+    return torch.cat(out, 1), None

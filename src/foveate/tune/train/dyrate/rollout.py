@@ -12,7 +12,7 @@ most, K rates, H heads, V words of the vocabulary, R rows that run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,21 +21,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ....artefacts.weighting import UNWEIGHED, Weighting
-from ....core.contract import Score
+from ....core.contract import Schedule, Score
 from ....core.features import shares_by_type
 from ....core.method import Method
 from ....core.predictor import RatePredictor
 from ....core.schedules import PerLayer
 from ....core.selection import places
 from ....core.view import View
-from ....engine.anatomy import Anatomy, anatomy_of
-from ....engine.assumptions import without_cache
-from ....engine.checks import check_teacher_forcing
+from ....engine.anatomy import anatomy_of
+from ....engine.replay.replay import Replay
 from ....models.loaded import Loaded
 from ...examples import Example, encode
-from .attention import Spans, one_span, soft_keys
+from .attention import one_span, soft_keys
 from .speaking import Cut, Leaving, cut_by, speaks
-from .steps import Steps, rows_at, run_below
+from .steps import Steps
 
 Choose = Callable[[Tensor], Tensor]  # logits (B K) -> one-hot (B K), with a gradient or without
 
@@ -52,6 +51,15 @@ class Batch:
 
     inputs: dict[str, Tensor]
     prompt: int
+
+    @property
+    def prompts(self) -> dict[str, Tensor]:
+        """The model's keyword arguments for the prompts alone."""
+        whole = self.inputs["input_ids"].shape
+        return {
+            name: value[:, : self.prompt] if value.shape == whole else value
+            for name, value in self.inputs.items()
+        }
 
     @property
     def answered(self) -> Bool[Tensor, "B S"]:
@@ -107,9 +115,9 @@ def roll_out(
     method = _speaking(score, weighting)
     views, chosen = _decide(model, predictor, method, layer, batch, choose, decode)
     if decode or chosen.weight.requires_grad:
-        logits = _run_above(views, chosen, layer, method)
+        logits = _run_above(views, chosen, method)
     else:  # nothing is asked of what was dropped, and it never comes back
-        logits = _run_kept(views, chosen.cut, chosen.weight[:, 0] > 0.5, layer)
+        logits = _run_kept(views, chosen.weight[:, 0] > 0.5, method)
     return Rollout(logits, chosen.kept, chosen.choice, views.total)
 
 
@@ -163,8 +171,7 @@ def at_every_rate(
             stays = (place < keep[:, None]) | (view.visual == view.newest)
             alive = views.present & stays
             kept = alive.sum(1)[:, None].expand_as(batch.answered).float()  # the same at each step
-            cut = cut_by(method, views.view(0, views.present), views.below.hidden, alive)
-            yield _run_kept(views, cut, alive, layer), kept
+            yield _run_kept(views, alive, method), kept
 
     return shares_by_type(view), answers()
 
@@ -207,7 +214,7 @@ def _decide(
     weights = []
     kept = []
     choices = []
-    cut = Cut(views.below.hidden, None)
+    cut = Cut(views.at.hidden, None)
     for step in range(steps if decode else 1):
         view = views.view(step, alive)
         with torch.no_grad():
@@ -225,7 +232,7 @@ def _decide(
         alive = alive & (chosen > 0.5)
         with torch.no_grad():
             if step == 0:
-                cut = cut_by(method, view, views.below.hidden, alive)
+                cut = cut_by(method, view, views.at.hidden, alive)
             views.hand_over(method, cut, step, before, alive)
         # Straight-through: the value is `alive`, the gradient is that of `chosen`. Forward, sets
         # only shrink. Backward, each step answers for its own set: through a product over the
@@ -258,15 +265,14 @@ def _place(score: Score, view: View) -> Int[Tensor, "B N"]:
     return places(score(view, view.alive), view.mask)
 
 
+@torch.no_grad()
 def _views(model: Any, score: Score, layer: int, batch: Batch) -> Steps:
     """The views before the prune layer, after running the layers below it."""
-    anatomy = anatomy_of(model)
-    check_teacher_forcing(anatomy.adapter, anatomy.body)
-    below = run_below(anatomy, score, layer, batch.inputs)
-    return Steps(anatomy, layer, batch.inputs, batch.prompt, below)
+    replay = Replay(model, score.needs)
+    return Steps(replay, replay.run(replay.start(batch.inputs, batch.prompt), (), layer))
 
 
-def _run_above(views: Steps, chosen: _Chosen, layer: int, method: Method) -> Tensor:
+def _run_above(views: Steps, chosen: _Chosen, method: Method) -> Tensor:
     """Runs the prune layer and those above it; each row sees what was alive at its step.
 
     All rows run at once, those of dropped tokens too: nobody sees them, but a weight that is 0 now
@@ -278,7 +284,6 @@ def _run_above(views: Steps, chosen: _Chosen, layer: int, method: Method) -> Ten
     """
     weights = chosen.weight
     prompt = views.prompt
-    below = views.below
     batch, length = views.real.shape
     steps = weights.shape[1]
     device = weights.device
@@ -294,68 +299,48 @@ def _run_above(views: Steps, chosen: _Chosen, layer: int, method: Method) -> Ten
     # A row sees itself in any case, so that no row, padding's included, has an empty softmax.
     own = torch.eye(length, dtype=torch.bool, device=device)
     weight = torch.where(own, 1.0, weight)
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    seen = (causal & views.real[:, None]) | own  # (B T T)
-    ours = ("hidden_states", "attention_mask")
-    kwargs = {k: v for k, v in without_cache(below.kwargs).items() if k not in ours}
     alive = weights.detach() > 0.5
     leaving = Leaving(method, views.tokens, views.columns, alive, chosen.cut.numbers, prompt)
     spans = leaving.spans if speaks(method) else one_span
-    hidden = _layers(views.anatomy, layer, chosen.cut.hidden, kwargs, seen, weight, spans)
-    return _logits(views.anatomy, hidden[:, prompt - 1 : length - 1])
+    at = views.at
+    with soft_keys(
+        views.replay.layers[at.layer :], lambda mask: at.sees(mask) | own, weight, spans
+    ):
+        hidden = at.taught.call.run(at.layer, chosen.cut.hidden)
+    return views.replay.anatomy.logits(hidden[:, prompt - 1 : length - 1])
 
 
-def _run_kept(views: Steps, cut: Cut, alive: Bool[Tensor, "B N"], layer: int) -> Tensor:
+def _run_kept(views: Steps, alive: Bool[Tensor, "B N"], method: Method) -> Tensor:
     """As `_run_above` where one set holds for all rows: what was dropped is not run at all."""
-    real = views.real  # (B T)
-    below = views.below
-    prompt = views.prompt
-    length = real.shape[1]
-    # Which columns were dropped (B T): scatter marks them, all else writes to a spare last column.
-    gone = torch.where(views.present & ~alive, views.columns, length)  # (B N)
-    dropped = F.pad(torch.zeros_like(real), (0, 1)).scatter(1, gone, True)[:, :-1]
-    stays = ~dropped
-    # The columns that run (B R): a stable sort brings those that stay to the front, in their order.
-    # A sample that keeps fewer than R is filled up with dropped ones, which `there` leaves out.
-    longest = int(stays.sum(1).max())
-    columns = dropped.long().argsort(dim=1, stable=True)[:, :longest]
-    there = (stays & real).gather(1, columns)  # (B R)
-    # Causal by columns, not by rows: seen[b, q, k] if column k is real and not right of column q.
-    seen = there[:, None] & (columns[:, None] <= columns[..., None])  # (B R R)
-    seen = seen | torch.eye(longest, dtype=torch.bool, device=seen.device)
-    cos, sin = below.kwargs["position_embeddings"]
-    kwargs = {"position_embeddings": (rows_at(cos, columns), rows_at(sin, columns))}
-    weight = seen.to(torch.float32)
-    if cut.numbers is not None:
-        # exp(product + bias) = exp(product) exp(bias), so the bias of a key is a factor.
-        weight = weight * cut.numbers.biases(columns).exp()[:, None]
-    hidden = _layers(views.anatomy, layer, rows_at(cut.hidden, columns), kwargs, seen, weight)
-    # The way back: column c, if it stays, lies in the row that counts those that stay before it.
-    row = stays.cumsum(1) - 1  # (B T)
-    return _logits(views.anatomy, rows_at(hidden, row[:, prompt - 1 : -1]))
+    cut = replace(method, score=_These(alive), schedule=_SoMany(alive.sum(1), views.at.layer))
+    return views.replay.anatomy.logits(views.replay.finish(views.at, [cut]))
 
 
-def _layers(
-    anatomy: Anatomy,
-    first: int,
-    hidden: Tensor,
-    kwargs: dict[str, Any],
-    seen: Tensor,
-    weight: Tensor,
-    spans: Spans = one_span,
-) -> Tensor:
-    """States (B R D) after the layers from `first` on, under the mask and weights (B R R)."""
-    with soft_keys(anatomy.decoder, seen, weight, spans):
-        for block in anatomy.layers[first:]:
-            out = block(hidden, attention_mask=None, **kwargs)
-            hidden = out[0] if isinstance(out, tuple) else out
-    return hidden
+@dataclass(frozen=True)
+class _These(Score):
+    """Keeps what was chosen before."""
+
+    alive: Bool[Tensor, "B N"]
+
+    def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
+        """1 for what stays."""
+        return self.alive.float()
 
 
-def _logits(anatomy: Anatomy, hidden: Tensor) -> Tensor:
-    """Logits of the states that leave the last layer."""
-    logits: Tensor = anatomy.head(anatomy.decoder.norm(hidden))
-    return logits
+@dataclass(frozen=True)
+class _SoMany(Schedule):
+    """Keeps as many as were chosen, at once."""
+
+    counts: Int[Tensor, B]
+    layer: int
+
+    def acts(self, layer: int, step: int) -> bool:
+        """Before the prune layer."""
+        return layer == self.layer
+
+    def __call__(self, view: View) -> Int[Tensor, B]:
+        """The counts."""
+        return self.counts
 
 
 def sizes(model: Any, inputs: dict[str, Tensor], prompt: int) -> tuple[Tensor, Tensor]:
