@@ -88,7 +88,7 @@ def generate(
     streamer = (
         None if as_json else _Printer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     )
-    unpruned = comparison.once(loaded, encoded, row, max_new_tokens, streamer)
+    unpruned = comparison.once(loaded, encoded, row, max_new_tokens, streamer, count_tower=as_json)
     if as_json:
         print_json({**told, "rows": [comparison.measured(row, unpruned)]})
     else:

@@ -119,6 +119,7 @@ def once(
     row: Contestant,
     new: int,
     streamer: BaseStreamer | None = None,
+    count_tower: bool = True,
 ) -> Cost:
     """Fills in a row by one run, cold, whose times compare with nothing.
 
@@ -128,14 +129,15 @@ def once(
         row: of the method.
         new: longest answer.
         streamer: is given the answer's tokens as they come.
+        count_tower: whether the vision tower's FLOPs are in the costs; it runs once more for that.
 
     Returns:
         What the unpruned model would spend on an answer of this length, in closed form.
     """
     model = loaded.model
     sizes = architecture_of(model)
-    tower = vision_flops(model, prompt)
     done = generate_timed(model, prompt, row.methods or [], new, streamer)
+    tower = vision_flops(model, prompt) if count_tower else 0.0
     trace = _record(row, sizes, tower, done)
     row.answers.append(loaded.decode(done.ids))
     row.first.append(done.first)
