@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,14 +94,14 @@ def test_generate_streams_one_method_and_states_no_speed_up(
 
 
 def test_generate_compares_several_methods_in_a_table(
-    picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    picture: str, capsys: pytest.CaptureFixture[str], terminal: Callable[[int], None]
 ) -> None:
     args = ["generate", picture, QUESTION, "--max-new-tokens", "3", "--repeats", "1"]
     assert run([*args, "--method", METHOD, "--method", "vtw:layer=4"]) == 0
     wide = capsys.readouterr().out
     assert "unpruned" in wide and "first token" in wide
     assert max(map(len, wide.splitlines())) <= 80
-    monkeypatch.setenv("COLUMNS", "40")
+    terminal(40)
     assert run([*args, "--method", METHOD, "--compare"]) == 0
     narrow = capsys.readouterr().out
     assert (
@@ -198,9 +199,9 @@ def test_methods_are_listed_one_line_each(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("columns", [80, 140])
 def test_every_method_has_a_line_under_its_group(
-    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    columns: int, capsys: pytest.CaptureFixture[str], terminal: Callable[[int], None]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal(columns)
     assert run(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,13 @@ def test_no_figure_is_lost_in_a_narrow_terminal(
     figures: int,
     columns: int,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    terminal: Callable[[int], None],
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")
+    terminal(1000)
     assert run(args) == 0
     wide = capsys.readouterr().out
     row = next(line for line in wide.splitlines() if line.startswith(LONG))
-    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal(columns)
     assert run(args) == 0
     said = capsys.readouterr().out
     assert max(len(line.rstrip()) for line in said.splitlines()) <= columns and "…" not in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,11 @@ def photo(tmp_path: Path) -> str:
 
 
 def test_a_prompt_is_counted_before_the_call(
-    photo: str, scenes: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    photo: str,
+    scenes: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: Callable[[int], None],
 ) -> None:
     asked = "Describe the image in detail."
     inputs = scenes.inputs([photo, photo], asked)
@@ -222,7 +227,7 @@ def test_a_prompt_is_counted_before_the_call(
     monkeypatch.undo()
     row = body["methods"]["unpruned"]["flops"]
     assert row["tower"] == vision_flops(scenes.model, inputs) > 0
-    monkeypatch.setenv("COLUMNS", "60")
+    terminal(60)
     assert run(args) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
