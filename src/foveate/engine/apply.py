@@ -119,7 +119,7 @@ def enable(
     """Applies methods to a model until `Handle.disable` or `disable` ends it: `apply` without a block.
 
     It is meant for servers and notebooks. A server whose threads share the model takes
-    ``threads="wait"``.
+    ``threads="wait"``; the trace then has their forwards in the order in which they ran.
 
     Args:
         model: as for `apply`.
