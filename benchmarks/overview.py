@@ -24,7 +24,7 @@ from foveate.methods import parse
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "examples" / "scene.png"
-SCHEDULE = ROOT / "docs" / "results" / "search" / "scenes" / "gsearch-diverse-weighted-0.01.json"
+SCHEDULE = "scenes-gsearch-weighted"
 ASSETS = ROOT / "docs" / "assets"
 LAYERS = (0, 3, 7)
 BOTH = ",weigh=nearest,merge=mean"

@@ -14,6 +14,7 @@ from typing import Any
 from foveate.eval.tasks import TITLES
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
 README = ROOT / "README.md"
 CARDS = {
     name: ROOT / "src" / "foveate" / "models" / name / "README.md" for name in ("scenes", "smol")
@@ -32,7 +33,7 @@ TRAINED = "dyrate:predictor=scenes-0.2-weighted"
 WHEN = {  # what is wanted -> the method, its part of the reports, and how it is called
     "A good default": (RECOMMENDED, "", RECOMMENDED),
     "Fewer tokens still": (SHARPER, "", SHARPER),
-    "You have calibration data": (SEARCHED, "goals-", "schedule:found.json"),
+    "You have calibration data": (SEARCHED, "goals-", "schedule:scenes-gsearch-weighted"),
     "Prompts need different numbers of tokens": (TRAINED, "goals-", TRAINED),
 }
 LINKS = {SEARCHED: "docs/search.md", TRAINED: "docs/dyrate.md"}
@@ -60,7 +61,7 @@ TIMED = {
 
 def read(name: str) -> dict[str, Any]:
     """A result file."""
-    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def quality(figures: dict[str, Any]) -> list[str]:
@@ -216,14 +217,25 @@ def cells(found: dict[str, Any]) -> str:
 
 
 def render_when() -> str:
-    """The README's table of which method to take when."""
+    """The README's table of which method to take when; of the most pictures that were measured."""
+    many = "many-" if (RESULTS / "weighting-many-answers-scenes.json").is_file() else None
+    pictures = read(f"weighting-{many or ''}answers-scenes")["pictures"]
+    questions = read(f"weighting-{many or ''}questions-scenes")["samples"]
     lines = [
+        f"Quality is the difference to the unpruned model in points with its 95 % interval: {pictures:,} pictures and",
+        f"{questions:,} questions on `scenes` ([how it was measured](docs/measuring.md)). FLOPs are relative",
+        "to the unpruned model, the answer included.",
+        "",
+    ]
+    lines += [
         f"| you want | method | FLOPs | {' | '.join(SHOWN)} |",
         "|---" * (3 + len(SHOWN)) + "|",
     ]
     for want, (spec, part, said) in WHEN.items():
         link = f" ([guide]({LINKS[spec]}))" if spec in LINKS else ""
-        lines.append(f"| {want} | `{said}`{link} | {cells(answered('scenes', part)[spec])} |")
+        lines.append(
+            f"| {want} | `{said}`{link} | {cells(answered('scenes', many or part)[spec])} |"
+        )
     return "\n".join(lines)
 
 

@@ -175,7 +175,7 @@ def example(name: str) -> str:
     """The method as text, with knobs that work on the bundled model."""
     return {
         "dyrate": "dyrate:predictor=scenes-0.33",
-        "schedule": "schedule:docs/results/search/scenes/gsearch-diverse.json",
+        "schedule": "schedule:scenes-gsearch",
         "fastv": "fastv:layer=2,keep=0.5",
         "vtw": "vtw:layer=4",
         "random": "random:layer=2,keep=0.5",

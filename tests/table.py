@@ -59,9 +59,9 @@ Ministral 3, whose masks, caps and scales are more than causal attention (tests/
 compiled for a CPU ran for one sample.
 
 **Not tested**: no kernel has run on a GPU with Foveate. transformers has no flex attention for decoders with
-positions in time, height and width.
+positions in time, height and width. Training and searching were not run under it.
 
-**Refused**: training and searching.
+**Refused**: the self-check of `foveate doctor`, which needs dense masks.
 """
 
 

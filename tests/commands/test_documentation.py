@@ -196,6 +196,22 @@ def test_the_architecture_names_every_package() -> None:
     assert all(f">{name}<" in GENERATED["storeys"]() for name in packages)
 
 
+def test_links_lead_somewhere() -> None:
+    """In the repository, or to a page that `docs/pages.py` makes; `make docs` checks the site as a whole."""
+    made = {f"methods/{name}.md" for name in (*METHODS, "index")}
+    made |= {"contributing.md", "changelog.md", "engine.md", "assets/storeys.svg"}
+    for page in PAGES:
+        for link in re.findall(
+            r"\]\(([^)#\s]+)", re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        ):
+            if link.startswith("https://"):
+                continue
+            target = (page.parent / link).resolve()
+            if page.is_relative_to(DOCS) and target.relative_to(DOCS).as_posix() in made:
+                continue
+            assert target.exists(), (page, link)
+
+
 def test_the_start_page_lists_every_example() -> None:
     listed = set(re.findall(r"`examples/([\w.]+)`", (DOCS / "index.md").read_text()))
     assert listed == {

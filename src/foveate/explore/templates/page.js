@@ -197,10 +197,10 @@ function refresh(view) {
     if (i === t) word.setAttribute("aria-current", "step");
     else word.removeAttribute("aria-current");
     word.tabIndex = i === t ? 0 : -1;
-    word.title = `step ${i}: the image gets ${percent(run.split[i][1])} of the attention`;
+    word.title = `step ${i}: visual tokens get ${percent(run.split[i][1])} of the attention`;
   });
   readout.replaceChildren(
-    make("strong", {}, `${kept} of ${row.length}`), ` tokens in layer ${state.layer}. The image gets `,
+    make("strong", {}, `${kept} of ${row.length}`), ` tokens in layer ${state.layer}. Visual tokens get `,
     make("strong", {}, percent(run.split[t][1])), " of the attention at step ",
     `${t} (${percent(run.shares[t][state.layer])} in this layer).`);
 }
@@ -277,7 +277,7 @@ function curves() {
       series: of((run) => layers.map((layer) => count(run.reached[stepOf(run)], layer))) }),
     curve({ title: "Tokens kept at each step, mean over layers", ...byStep, most: visual, format: whole,
       series: of((run) => run.kept) }),
-    curve({ title: "Attention to the image at each step", ...byStep, format: percent,
+    curve({ title: "Attention to visual tokens at each step", ...byStep, format: percent,
       series: of((run) => run.split.map((parts) => parts[1])) }),
   ];
   const unknown = sample().runs[0].unknown;
@@ -285,7 +285,7 @@ function curves() {
   else made.push(
     curve({ title: "Work so far, in FLOPs", ...byStep, format: short, series: of((run) => sums(run.flops)) }),
     curve({ title: "KV cache, in bytes", ...byStep, format: short, series: of((run) => run.cache) }));
-  made.push(curve({ title: `Attention to the image in each layer, at step ${state.step}`, ...byLayer, format: percent,
+  made.push(curve({ title: `Attention to visual tokens by layer, at step ${state.step}`, ...byLayer, format: percent,
     series: of((run) => run.shares[stepOf(run)]) }));
   byId("curves").replaceChildren(...made);
   byId("legend").replaceChildren(...shown.map(({ run, index }) => {
@@ -329,19 +329,20 @@ function tell(slider, text) {
 }
 
 function go(change) {
-  const last = Math.max(...sample().runs.map((run) => run.words.length)) - 1;
+  const shown = sample().runs.filter((_, index) => state.shown.has(index));
+  const last = Math.max(...shown.map((run) => run.words.length)) - 1;
+  byId("step").max = last;
   Object.assign(state, change);
   state.step = Math.max(0, Math.min(state.step, last));
   state.layer = Math.max(0, Math.min(state.layer, sample().layers - 1));
-  const word = views.map(({ run }) => run.words[state.step]).find((said) => said?.trim());
+  const word = shown.map((run) => run.words[state.step]).find((said) => said?.trim());
   tell("layer", `${state.layer} (0 to ${sample().layers - 1})`);
   tell("step", `${state.step} (0 to ${last})${word ? `, “${word.trim()}”` : ""}`);
   byId("explain").textContent = EXPLAIN[state.view];
   views.forEach(refresh);
   curves();
   mark();
-  const kept = views.filter(({ index }) => state.shown.has(index))
-    .map(({ run }) => `${run.method} keeps ${count(run.reached[stepOf(run)], state.layer)}`);
+  const kept = shown.map((run) => `${run.method} keeps ${count(run.reached[stepOf(run)], state.layer)}`);
   clearTimeout(go.soon);
   go.soon = setTimeout(() => { byId("said").textContent = `Layer ${state.layer}, step ${state.step}: ${kept.join(", ")}.`; }, 400);
 }
@@ -379,7 +380,6 @@ function open(index) {
   byId("truth-line").hidden = !truth;
   byId("size").textContent = `${layers} layers, ${runs[0].reached[0].length} visual tokens`;
   byId("layer").max = layers - 1;
-  byId("step").max = Math.max(...runs.map((run) => run.words.length)) - 1;
   if (!state.shown.size) for (let i = 0; i < Math.min(3, runs.length); i++) state.shown.add(i);
   views.splice(0, views.length, ...runs.map(article));
   byId("runs").replaceChildren(...views.map((view) => view.article));
