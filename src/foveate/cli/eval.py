@@ -39,7 +39,7 @@ def evaluate_methods(
     method: options.Methods = None,
     model: options.Model = "scenes",
     tasks: Annotated[
-        str, typer.Option(help=f"Some of {', '.join(TASKS)}, by commas; empty for none.")
+        str, typer.Option(help=f"Tasks, separated by commas: {', '.join(TASKS)}.")
     ] = "",
     data: Annotated[
         Path | None,
@@ -50,28 +50,32 @@ def evaluate_methods(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="Metric of the rows of --data that name none; several by commas."),
+        typer.Option(
+            help="Metric for rows of --data that name none; several are separated by commas."
+        ),
     ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Samples of each task, and of --data. [200, unless --pictures is given]"
+            min=1,
+            help="Number of samples per task and of --data. [200, unless --pictures is given]",
         ),
     ] = None,
     pictures: Annotated[
-        int | None, typer.Option(min=1, help="Pictures of each task, with all that is asked.")
+        int | None,
+        typer.Option(min=1, help="Number of pictures per task, with all their questions."),
     ] = None,
     first: Annotated[
         int, typer.Option(min=0, help="Number of the first picture of each task.")
     ] = 0,
     split: Annotated[
-        str, typer.Option(help=f"Of the drawn scenes: {' or '.join(SPLITS)}.")
+        str, typer.Option(help=f"Split of the drawn scenes: {' or '.join(SPLITS)}.")
     ] = "test",
-    batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Number of samples per batch.")] = 16,
     match: options.Match = None,
     also: options.Also = None,
     against: Annotated[
-        str | None, typer.Option(help="One of these methods, to compare the others with, too.")
+        str | None, typer.Option(help="Compare the methods with this one of them, too.")
     ] = None,
     save: Annotated[
         Path | None,
@@ -80,20 +84,20 @@ def evaluate_methods(
         ),
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="Of captions: ptb (needs java), words, or auto.")
+        str, typer.Option(help="Word splitter for captions: ptb (needs java), words, or auto.")
     ] = "auto",
-    num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, help="Number of beams; 1 is greedy.")] = 1,
     top_k: Annotated[
-        int, typer.Option(min=0, help="Sample from so many of the likeliest tokens.")
+        int, typer.Option(min=0, help="Sample from this number of the likeliest tokens.")
     ] = 0,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the likeliest tokens of this share.")
+        float, typer.Option(help="Sample from the likeliest tokens that hold this probability.")
     ] = 1.0,
-    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Temperature of sampling.")] = 1.0,
     cache: Annotated[
         bool, typer.Option(help="Keep keys and values, or run the whole input at every step.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of sampling.")] = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     as_json: options.Json = False,

@@ -33,7 +33,9 @@ def search(
     model: Annotated[
         str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
     ] = "scenes",
-    algorithm: Annotated[str, typer.Option(help=f"One of {', '.join(strategies())}.")] = "gsearch",
+    algorithm: Annotated[
+        str, typer.Option(help=f"Search strategy: {', '.join(strategies())}.")
+    ] = "gsearch",
     data: Annotated[
         Path | None,
         typer.Option(
@@ -42,14 +44,16 @@ def search(
         ),
     ] = None,
     kinds: Annotated[
-        str, typer.Option(help="What drawn scenes are asked for.")
+        str, typer.Option(help="Questions about drawn scenes, separated by commas.")
     ] = "description,caption",
-    calibration: Annotated[int, typer.Option(min=1, help="Examples to search on.")] = 64,
-    held_out: Annotated[int, typer.Option(min=1, help="Examples to report on.")] = 64,
-    objective: Annotated[str, typer.Option(help=f"Quality: {', '.join(OBJECTIVES)}.")] = "kl",
+    calibration: Annotated[int, typer.Option(min=1, help="Number of examples to search on.")] = 64,
+    held_out: Annotated[int, typer.Option(min=1, help="Number of examples to report on.")] = 64,
+    objective: Annotated[
+        str, typer.Option(help=f"Measure of quality: {', '.join(OBJECTIVES)}.")
+    ] = "kl",
     ranking: options.Ranking = "last",
     within: Annotated[
-        str, typer.Option(help="sample, or image: every image keeps its share.")
+        str, typer.Option(help="Rank tokens within the sample, or within each image.")
     ] = "sample",
     weigh: options.Weigh = "none",
     merge: options.Merge = "none",
@@ -60,35 +64,47 @@ def search(
         int, typer.Option(min=0, help="The first layer before which tokens may leave.")
     ] = 2,
     tolerance: Annotated[
-        float | None, typer.Option(help="Quality given up (gsearch 0.01, vtw 0.003).")
+        float | None, typer.Option(help="Loss of quality to accept (gsearch 0.01, vtw 0.003).")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Of gsearch: bisect or bayes.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Variant of gsearch: bisect or bayes.")
+    ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Layers that share a count (gsearch: 1).")
+        int | None, typer.Option(help="Number of layers that share a count (gsearch: 1).")
     ] = None,
     grid: Annotated[
-        int | None, typer.Option(help="Counts are multiples of 1 / grid (gsearch: 32).")
+        int | None, typer.Option(help="Counts are multiples of 1/grid (gsearch: 32).")
     ] = None,
-    weight: Annotated[float | None, typer.Option(help="Of the cost (gsearch, bayes: 0.1).")] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Weight of the cost (gsearch, bayes: 0.1).")
+    ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Cost over unpruned (psigmoid, random, fitprune).")
+        float | None,
+        typer.Option(help="Cost relative to the unpruned model (psigmoid, random, fitprune)."),
     ] = None,
     cost: Annotated[
-        str, typer.Option("--budget-of", help=f"What costs: {', '.join(COSTS)}.")
+        str, typer.Option("--budget-of", help=f"Measure of cost for --budget: {', '.join(COSTS)}.")
     ] = "keep",
     trials: Annotated[
-        int | None, typer.Option(help="Schedules tried (psigmoid, random: 24).")
+        int | None, typer.Option(help="Number of schedules to try (psigmoid, random: 24).")
     ] = None,
     warm: Annotated[
-        str | None, typer.Option(help="A schedule whose fit psigmoid tries first.")
+        str | None, typer.Option(help="Schedule file whose fit psigmoid tries first.")
     ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, help="Examples per forward; fewer are given up sooner.")
+        int,
+        typer.Option(
+            min=1,
+            help="Number of examples per forward; a bad schedule is abandoned between forwards.",
+        ),
     ] = 8,
     cache_gb: Annotated[
-        float, typer.Option(min=0, help="Held between trials; the rest is run anew.")
+        float,
+        typer.Option(
+            min=0, help="Memory for states kept between trials, in GB; the rest is recomputed."
+        ),
     ] = 2.0,
-    seed: Annotated[int, typer.Option(help="Of what draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random choices.")] = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     plot: Annotated[

@@ -45,7 +45,7 @@ Data = Annotated[
 
 
 Budget = Annotated[
-    float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")
+    float, typer.Option(help="FLOPs of prefill and decode, relative to the unpruned model.")
 ]
 Ranking = Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")]
 Decode = Annotated[
@@ -80,10 +80,12 @@ def train_dyrate(
     model: options.Model = "scenes",
     data: Data = None,
     budget: Budget = Plan.budget,
-    layer: Annotated[int, typer.Option(help="Decides before this layer.")] = Plan.layer,
+    layer: Annotated[
+        int, typer.Option(help="Layer before which the predictor decides.")
+    ] = Plan.layer,
     ranking: Ranking = Plan.ranking,
     num_rates: Annotated[
-        int, typer.Option(help="Rates to choose from: 0, 1/n, .. (n-1)/n.")
+        int, typer.Option(help="Number n of rates to choose from: 0, 1/n, .. (n-1)/n.")
     ] = Plan.num_rates,
     drop_all: Annotated[
         bool, typer.Option(help="Whether dropping all is a rate too (our extension).")
@@ -99,13 +101,14 @@ def train_dyrate(
         bool, typer.Option(help="Whether the response's share is a feature.")
     ] = Plan.response,
     steps: Annotated[
-        int, typer.Option(min=1, help="Optimiser steps; with --exact, batches of answers.")
+        int,
+        typer.Option(min=1, help="Number of optimiser steps; with --exact, of batches of answers."),
     ] = Plan.steps,
     batch: Annotated[
-        int, typer.Option(min=1, help="Examples per step, over all processes.")
+        int, typer.Option(min=1, help="Number of examples per step, over all processes.")
     ] = Plan.batch,
     parts: Annotated[
-        int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")
+        int, typer.Option(min=1, help="Number of parts in which a batch is run, to save memory.")
     ] = Plan.parts,
     lr: Annotated[
         float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")
@@ -113,14 +116,16 @@ def train_dyrate(
     kl: Annotated[
         float, typer.Option(help="Weight of the divergence from the unpruned model.")
     ] = Plan.kl,
-    weight: Annotated[float, typer.Option(help="Of the budget in the loss.")] = Plan.weight,
+    weight: Annotated[float, typer.Option(help="Weight of the budget in the loss.")] = Plan.weight,
     exact: Exact = Plan.exact,
     answers: Answers = None,
     cold: Annotated[
         float, typer.Option(help="Temperature of sampling at the end (2 at the start).")
     ] = Plan.cold,
-    seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
-    held_out: Annotated[int, typer.Option(min=1, help="Held-out examples for the report.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled rates.")] = Plan.seed,
+    held_out: Annotated[
+        int, typer.Option(min=1, help="Number of held-out examples for the report.")
+    ] = 64,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
 ) -> None:

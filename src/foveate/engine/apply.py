@@ -119,7 +119,7 @@ def enable(
     """Applies methods to a model until `Handle.disable` or `disable` ends it: `apply` without a block.
 
     It is meant for servers and notebooks. A server whose threads share the model takes
-    ``threads="wait"``.
+    ``threads="wait"``; the trace then has their forwards in the order in which they ran.
 
     Args:
         model: as for `apply`.
@@ -300,7 +300,6 @@ class Engine:
         """Puts the hooks on."""
         self.handles = [
             self.body.register_forward_pre_hook(self._read_input, with_kwargs=True),
-            self.body.register_forward_hook(self._leave, always_call=True),
             self.decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.decoder.register_forward_hook(self._end, always_call=True),
         ]
@@ -308,6 +307,8 @@ class Engine:
             self.handles.append(
                 layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True)
             )
+        if self.turns is not None:
+            self.handles.append(self.body.register_forward_hook(self._leave, always_call=True))
         if self.tower is not None:
             self.handles += self.tower.attach()
 

@@ -201,6 +201,7 @@ class Trace:
         body = {
             "layers": self.layers,
             "methods": self.methods,
+            "forgotten": self.forgotten,
             "fields": Row._fields,
             "kept": self.kept,
         }
