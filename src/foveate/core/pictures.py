@@ -88,16 +88,25 @@ def pictures(view: View) -> tuple[Picture, ...]:
 
 def _pictures(view: View) -> tuple[Picture, ...]:
     """As `pictures`, found anew."""
-    here, found = view.place() >= 0, []  # tokens whose hidden states run now
+    found = []
+    device = view.visual.device
+    # Which tokens are whose is worked out on the host, which waits twice and no more.
     owner = view.tokens.image.gather(1, view.visual.clamp(min=0))
-    for sample in range(view.visual.shape[0]):
-        for image in torch.unique(owner[sample][here[sample]]).tolist():
-            columns = (view.tokens.image[sample] == image).nonzero()[:, 0]
-            places = (here[sample] & (owner[sample] == image)).nonzero()[:, 0]
+    owner = torch.where(view.place() >= 0, owner, -1)  # of the tokens whose hidden states run now
+    owners, visual = torch.stack([owner, view.visual]).cpu()
+    images = view.tokens.image.cpu()
+    for sample in range(len(visual)):
+        for image in owners[sample].unique().tolist():
+            if image < 0:
+                continue
+            columns = (images[sample] == image).nonzero()[:, 0]
+            places = (owners[sample] == image).nonzero()[:, 0]
             # A token's number is the place of its column among all columns that the image came
             # with.
-            number = torch.searchsorted(columns, view.visual[sample][places].contiguous())
-            found.append(Picture(view, sample, image, places, number, int(columns.shape[0])))
+            number = torch.searchsorted(columns, visual[sample][places].contiguous())
+            found.append(
+                Picture(view, sample, image, places.to(device), number.to(device), columns.shape[0])
+            )
     return tuple(found)
 
 

@@ -465,7 +465,7 @@ class Engine:
         special = special_masks(self.adapter, self.decoder.config)
         tower_outputs = (
             None
-            if self.tower is None
+            if self.tower is None or (old is not None and count == 1)
             else self.tower.outputs(kwargs["inputs_embeds"], visual, first, record.spend)
         )
         setting = Setting(
