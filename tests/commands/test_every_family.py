@@ -13,10 +13,16 @@ import torch
 from PIL import Image
 
 from foveate.cli.app import run
+from foveate.methods import score_of
 from foveate.models.load import load
 from foveate.models.processors import missing_packages
+from foveate.tune.examples import file_examples
+from foveate.tune.search.runner import Runner
+from foveate.tune.train.dyrate.rollout import batch_of, unpruned_logits
 from models.processors import PROCESSORS
 from models.saved import save
+from oracles.cached import decoded
+from oracles.crossing import CLOSE
 
 METHOD = "fastv:layer=1,keep=0.5"
 WEIGHED = "divprune:keep=0.5,weigh=nearest,merge=mean"
@@ -175,3 +181,23 @@ def test_it_works_or_says_why_not(
         assert found["facts"]["processor"].startswith(
             f"{wanted.kind}: {'whole' if whole else 'its processor takes'}"
         )
+
+
+@pytest.mark.parametrize(
+    "name", [p if p in SLICE else pytest.param(p, marks=pytest.mark.slow) for p in PROCESSORS]
+)
+def test_what_is_taught_is_what_generate_is_given(name: str, files: Path) -> None:
+    """Prompts as the family's processor makes them, with answers behind: positions, types, masks."""
+    save(name, files / name)
+    loaded = load(str(files / name))
+    given, _, _ = batch_of(loaded, file_examples(files / "rows.jsonl").rows)
+    keep = (1.0, *[0.5] * (loaded.anatomy.depth - 1))
+    runner = Runner(loaded.model, score_of("received"))
+    there = given.answered
+    found = loaded.anatomy.logits(runner.to_end(runner.start(given), keep))[there]
+    wanted = decoded(loaded.model, given, runner.method(runner.score, keep))[there]
+    plain = decoded(loaded.model, given)[there]
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    torch.testing.assert_close(unpruned_logits(loaded.model, given)[there], plain, **CLOSE)
+    far = (plain - wanted).abs().max()  # small weights: dropping changes little, but far more
+    assert far > 1e-5 and (found - wanted).abs().max() < 0.02 * far

@@ -13,6 +13,7 @@ import transformers.modeling_flash_attention_utils as flash_utils
 from torch import Tensor
 
 import foveate
+from foveate.artefacts.weighting import UNWEIGHED, Weighting
 from foveate.core.method import Method
 from foveate.core.schedules import Cut
 from foveate.core.scores import LastQuery
@@ -20,11 +21,16 @@ from foveate.engine.attention.biased import attend_biased
 from foveate.engine.attention.flash import why_not, widened
 from foveate.engine.trace import Trace
 from foveate.methods import fastv, random, tome, vtw
+from foveate.tune.search.runner import Runner
+from foveate.tune.train.dyrate.judge import likeliest
+from foveate.tune.train.dyrate.rollout import roll_out
 from models.families import model as family
 from models.prompts import prompt, together
 from models.talk import Talk
 from models.tiny import IMAGE, NEWEST, VIDEO, Layout, batch, model
 from oracles.cases import METHODS
+from oracles.choosers import tiny_predictor
+from oracles.teaching import followed, some_answers
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 
@@ -347,3 +353,28 @@ def test_the_bias_survives_half_precision(
     wrong = (products - bias[:, None]).abs().max().item()
     assert wrong < 6.4 * 2**-17
     assert (bias.bfloat16().float() - bias).abs().max() > 100 * wrong
+
+
+@pytest.mark.parametrize("weighting", [UNWEIGHED, Weighting("nearest", "mean")])
+def test_trials_and_training_under_emulated_flash_attention_equal_sdpa(
+    weighting: Weighting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = model("llava")
+    inputs = batch("llava", Layout(((3, 0, 5), (2, 0, 2), (6, 0, 1)))).inputs
+    given = followed(made, inputs, some_answers(3, 5))
+    keep = (1.0, 0.7, 0.7, 0.2)
+
+    def run() -> tuple[Tensor, Tensor]:
+        runner = Runner(made, LastQuery(), weighting=weighting)
+        state = runner.reach(runner.start(given), keep[:2])
+        with torch.no_grad():
+            taught = roll_out(
+                made, tiny_predictor(), LastQuery(), 2, given, likeliest, weighting=weighting
+            )
+        return runner.to_end(state, keep)[given.answered], taught.logits[given.answered]
+
+    wanted = run()
+    flash = emulated(made, monkeypatch)
+    for mine, theirs in zip(run(), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, **CLOSE)
+    assert (16 in flash.widths) == (weighting is not UNWEIGHED)

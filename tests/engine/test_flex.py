@@ -19,6 +19,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
 import foveate
+from foveate.artefacts.weighting import Weighting
 from foveate.core.method import Method
 from foveate.core.schedules import Cut
 from foveate.core.scores import LastQuery
@@ -27,12 +28,17 @@ from foveate.engine.anatomy import anatomy_of
 from foveate.engine.attention.masks import SUPPORTED, for_backend, own_mask
 from foveate.engine.checks import backends
 from foveate.methods import fastv, random, tome, vtw
+from foveate.tune.search.runner import Runner
+from foveate.tune.train.dyrate.judge import likeliest
+from foveate.tune.train.dyrate.rollout import roll_out
 from models.families import model as family
 from models.prompts import prompt, together
 from models.talk import Talk
 from models.tiny import IMAGE, VIDEO, Layout, batch, model
 from oracles.cases import METHODS
+from oracles.choosers import tiny_predictor
 from oracles.layouts import TOLERANCE
+from oracles.teaching import followed, some_answers
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 DECAY = Method(LastQuery(), METHODS["decay"][0].method.schedule)
@@ -252,3 +258,22 @@ def test_flex_attention_as_transformers_compiles_it(dtype: torch.dtype) -> None:
             found = Talk(1, dtype).run(flexed(dtype), method)
         for mine, theirs in zip(found.logits, wanted.logits, strict=True):
             torch.testing.assert_close(mine, theirs, atol=TOLERANCE[dtype], rtol=0)
+
+
+def test_trials_and_training_under_flex_attention_equal_sdpa(flex: Flex) -> None:
+    weighting, keep = Weighting("nearest", "mean"), (1.0, 0.7, 0.7, 0.2)
+    inputs = batch("llava", Layout(((3, 0, 5), (2, 0, 2), (6, 0, 1)))).inputs
+    found = []
+    for made in (model("llava"), flexed()):
+        given = followed(made, inputs, some_answers(3, 5))
+        runner = Runner(made, LastQuery(), weighting=weighting)
+        state = runner.reach(runner.start(given), keep[:2])
+        with torch.no_grad():
+            taught = roll_out(
+                made, tiny_predictor(), LastQuery(), 2, given, likeliest, weighting=weighting
+            )
+        there = given.answered
+        found.append((runner.to_end(state, keep)[there], taught.logits[there]))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, **CLOSE)
+    assert set(flex.blocks) == {True, False}
