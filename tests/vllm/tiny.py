@@ -23,7 +23,7 @@ TEXT = {
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
 VISION = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56,
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "num_attention_heads": 2, "image_size": 56,
     "patch_size": 7,
 }  # fmt: skip
 IMAGE, VIDEO, START, END = 250, 251, 252, 253

@@ -105,7 +105,7 @@ class Live:
             )
         share.columns = torch.arange(request.prompt, device=self.runner.device)
         share.pictures = tuple(
-            (feature.identifier, feature.mm_position.offset)
+            (feature.identifier, columns_of(feature.mm_position).to(self.runner.device))
             for feature in self.runner.requests[name].mm_features
             if feature.modality in PICTURES
         )
@@ -129,9 +129,7 @@ class Live:
         if not pictures:
             return None
         visual = torch.zeros(state.num_prompt_tokens, dtype=torch.bool)
-        for place in pictures:
-            inside = slice(place.offset, place.offset + place.length)
-            visual[inside] |= True if place.is_embed is None else place.is_embed
+        visual[torch.cat([columns_of(place) for place in pictures])] = True
         return visual.to(self.runner.device)
 
 
@@ -157,6 +155,13 @@ class _AttentionHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.live.forward is not None:
             self.live.forward.reached(self.index, args[0], args[1])
+
+
+def columns_of(place: Any) -> Tensor:
+    """Columns of a picture's embeddings, from vLLM's `PlaceholderRange`."""
+    if place.is_embed is None:
+        return torch.arange(place.offset, place.offset + place.length)
+    return torch.as_tensor(place.is_embed).nonzero()[:, 0] + place.offset
 
 
 def attach(worker: Any) -> None:

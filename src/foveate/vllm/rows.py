@@ -64,7 +64,7 @@ class Share:
         columns: columns of its prompt that run, in order, while methods may decide (its prefill);
             None in other steps. Rows beyond them are answer tokens, which run again after a
             preemption.
-        pictures: identifiers of its pictures, and the first column of each.
+        pictures: identifiers of its pictures, and the columns of each.
         notes: what methods remember from layer to layer.
     """
 
@@ -73,7 +73,7 @@ class Share:
     count: int
     length: int
     columns: Int[Tensor, R] | None = None
-    pictures: tuple[tuple[str, int], ...] = ()
+    pictures: tuple[tuple[str, Int[Tensor, n]], ...] = ()
     notes: dict[str, Tensor] = field(default_factory=dict)
 
     @property
