@@ -84,12 +84,14 @@ def _attends(layer: Any) -> bool:
 
 def _check_layer(name: str, layer: Any) -> None:
     """Raises ValueError unless a layer takes rows alone, in the way of Llama's."""
-    taken = [
-        key
+    taken = {
+        key: parameter
         for key, parameter in inspect.signature(type(layer).forward).parameters.items()
         if parameter.kind is not parameter.VAR_KEYWORD and key != "self"
-    ]
-    if set(taken) != set(LAYER) or not hasattr(layer, "input_layernorm"):
+    }
+    needed = [key for key, parameter in taken.items() if parameter.default is parameter.empty]
+    known = set(needed) <= set(LAYER) <= set(taken) and tuple(taken)[: len(LAYER)] == LAYER
+    if not known or not hasattr(layer, "input_layernorm"):
         raise ValueError(
             f"the decoder layers of {name} ({type(layer).__name__}) take {', '.join(taken)}; foveate knows layers that "
             f"take {', '.join(LAYER)}, after an input_layernorm"

@@ -66,6 +66,8 @@ class Forward:
         """What layer `index` shall be called with, or None for what it was given."""
         given = {**dict(zip(LAYER, args, strict=False)), **kwargs}
         before = dict(given)
+        if any(isinstance(value, Tensor) for key, value in given.items() if key not in LAYER):
+            raise RuntimeError(f"layer {index} was called with tensors besides {', '.join(LAYER)}")
         for share in self._deciding():
             for method in share.request.methods:
                 if method.acts(index, 0):

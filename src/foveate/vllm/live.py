@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .tower import Sights
 
 logger = init_logger("vllm.foveate")
 PICTURES = ("image", "video")
+STACKED = "_get_deepstack_input_embeds"  # of a model with DeepStack
 RUNNER = (
     "_model_forward", "_on_request_state_removed", "_cache_encoder_output", "_process_encoder_cache_scheduler_output",
     "input_batch", "requests", "query_start_loc", "get_model",
@@ -59,8 +61,20 @@ class Live:
         self.run, self.runner._model_forward = self.runner._model_forward, self._model_forward
         self.removed = self.runner._on_request_state_removed
         self.runner._on_request_state_removed = self._on_request_state_removed
+        model = self.runner.get_model()
+        if hasattr(model, STACKED):
+            setattr(model, STACKED, self._stacked(getattr(model, STACKED)))
         if self.sights is not None:
             self.sights.attach(self.runner)
+
+    def _stacked(self, get: Callable[..., Any]) -> Callable[..., Any]:
+        """What gives the decoder its DeepStack features, for the rows that are left."""
+
+        def stacked(*args: Any, **kwargs: Any) -> Any:
+            found = get(*args, **kwargs)
+            return found if found is None or self.forward is None else Stacked(found, self.forward)
+
+        return stacked
 
     def _on_request_state_removed(self, name: str, state: Any) -> None:
         self.requests.pop(name, None)
@@ -131,6 +145,21 @@ class Live:
         visual = torch.zeros(state.num_prompt_tokens, dtype=torch.bool)
         visual[torch.cat([columns_of(place) for place in pictures])] = True
         return visual.to(self.runner.device)
+
+
+class Stacked:
+    """DeepStack's features, which the decoder adds after its first layers: of the rows that run by then."""
+
+    def __init__(self, whole: Any, forward: Forward) -> None:
+        self.whole = whole
+        self.forward = forward
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, name: str) -> Tensor:
+        features: Tensor = self.whole[name]
+        return features if self.forward.rows is None else features[self.forward.rows]
 
 
 class _LayerHook:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.attention import MMEncoderAttention
 
 from ..core.tower import Layer, What
-from ..engine.modules import multimodal_body, projector_of, tower_of
-from ..engine.tower.form import READ, TowerForm, last_read
+from ..engine.modules import first_of, multimodal_body, projector_of, tower_of
+from ..engine.tower.form import NORMS, READ, TowerForm, last_read
 from ..engine.tower.watch import CHUNK, found_among
 from .lookback import all_heads
 from .rows import Share
@@ -116,11 +116,11 @@ class Sights:
 
     def attach(self, runner: Any) -> None:
         """Puts the hooks on."""
-        self.form.projector.register_forward_hook(self._tokens)
+        _after(self.form.projector, self._tokens)
         for index in self.wanted:
             attention = self.attentions[index]
             attention.register_forward_pre_hook(partial(self._attends, index), with_kwargs=True)
-            self.form.layers[index].register_forward_hook(partial(self._leaves, index))
+            _after(self.form.layers[index], partial(self._leaves, index))
         cache, drop = runner._cache_encoder_output, runner._process_encoder_cache_scheduler_output
 
         def cached(name: str, output: Any, *rest: Any, **more: Any) -> Any:
@@ -150,11 +150,11 @@ class Sights:
             parts = [part.flatten(0, 1) for part in parts]
         self._open().seen[index] = Seen(*parts, given.get("cu_seqlens"))
 
-    def _leaves(self, index: int, module: Any, args: tuple[Any, ...], output: Any) -> None:
+    def _leaves(self, index: int, output: Any) -> None:
         out = output[0] if isinstance(output, tuple) else output
         self._open().seen[index].out = out.reshape(-1, out.shape[-1]) if self.form.packed else out
 
-    def _tokens(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _tokens(self, output: Any) -> None:
         run = self._open()
         run.pictures = 1 if self.form.packed or output.ndim < 3 else output.shape[0]
         run.tokens = output.detach().reshape(-1, output.shape[-1])
@@ -163,8 +163,10 @@ class Sights:
         runs = tuple(run for run in self.runs if run.tokens is not None)
         rows = output.reshape(-1, output.shape[-1])
         known = [run.tokens for run in runs if run.tokens is not None]
-        if not known or known[0].shape[1] != rows.shape[1]:
+        if not known or known[0].shape[1] > rows.shape[1]:
             return  # a dry run, or embeddings that came without the tower: `look_of` refuses them
+        # DeepStack's features of other layers stand beside the tokens.
+        rows = rows[:, : known[0].shape[1]]
         self.pictures[name] = Picture(runs, found_among(rows, torch.cat(known)))
 
     def look_of(self, share: Share) -> Callable[[What, Layer, Tensor], Tensor]:
@@ -229,8 +231,25 @@ class Sights:
         return torch.cat(found)
 
 
+def _after(module: Any, look: Callable[[Any], None]) -> None:
+    """Shows `look` what a module gives out.
+
+    Where vLLM could compile a module, but does not, it calls `forward` past the module's hooks.
+    """
+    forward = module.forward
+
+    def forwarded(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        look(output)
+        return output
+
+    module.forward = forwarded
+
+
 def _attention(layer: Any) -> Any:
-    """The attention inside a tower's layer, or None."""
+    """The attention inside a tower's layer of a form that can be read, or None."""
+    if first_of(layer, NORMS) is None:
+        return None  # as Pixtral's, in which pictures are one sequence behind a mask
     return next((part for part in layer.modules() if isinstance(part, MMEncoderAttention)), None)
 
 
