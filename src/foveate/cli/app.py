@@ -26,6 +26,7 @@ from . import (
     plot_pareto,
     plot_schedule,
     search,
+    serve,
     train,
 )
 from .output import errors
@@ -49,6 +50,9 @@ app.command("cost")(cost.cost)
 app.command("methods")(methods.list_methods)
 app.command("doctor")(doctor.doctor)
 app.command("search")(search.search)
+app.command(
+    "serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(serve.serve)
 inspect.app.command("ranking")(inspect_ranking.ranking)
 plot.app.command("schedule")(plot_schedule.schedule)
 plot.app.command("pareto")(plot_pareto.pareto)

@@ -22,7 +22,8 @@ def register() -> None:
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     EngineArgs.create_engine_config = _configuring(EngineArgs.create_engine_config)
-    WorkerWrapperBase.init_worker = _starting(WorkerWrapperBase.init_worker)
+    # Not `init_worker`: a worker in a process of its own loads plugins in the middle of that.
+    WorkerWrapperBase.init_device = _starting(WorkerWrapperBase.init_device)
 
 
 def _configuring(create: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,9 +36,13 @@ def _configuring(create: Callable[..., Any]) -> Callable[..., Any]:
 
         config = create(args, *rest, **more)
         _admit()
-        settings = Settings.of(config.additional_config)
+        try:
+            settings = Settings.of(config.additional_config)
+            if settings is not None:
+                check_config(config, settings)
+        except ValueError as error:
+            raise ValueError(f"foveate: {error}") from None
         if settings is not None:
-            check_config(config, settings)
             overlapping = config.scheduler_config.async_scheduling
             name = "AsyncWholePrompts" if overlapping else "WholePrompts"
             config.scheduler_config.scheduler_cls = f"foveate.vllm.scheduler.{name}"
@@ -47,7 +52,7 @@ def _configuring(create: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _starting(start: Callable[..., Any]) -> Callable[..., Any]:
-    """`WorkerWrapperBase.init_worker`, after which loading the model puts the hooks on."""
+    """`WorkerWrapperBase.init_device`, after which loading the model puts the hooks on."""
 
     @functools.wraps(start)
     def started(wrapper: Any, *rest: Any, **more: Any) -> Any:

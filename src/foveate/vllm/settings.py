@@ -70,10 +70,10 @@ class Settings:
         found = (layer for text in self.listed for layer in tower_of(methods_of(text)))
         return tuple(dict.fromkeys(found))
 
-    def chosen(self, extra: Mapping[str, Any] | None) -> str:
-        """The method's text for a request with these `vllm_xargs`."""
+    def chosen(self, extra: Mapping[str, Any] | None) -> Any:
+        """The method's text for a request with these `vllm_xargs`; not checked."""
         said = None if extra is None else extra.get(KEY)
-        return self.method if said is None else str(said)
+        return self.method if said is None else said
 
     def check_request(self, text: Any) -> tuple[Method, ...]:
         """The methods of a request that chose `text`.
