@@ -25,7 +25,11 @@ def _installed() -> bool:
 
 
 if not _installed():
-    collect_ignore += [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != "test_settings.py"]
+    collect_ignore += [
+        path.name
+        for path in Path(__file__).parent.glob("test_*.py")
+        if path.name != "test_settings.py"
+    ]
 else:
     # vLLM is configured by these; the tests run its engine in this process.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -11,10 +11,10 @@ import tiny
 import torch
 import transformers as tf
 from PIL import Image
-from vllm import LLM, SamplingParams
 
 import foveate
 from foveate.methods import parse
+from vllm import LLM, SamplingParams
 
 STEPS = 6
 Answer = tuple[list[int], list[float]]  # tokens, and the log-probability of each
@@ -60,7 +60,14 @@ def request(one: Prompt, **more: Any) -> tuple[dict[str, Any], SamplingParams]:
     """What vLLM is given for a prompt."""
     chosen = {"foveate": one.method}
     params = SamplingParams(
-        **{"temperature": 0, "max_tokens": STEPS, "ignore_eos": True, "logprobs": 0, "extra_args": chosen, **more}
+        **{
+            "temperature": 0,
+            "max_tokens": STEPS,
+            "ignore_eos": True,
+            "logprobs": 0,
+            "extra_args": chosen,
+            **more,
+        }
     )
     given: dict[str, Any] = {"prompt": one.text}
     if one.pictures:
@@ -71,10 +78,14 @@ def request(one: Prompt, **more: Any) -> tuple[dict[str, Any], SamplingParams]:
 def told(output: Any) -> Answer:
     """Tokens and log-probabilities in one output of vLLM's."""
     tokens = list(output.token_ids)
-    return tokens, [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)]
+    return tokens, [
+        step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)
+    ]
 
 
-def in_steps(llm: LLM, prompts: list[Prompt], arrivals: list[int], preempt: int | None = None) -> list[Answer]:
+def in_steps(
+    llm: LLM, prompts: list[Prompt], arrivals: list[int], preempt: int | None = None
+) -> list[Answer]:
     """Answers of requests that arrive at these engine steps; all are preempted before step `preempt`."""
     core, done, step = llm.llm_engine, {}, 0
     while len(done) < len(prompts):
@@ -100,7 +111,9 @@ class Reference:
     @torch.no_grad()
     def answer(self, one: Prompt) -> Answer:
         """Greedy tokens and their log-probabilities."""
-        given = self.processor(text=one.text, images=list(one.pictures) or None, return_tensors="pt")
+        given = self.processor(
+            text=one.text, images=list(one.pictures) or None, return_tensors="pt"
+        )
         methods = [] if one.method == "none" else parse(one.method)
         with foveate.apply(self.model, *methods):
             said = self.model.generate(
@@ -108,7 +121,9 @@ class Reference:
                 return_dict_in_generate=True, output_scores=True,
             )  # fmt: skip
         tokens = said.sequences[0, given["input_ids"].shape[1] :].tolist()
-        scores = [s[0].log_softmax(-1)[token].item() for s, token in zip(said.scores, tokens, strict=True)]
+        scores = [
+            s[0].log_softmax(-1)[token].item() for s, token in zip(said.scores, tokens, strict=True)
+        ]
         return tokens, scores
 
 
@@ -121,5 +136,6 @@ def check(found: Answer, expected: Answer, close: float) -> None:
 def apart(some: list[Answer], others: list[Answer]) -> float:
     """The largest difference between log-probabilities of first tokens, where these are the same, else 1."""
     return max(
-        abs(a[1][0] - b[1][0]) if a[0][0] == b[0][0] else 1.0 for a, b in zip(some, others, strict=True)
+        abs(a[1][0] - b[1][0]) if a[0][0] == b[0][0] else 1.0
+        for a, b in zip(some, others, strict=True)
     )

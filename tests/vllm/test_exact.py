@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 import tiny
-from speaking import Answer, Prompt, Reference, apart, check, engine, in_steps, prompt, request, told
-from vllm import LLM
+from speaking import (
+    Answer,
+    Prompt,
+    Reference,
+    apart,
+    check,
+    engine,
+    in_steps,
+    prompt,
+    request,
+    told,
+)
 from vllm.distributed import cleanup_dist_env_and_memory
+
+from vllm import LLM
 
 FEW = ["fastv:layer=2,keep=0.25", "divprune:keep=0.5", "pdrop:keep=0.5", "visionzip:keep=16"]
 EVERY = [
@@ -19,13 +31,20 @@ EVERY = [
     "vscan1", "vscan1+vscan2:layer=3", "vtw:layer=3", "score=dart,schedule=pdrop:keep=0.5",
     "divprune:keep=0.25,merge=mean", "fastv:layer=1,keep=0", "fastv:layer=5,keep=0.1", "fastv:layer=0,ranking=diverse",
 ]  # fmt: skip
-KEEPS_ALL = ("dymu", "prumerge", "fastv:layer=5,keep=0.1", "fitprune")  # hardly move the first token of some prompts
+KEEPS_ALL = (
+    "dymu",
+    "prumerge",
+    "fastv:layer=5,keep=0.1",
+    "fitprune",
+)  # hardly move the first token of some prompts
 FAMILIES = {  # tolerance; plain vLLM is as far from plain transformers
     "llava": 1e-4, "llava_next": 1e-4, "llava_onevision": 2e-3, "qwen2_vl": 1e-4, "qwen2_5_vl": 1e-4,
     "internvl": 1e-4, "idefics3": 1e-4, "smolvlm": 1e-4, "mistral3": 1e-4, "glm4v": 1e-4,
 }  # fmt: skip
 WITHOUT_TOWER = ("mistral3",)  # Pixtral's attention is not read
-pytestmark = pytest.mark.filterwarnings("default::FutureWarning")  # vLLM looks at deprecated names of torch
+pytestmark = pytest.mark.filterwarnings(
+    "default::FutureWarning"
+)  # vLLM looks at deprecated names of torch
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -40,7 +59,9 @@ class Pair:
         self.family = family
         self.close = FAMILIES[family]
         self.reference = Reference(family, folder)
-        self.llm: LLM = engine(folder, [m for m in EVERY if family not in WITHOUT_TOWER or m in self.methods])
+        self.llm: LLM = engine(
+            folder, [m for m in EVERY if family not in WITHOUT_TOWER or m in self.methods]
+        )
         self.expected = cache(self.reference.answer)
 
     @property
@@ -98,13 +119,17 @@ def test_alone(pair: Pair) -> None:
 
 
 def test_methods_mixed_and_text_only(pair: Pair) -> None:
-    prompts = [made(pair.family, seed, method) for seed, method in enumerate(["none", *pair.methods[:4]])]
+    prompts = [
+        made(pair.family, seed, method) for seed, method in enumerate(["none", *pair.methods[:4]])
+    ]
     prompts.append(Prompt("w5 w6 w7 w8", (), FEW[0]))
     pair.check(prompts, pair.together(prompts))
 
 
 def test_arrivals_at_different_times(pair: Pair) -> None:
-    prompts = [made(pair.family, seed, method) for seed, method in enumerate([*pair.methods[:3], "none"])]
+    prompts = [
+        made(pair.family, seed, method) for seed, method in enumerate([*pair.methods[:3], "none"])
+    ]
     pair.check(prompts, in_steps(pair.llm, prompts, [0, 1, 3, 3]))
 
 
@@ -114,7 +139,9 @@ def test_several_images(pair: Pair) -> None:
 
 
 def test_preempted(pair: Pair) -> None:
-    prompts = [made(pair.family, seed, method) for seed, method in enumerate([*pair.methods[:4], "none"])]
+    prompts = [
+        made(pair.family, seed, method) for seed, method in enumerate([*pair.methods[:4], "none"])
+    ]
     pair.check(prompts, in_steps(pair.llm, prompts, [0, 0, 1, 1, 2], preempt=4))
 
 
@@ -126,7 +153,9 @@ def test_several_answers_to_one_prompt(pair: Pair) -> None:
 
 
 def test_state_goes_with_its_request(pair: Pair) -> None:
-    live = pair.llm.llm_engine.model_executor.driver_worker.worker.model_runner._model_forward.__self__
+    live = (
+        pair.llm.llm_engine.model_executor.driver_worker.worker.model_runner._model_forward.__self__
+    )
     prompts = pair.prompts(FEW[0], 2)
     core = pair.llm.llm_engine
     core.add_request("aborted", *request(prompts[0]))

@@ -42,7 +42,9 @@ def server(saved: Path) -> Iterator[str]:
         "2048", "--served-model-name", "tiny", "--block-size", "32", "--gpu-memory-utilization", "0.3",
     ]  # fmt: skip
     with open(saved / "server.log", "wb") as log:
-        process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=settings, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             end = time.monotonic() + LINE
@@ -81,7 +83,14 @@ def asked(url: str, text: str = "w5 w6 w7") -> list[dict[str, Any]]:
 
 def say(client: openai.OpenAI, url: str, method: str | None = None, **more: Any) -> Any:
     extra = {} if method is None else {"vllm_xargs": {"foveate": method}}
-    given = {"model": "tiny", "messages": asked(url), "max_tokens": 6, "temperature": 0, "logprobs": True, **more}
+    given = {
+        "model": "tiny",
+        "messages": asked(url),
+        "max_tokens": 6,
+        "temperature": 0,
+        "logprobs": True,
+        **more,
+    }
     return client.chat.completions.create(**given, extra_body={"ignore_eos": True, **extra})
 
 
@@ -101,13 +110,18 @@ def test_an_image_and_a_method_per_request(client: openai.OpenAI) -> None:
 def test_streaming(client: openai.OpenAI) -> None:
     whole = say(client, shown(2)).choices[0].message.content
     pieces = say(client, shown(2), stream=True)
-    assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == whole
+    assert (
+        "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == whole
+    )
 
 
 def test_bad_requests_are_the_clients(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         say(client, "data:image/png;base64," + base64.b64encode(b"no picture").decode())
-    for method, expected in (("fastvv", "unknown method"), ("schedule:/etc/passwd", "reads a file")):
+    for method, expected in (
+        ("fastvv", "unknown method"),
+        ("schedule:/etc/passwd", "reads a file"),
+    ):
         with pytest.raises(openai.BadRequestError, match=expected):
             say(client, shown(1), method)
     assert say(client, shown(1)).choices[0].message.content

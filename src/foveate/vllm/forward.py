@@ -42,7 +42,9 @@ class Forward:
         self.sights = sights
         self.rows: Tensor | None = None  # of the step, that still run; None while all do
         self.positions: Tensor | None = None  # of these rows
-        self.held: np.ndarray[Any, Any] | None = None  # what layers lack, as the metadata in force has it
+        self.held: np.ndarray[Any, Any] | None = (
+            None  # what layers lack, as the metadata in force has it
+        )
         self.wanted = self._wanted()
         self.ran: dict[int, list[Ran | None]] = {}  # by layer, of each share
         self.stopped: Any = None  # the attention at which a projection is to stop
@@ -114,13 +116,13 @@ class Forward:
         if bool(keep.all()):
             return
         if method.merge is not None and found is not None:
-            states = replace_rows(view.hidden, view.place(), keep, method.merge(view, keep, found.counts))
+            states = replace_rows(
+                view.hidden, view.place(), keep, method.merge(view, keep, found.counts)
+            )
             self._write(share, given, states[0], view.place()[0][keep[0]])
         self._drop(index, share, given, view.place()[0][~keep[0]])
 
-    def _write(
-        self, share: Share, given: dict[str, Any], states: Tensor, places: Tensor
-    ) -> None:
+    def _write(self, share: Share, given: dict[str, Any], states: Tensor, places: Tensor) -> None:
         """Puts merged states in: the stream that enters a layer is `hidden_states` + `residual`."""
         rows = share.start + places
         hidden: Tensor = given["hidden_states"].clone()
@@ -167,7 +169,9 @@ class Forward:
             whole = given["positions"] if self.rows is None else self._positions(given["positions"])
             positions = whole[..., share.prompt]
             # Rotation by nothing is rotation by position 0.
-            return self._projected(index, layer, share, hidden, positions if rotated else positions * 0)
+            return self._projected(
+                index, layer, share, hidden, positions if rotated else positions * 0
+            )
 
         def ran(back: int) -> Ran:
             found = self.ran.get(back, [])
@@ -230,15 +234,17 @@ class Forward:
     def _heads(self, index: int, queries: Tensor, keys: Tensor, columns: Any) -> Ran:
         attention = self.anatomy.attentions[index]
         size = attention.head_size
-        shaped = (part.reshape(part.shape[0], -1, size) for part in (queries, keys))
-        return Ran(attention, *shaped, columns, self.anatomy.key_heads(index))
+        asked, keys = (part.reshape(part.shape[0], -1, size) for part in (queries, keys))
+        return Ran(attention, asked, keys, columns, self.anatomy.key_heads(index))
 
     def finish(self, output: Any, total: int) -> Any:
         """Gives dropped rows their place back in the output, as zeros."""
         if self.rows is None:
             return output
         if not isinstance(output, Tensor):
-            raise RuntimeError(f"the model returned a {type(output).__name__}; expected its last hidden states")
+            raise RuntimeError(
+                f"the model returned a {type(output).__name__}; expected its last hidden states"
+            )
         whole = output.new_zeros((total, *output.shape[1:]))
         whole[self.rows] = output[: len(self.rows)]
         return whole

@@ -41,7 +41,9 @@ class Live:
     def __init__(self, runner: Any, settings: Settings) -> None:
         lacking = [name for name in RUNNER if not hasattr(runner, name)]
         if lacking:
-            raise ValueError(f"vLLM's {type(runner).__name__} has no {', '.join(lacking)}; use a release that foveate knows")
+            raise ValueError(
+                f"vLLM's {type(runner).__name__} has no {', '.join(lacking)}; use another release"
+            )
         self.runner = runner
         self.settings = settings
         config = runner.model_config
@@ -85,7 +87,9 @@ class Live:
         shares = self._shares()
         if not any(share.columns is not None or share.request.gone.any() for share in shares):
             return self.run(*args, **kwargs)
-        self.forward = Forward(self.anatomy, shares, Shortened(self.runner, len(shares)), self.sights)
+        self.forward = Forward(
+            self.anatomy, shares, Shortened(self.runner, len(shares)), self.sights
+        )
         total = int(kwargs["positions"].shape[-1])
         try:
             return self.forward.finish(self.run(*args, **kwargs), total)
@@ -114,8 +118,8 @@ class Live:
             return share
         if before > 0 or count < request.prompt:
             raise RuntimeError(
-                f"vLLM runs columns {before} to {before + count} of a prompt of {request.prompt} columns apart from the "
-                "others; foveate decides on whole prompts"
+                f"vLLM runs columns {before} to {before + count} of a prompt of {request.prompt} apart; "
+                "foveate decides on whole prompts"
             )
         share.columns = torch.arange(request.prompt, device=self.runner.device)
         share.pictures = tuple(

@@ -34,7 +34,9 @@ class Ran:
 
     def attend(self, asked: Int[Tensor, "1 Q"], columns: int) -> Float[Tensor, "1 H Q C"]:
         """Attention from the columns `asked` to every column, in float32."""
-        place = torch.searchsorted(self.columns, asked[0].clamp(min=0)).clamp(max=len(self.columns) - 1)
+        place = torch.searchsorted(self.columns, asked[0].clamp(min=0)).clamp(
+            max=len(self.columns) - 1
+        )
         if bool(((self.columns[place] != asked[0]) & (asked[0] >= 0)).any()):
             raise ValueError(
                 "attention was asked from columns that the layer did not run now; ask from columns among view.rows"
@@ -61,7 +63,11 @@ class Ran:
 
     def project(self, which: Projection) -> Float[Tensor, "1 R H E"]:
         """Queries or keys of all rows."""
-        found = all_heads(self.queries, 1) if which == "queries" else all_key_heads(self.keys, self.key_heads)
+        found = (
+            all_heads(self.queries, 1)
+            if which == "queries"
+            else all_key_heads(self.keys, self.key_heads)
+        )
         return found[None]
 
 
@@ -80,7 +86,7 @@ def all_key_heads(keys: Float[Tensor, "R K E"], heads: int) -> Float[Tensor, "R 
     return found[:, :: found.shape[1] // heads]
 
 
-class Reached(Exception):
+class Reached(Exception):  # noqa: N818 - it is the expected end, no error
     """A layer has projected queries and keys, and is stopped where attention would begin."""
 
     def __init__(self, queries: Tensor, keys: Tensor) -> None:

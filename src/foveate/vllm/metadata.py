@@ -31,7 +31,10 @@ class Shortened:
 
     def __init__(self, runner: Any, shares: int) -> None:
         self.groups = {
-            name: group for groups in runner.attn_groups for group in groups for name in group.layer_names
+            name: group
+            for groups in runner.attn_groups
+            for group in groups
+            for name in group.layer_names
         }
         table = runner.input_batch.block_table[0]
         self.blocks = table.get_device_tensor(shares)

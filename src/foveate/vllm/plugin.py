@@ -10,6 +10,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from .checks import check_config, check_request
+from .settings import KEY, Settings
+
 _REGISTERED: list[bool] = []
 
 
@@ -18,8 +21,8 @@ def register() -> None:
     if _REGISTERED:
         return
     _REGISTERED.append(True)
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.worker.worker_base import WorkerWrapperBase
+    from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 - vLLM is loading its plugins
+    from vllm.v1.worker.worker_base import WorkerWrapperBase  # noqa: PLC0415 - as above
 
     EngineArgs.create_engine_config = _configuring(EngineArgs.create_engine_config)
     # Not `init_worker`: a worker in a process of its own loads plugins in the middle of that.
@@ -31,9 +34,6 @@ def _configuring(create: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(create)
     def configured(args: Any, *rest: Any, **more: Any) -> Any:
-        from .checks import check_config
-        from .settings import Settings
-
         config = create(args, *rest, **more)
         _admit()
         try:
@@ -62,7 +62,7 @@ def _starting(start: Callable[..., Any]) -> Callable[..., Any]:
 
         @functools.wraps(load)
         def loaded(*given: Any, **named: Any) -> Any:
-            from .live import attach
+            from .live import attach  # noqa: PLC0415 - only workers need it
 
             found = load(*given, **named)
             attach(worker)
@@ -76,11 +76,8 @@ def _starting(start: Callable[..., Any]) -> Callable[..., Any]:
 
 def _admit() -> None:
     """Wraps what checks a request's parameters, in the process that takes requests."""
-    from vllm.exceptions import VLLMValidationError
-    from vllm.v1.engine.input_processor import InputProcessor
-
-    from .checks import check_request
-    from .settings import KEY, Settings
+    from vllm.exceptions import VLLMValidationError  # noqa: PLC0415 - as in `register`
+    from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415 - workers need none
 
     check = InputProcessor._validate_params
     if hasattr(check, "__wrapped__"):

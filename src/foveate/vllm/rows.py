@@ -27,7 +27,7 @@ class Request:
 
     methods: tuple[Method, ...]
     tokens: TokenMap | None
-    total: Int[Tensor, "1"]
+    total: Int[Tensor, 1]
     gone: npt.NDArray[np.int64]
 
     @property

@@ -33,9 +33,9 @@ class _Whole:
         return [], 0, encoder_compute_budget, [], []
 
 
-class WholePrompts(_Whole, Scheduler):  # type: ignore[misc]
+class WholePrompts(_Whole, Scheduler):
     """vLLM's scheduler."""
 
 
-class AsyncWholePrompts(_Whole, AsyncScheduler):  # type: ignore[misc]
+class AsyncWholePrompts(_Whole, AsyncScheduler):
     """vLLM's scheduler for steps that overlap."""

@@ -83,7 +83,9 @@ class Settings:
                 layers of the vision tower that the server does not watch.
         """
         if not isinstance(text, str):
-            raise ValueError(f"{KEY}={text!r}; expected a method as text, like fastv:keep=0.5, or none")
+            raise ValueError(
+                f"{KEY}={text!r}; expected a method as text, like fastv:keep=0.5, or none"
+            )
         if text in self.listed:
             return methods_of(text)
         found = [] if text.strip() == NONE else list(named_in(read(text)))
@@ -151,5 +153,3 @@ def check_depth(text: str, layers: int, family: str) -> None:
 def tower_of(methods: tuple[Method, ...]) -> tuple[Layer, ...]:
     """Layers of the vision tower at which methods look."""
     return tuple(layer for method in methods for layer in method.needs.tower)
-
-

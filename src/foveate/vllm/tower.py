@@ -94,7 +94,11 @@ class Sights:
             return None
         body = multimodal_body(model)
         tower, projector = tower_of(body), projector_of(body, READ)
-        stacks = [] if tower is None else [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)]
+        stacks = (
+            []
+            if tower is None
+            else [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)]
+        )
         stack = next((s for s in stacks if all(_attention(layer) is not None for layer in s)), None)
         if stack is None or projector is None:
             raise ValueError(
@@ -105,13 +109,17 @@ class Sights:
         named = ("class_embedding", "cls_token")
         summary = any(name.rpartition(".")[2] in named for name, _ in tower.named_parameters())
         packed = "cu_seqlens" in type(stack[0]).forward.__code__.co_varnames
-        depth = int(getattr(config.vision_config, "num_hidden_layers", None) or config.vision_config.depth)
+        depth = int(
+            getattr(config.vision_config, "num_hidden_layers", None) or config.vision_config.depth
+        )
         # vLLM builds no more layers than are read; numbers and fractions are of the whole depth.
         whole = (*stack, *[None] * (depth - len(stack)))
         form = TowerForm(whole, last_read(config, depth), projector, summary, packed)
         wanted = {form.index(layer) for layer in layers}
         if max(wanted) >= len(stack):
-            raise ValueError(f"a method looks at tower layer {max(wanted)}; vLLM runs only the first {len(stack)}")
+            raise ValueError(
+                f"a method looks at tower layer {max(wanted)}; vLLM runs only the first {len(stack)}"
+            )
         return Sights(form, [_attention(layer) for layer in stack], wanted)
 
     def attach(self, runner: Any) -> None:
@@ -142,13 +150,16 @@ class Sights:
             self.runs.append(Run())
         return self.runs[-1]
 
-    def _attends(self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _attends(
+        self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         given = {**dict(zip(("query", "key", "value", "cu_seqlens"), args, strict=False)), **kwargs}
         parts = [given[name] for name in ("query", "key", "value")]
         parts = [part.reshape(*part.shape[:2], -1, module.head_size) for part in parts]
         if self.form.packed:
             parts = [part.flatten(0, 1) for part in parts]
-        self._open().seen[index] = Seen(*parts, given.get("cu_seqlens"))
+        queries, keys, values = parts
+        self._open().seen[index] = Seen(queries, keys, values, given.get("cu_seqlens"))
 
     def _leaves(self, index: int, output: Any) -> None:
         out = output[0] if isinstance(output, tuple) else output
@@ -222,11 +233,19 @@ class Sights:
             pieces = [(seen.queries[i], seen.keys[i]) for i in range(len(seen.keys))]
         else:
             sizes = (seen.ends[1:] - seen.ends[:-1]).tolist()
-            pieces = list(zip(seen.queries.split(sizes), seen.keys.split(sizes), strict=True))
+            pieces = list(
+                zip(torch.split(seen.queries, sizes), torch.split(seen.keys, sizes), strict=True)
+            )
         longest = max(len(keys) for _, keys in pieces)
         found = []
-        for queries, keys in pieces:  # how much all patches of a picture, or of its window, look at each
-            chunks = [_rows(part[None], keys[None], scale)[0].sum(1) for part in queries.split(CHUNK)]
+        for (
+            queries,
+            keys,
+        ) in pieces:  # how much all patches of a picture, or of its window, look at each
+            chunks = [
+                _rows(part[None], keys[None], scale)[0].sum(1)
+                for part in torch.split(queries, CHUNK)
+            ]
             found.append(torch.stack(chunks).sum(0).T / longest)
         return torch.cat(found)
 
