@@ -24,7 +24,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 
 from vllm import LLM
 
-FEW = ["fastv:layer=2,keep=0.25", "divprune:keep=0.5", "pdrop:keep=0.5", "visionzip:keep=16"]
+FEW = ["fastv:layer=2,keep=0.25", "divprune:keep=0.5", "pdrop:keep=0.5", "visionzip:keep=8"]
 EVERY = [
     *FEW, "cdpruner", "dart", "downsample", "dymu", "fastv:layer=2,keep=0.3,within=image", "fitprune", "flowcut",
     "pact:layer=2,weigh=none", "prumerge", "prumerge_plus", "psigmoid", "random", "sparsevlm", "tome", "vispruner",
