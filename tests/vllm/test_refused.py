@@ -41,5 +41,5 @@ def test_configurations(folder: Path, options: dict[str, Any], expected: str) ->
 
 def test_families_that_hooks_would_get_wrong(saved: Path) -> None:
     folder = tiny.save("gemma3", saved / "gemma3")
-    with pytest.raises(ValueError, match="both ways|sliding window"):
+    with pytest.raises(ValueError, match=r"both ways|sliding window"):
         engine(folder, [])
