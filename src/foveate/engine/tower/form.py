@@ -123,7 +123,7 @@ def known_tower(body: Any) -> TowerForm:
     summary = any(name.rpartition(".")[2] in names for name, _ in tower.named_parameters())
     return TowerForm(
         layers,
-        _last(body.config, len(layers)),
+        last_read(body.config, len(layers)),
         projector,
         summary,
         hasattr(first_of(layers[0], ATTENTIONS), "qkv"),
@@ -141,7 +141,7 @@ def _readable(layer: nn.Module) -> bool:
     return projects and first_of(layer, NORMS) is not None and hasattr(attention, "num_heads")
 
 
-def _last(config: Any, depth: int) -> int:
+def last_read(config: Any, depth: int) -> int:
     """The deepest layer whose output is read; transformers counts hidden states, of which the first is the input."""
     wanted = next(
         (

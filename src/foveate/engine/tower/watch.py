@@ -135,7 +135,7 @@ class Watch(threading.local):
                 "pixel_values inside the block, not image features computed before it"
             )
         # Which patch a column shows: the decoder's embeddings are, bit for bit, rows of what the projector gave out.
-        found = _find(rows, torch.cat(tokens).to(rows))
+        found = found_among(rows, torch.cat(tokens).to(rows))
         index = torch.full(
             (visual.shape[0], first + visual.shape[1]), -1, device=visual.device, dtype=torch.long
         )
@@ -175,7 +175,7 @@ class _KeepLayer:
         run.made = {}
 
 
-def _find(rows: Float[Tensor, "V D"], tokens: Float[Tensor, "R D"]) -> Int[Tensor, V]:
+def found_among(rows: Float[Tensor, "V D"], tokens: Float[Tensor, "R D"]) -> Int[Tensor, V]:
     """Which of `tokens` each of `rows` is, bit for bit; -1 for a row that is none, as a newline's."""
     # Hash both sides, sort one, and look the other up: V log R, and no product of V x R x D.
     marks, order = _mark(tokens).sort()

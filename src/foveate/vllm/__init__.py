@@ -1,0 +1,1 @@
+"""The second engine: the same methods inside vLLM, as its plugin (docs/serving.md)."""

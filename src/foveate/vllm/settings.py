@@ -1,0 +1,155 @@
+"""What a server was asked to do, and which method a request may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, get_args
+
+from ..core.method import SOON, Method
+from ..core.tower import Layer
+from ..methods import factories, knobs, parse
+from ..methods.spec import Named, named_in, read
+
+KEY = "foveate"  # in vLLM's additional_config, and in a request's vllm_xargs
+NONE = "none"  # the method that keeps everything
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `--additional-config '{"foveate": {...}}'` says.
+
+    Attributes:
+        method: the method of requests that choose none, as text; "none" keeps all tokens.
+        also: further methods, as text, that a request may choose. Methods that name a file, or look
+            at layers of the vision tower at which `method` does not look, must be listed here.
+
+    Raises:
+        ValueError: a method that is not known, or that cannot be right inside vLLM.
+    """
+
+    method: str
+    also: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for text in self.listed:
+            check_text(text)
+
+    @staticmethod
+    def of(additional: Any) -> Settings | None:
+        """The settings in vLLM's `additional_config`; None if it says nothing of Foveate.
+
+        Raises:
+            ValueError: they are not of the known form.
+        """
+        said = additional.get(KEY) if isinstance(additional, Mapping) else None
+        if said is None:
+            return None
+        if isinstance(said, str):
+            said = {"method": said}
+        if not isinstance(said, Mapping) or "method" not in said or set(said) - {"method", "also"}:
+            raise ValueError(
+                f'additional_config has {KEY}={said!r}; expected {{"method": "fastv:layer=2,keep=0.5"}}, and '
+                'perhaps "also": [...], the further methods that requests may choose'
+            )
+        also = said.get("also", [])
+        texts = [said["method"], *(also if isinstance(also, list | tuple) else [also])]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"additional_config has {KEY}={said!r}; expected methods as text")
+        return Settings(texts[0], tuple(texts[1:]))
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """All methods that the server names."""
+        return (self.method, *self.also)
+
+    @property
+    def tower(self) -> tuple[Layer, ...]:
+        """Layers of the vision tower at which some listed method looks."""
+        found = (layer for text in self.listed for layer in tower_of(methods_of(text)))
+        return tuple(dict.fromkeys(found))
+
+    def chosen(self, extra: Mapping[str, Any] | None) -> Any:
+        """The method's text for a request with these `vllm_xargs`; not checked."""
+        said = None if extra is None else extra.get(KEY)
+        return self.method if said is None else said
+
+    def check_request(self, text: Any) -> tuple[Method, ...]:
+        """The methods of a request that chose `text`.
+
+        Raises:
+            ValueError: it is not known, cannot be right inside vLLM, names a file, or looks at
+                layers of the vision tower that the server does not watch.
+        """
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{KEY}={text!r}; expected a method as text, like fastv:keep=0.5, or none"
+            )
+        if text in self.listed:
+            return methods_of(text)
+        found = [] if text.strip() == NONE else list(named_in(read(text)))
+        for named in found:
+            file = file_knob(named)
+            if file is not None:
+                raise ValueError(
+                    f"{named.name} reads a file ({file}), which a request may not name; the server can offer it: "
+                    f'"also": ["{text}"] in its settings'
+                )
+        check_text(text)
+        methods = methods_of(text)
+        lacking = set(tower_of(methods)) - set(self.tower)
+        if lacking:
+            raise ValueError(
+                f"{text} looks at the vision tower, which this server does not watch; the server can offer it: "
+                f'"also": ["{text}"] in its settings'
+            )
+        return methods
+
+
+def file_knob(named: Named) -> str | None:
+    """The knob of a method that takes a file or a folder, or None."""
+    if named.name not in factories():
+        return None  # a ranking, or a mistake that `parse` reports
+    for knob, (kind, _) in knobs(named.name).items():
+        kinds = get_args(kind) or (kind,)
+        if str in kinds:
+            return knob
+    return None
+
+
+@lru_cache(maxsize=256)
+def methods_of(text: str) -> tuple[Method, ...]:
+    """The methods that `text` names; none for "none"."""
+    return () if text.strip() == NONE else tuple(parse(text))
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError unless `text` names methods that can be right inside vLLM."""
+    for method in methods_of(text):
+        check_method(method)
+
+
+def check_method(method: Method) -> None:
+    """Raises ValueError where vLLM does not give what a method needs, whatever the model."""
+    if method.weigh is not None:
+        raise ValueError(
+            f"{method.name} adds a bias to attention (weigh=), which vLLM's attention kernels do not take; leave out "
+            "weigh=, or run it with foveate.apply"
+        )
+    if any(method.drops(layer, step) for step in range(1, SOON) for layer in range(128)):
+        raise ValueError(
+            f"{method.name} drops tokens while decoding, or does not say that it does not; inside vLLM a request "
+            "decides in its prefill alone (dyrate takes decode=false)"
+        )
+
+
+def check_depth(text: str, layers: int, family: str) -> None:
+    """Raises ValueError where a method does not fit a decoder of so many layers."""
+    for method in methods_of(text):
+        method.check(layers, family)
+
+
+def tower_of(methods: tuple[Method, ...]) -> tuple[Layer, ...]:
+    """Layers of the vision tower at which methods look."""
+    return tuple(layer for method in methods for layer in method.needs.tower)

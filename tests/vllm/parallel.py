@@ -1,0 +1,30 @@
+"""A script: LLaVA over two processes (tensor parallelism) against transformers. `test_parallel.py` runs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+METHODS = (
+    "none", "fastv:layer=2,keep=0.25", "divprune:keep=0.5", "pdrop:keep=0.5", "visionzip:keep=8",
+    "pact:layer=2,weigh=none", "dart", "tome",
+)  # fmt: skip
+
+
+def main(folder: Path) -> None:
+    """Runs every method on three prompts, one of which arrives later."""
+    import tiny  # noqa: PLC0415 - the processes that this one starts need none of this
+    from speaking import Reference, check, engine, in_steps, prompt  # noqa: PLC0415
+
+    tiny.save("llava", folder)
+    reference = Reference("llava", folder)
+    llm = engine(folder, list(METHODS[1:]), tensor_parallel_size=2)
+    for method in METHODS:
+        prompts = [prompt("llava", seed, method) for seed in range(3)]
+        for one, answer in zip(prompts, in_steps(llm, prompts, [0, 0, 2]), strict=True):
+            check(answer, reference.answer(one), 1e-4)
+        print("same", method, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,168 @@
+"""Tokens and log-probabilities inside vLLM are those of transformers + `foveate.apply`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tiny
+from speaking import (
+    Answer,
+    Prompt,
+    Reference,
+    apart,
+    check,
+    engine,
+    in_steps,
+    prompt,
+    request,
+    told,
+)
+from vllm.distributed import cleanup_dist_env_and_memory
+
+from vllm import LLM
+
+FEW = ["fastv:layer=2,keep=0.25", "divprune:keep=0.5", "pdrop:keep=0.5", "visionzip:keep=8"]
+EVERY = [
+    *FEW, "cdpruner", "dart", "downsample", "dymu", "fastv:layer=2,keep=0.3,within=image", "fitprune", "flowcut",
+    "pact:layer=2,weigh=none", "prumerge", "prumerge_plus", "psigmoid", "random", "sparsevlm", "tome", "vispruner",
+    "vscan1", "vscan1+vscan2:layer=3", "vtw:layer=3", "score=dart,schedule=pdrop:keep=0.5",
+    "divprune:keep=0.25,merge=mean", "fastv:layer=1,keep=0", "fastv:layer=5,keep=0.1", "fastv:layer=0,ranking=diverse",
+]  # fmt: skip
+KEEPS_ALL = (
+    "dymu",
+    "prumerge",
+    "fastv:layer=5,keep=0.1",
+    "fitprune",
+)  # hardly move the first token of some prompts
+FAMILIES = {  # tolerance; plain vLLM is as far from plain transformers
+    "llava": 1e-4, "llava_next": 1e-4, "llava_onevision": 2e-3, "qwen2_vl": 1e-4, "qwen2_5_vl": 1e-4,
+    "internvl": 1e-4, "idefics3": 1e-4, "smolvlm": 1e-4, "mistral3": 1e-4, "glm4v": 1e-4,
+}  # fmt: skip
+WITHOUT_TOWER = ("mistral3",)  # Pixtral's attention is not read
+pytestmark = pytest.mark.filterwarnings(
+    "default::FutureWarning"
+)  # vLLM looks at deprecated names of torch
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Pair:
+    """A family in both engines; transformers' answers are computed once."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.family = family
+        self.close = FAMILIES[family]
+        self.reference = Reference(family, folder)
+        self.llm: LLM = engine(
+            folder, [m for m in EVERY if family not in WITHOUT_TOWER or m in self.methods]
+        )
+        self.expected = cache(self.reference.answer)
+
+    @property
+    def methods(self) -> list[str]:
+        if self.family == "llava":
+            return EVERY
+        return FEW[:-1] if self.family in WITHOUT_TOWER else FEW
+
+    def prompts(self, method: str, count: int = 3, pictures: int = 1) -> list[Prompt]:
+        return [made(self.family, seed, method, pictures) for seed in range(count)]
+
+    def check(self, prompts: list[Prompt], found: list[Answer]) -> None:
+        for one, answer in zip(prompts, found, strict=True):
+            check(answer, self.expected(one), self.close)
+
+    def together(self, prompts: list[Prompt]) -> list[Answer]:
+        return in_steps(self.llm, prompts, [0] * len(prompts))
+
+
+made = cache(prompt)
+
+
+@pytest.fixture(scope="module")
+def pair(family: str, saved: Path) -> Iterator[Pair]:
+    folder = saved / family
+    both = Pair(family, tiny.save(family, folder))
+    yield both
+    both.llm.llm_engine.engine_core.shutdown()
+    del both.llm
+    cleanup_dist_env_and_memory()
+
+
+def test_keeping_all_is_plain(pair: Pair) -> None:
+    prompts = pair.prompts("none")
+    plain = pair.together(prompts)
+    pair.check(prompts, plain)
+    kept = pair.together([Prompt(p.text, p.pictures, "fastv:layer=2,keep=1.0") for p in prompts])
+    assert kept == plain
+
+
+def test_every_method_in_a_batch(pair: Pair) -> None:
+    plain = pair.together(pair.prompts("none"))
+    for method in pair.methods:
+        prompts = pair.prompts(method)
+        found = pair.together(prompts)
+        pair.check(prompts, found)
+        if method not in KEEPS_ALL:
+            assert apart(found, plain) > 20 * pair.close, method
+
+
+def test_alone(pair: Pair) -> None:
+    for method in FEW[:2]:
+        for one in pair.prompts(method):
+            pair.check([one], pair.together([one]))
+
+
+def test_methods_mixed_and_text_only(pair: Pair) -> None:
+    prompts = [
+        made(pair.family, seed, method) for seed, method in enumerate(["none", *pair.methods[:4]])
+    ]
+    prompts.append(Prompt("w5 w6 w7 w8", (), FEW[0]))
+    pair.check(prompts, pair.together(prompts))
+
+
+def test_arrivals_at_different_times(pair: Pair) -> None:
+    prompts = [
+        made(pair.family, seed, method) for seed, method in enumerate([*pair.methods[:3], "none"])
+    ]
+    pair.check(prompts, in_steps(pair.llm, prompts, [0, 1, 3, 3]))
+
+
+def test_several_images(pair: Pair) -> None:
+    prompts = [prompt for method in FEW[:3] for prompt in pair.prompts(method, 2, pictures=2)]
+    pair.check(prompts, pair.together(prompts))
+
+
+def test_preempted(pair: Pair) -> None:
+    prompts = [
+        made(pair.family, seed, method) for seed, method in enumerate([*pair.methods[:4], "none"])
+    ]
+    pair.check(prompts, in_steps(pair.llm, prompts, [0, 0, 1, 1, 2], preempt=4))
+
+
+def test_several_answers_to_one_prompt(pair: Pair) -> None:
+    one = made(pair.family, 1, FEW[0])
+    given, params = request(one, n=2, temperature=1.0, top_k=1)
+    for output in pair.llm.generate([given], params, use_tqdm=False)[0].outputs:
+        check(told(output), pair.expected(one), pair.close)
+
+
+def test_state_goes_with_its_request(pair: Pair) -> None:
+    live = (
+        pair.llm.llm_engine.model_executor.driver_worker.worker.model_runner._model_forward.__self__
+    )
+    prompts = pair.prompts(FEW[0], 2)
+    core = pair.llm.llm_engine
+    core.add_request("aborted", *request(prompts[0]))
+    core.step()
+    assert len(live.requests) >= 1
+    core.abort_request(["aborted"])
+    pair.check(prompts, pair.together(prompts))
+    pair.together([Prompt("w5 w6", (), "none")])
+    assert len(live.requests) <= 1  # the last request's end reaches the worker with the next step
+    assert live.forward is None
