@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -56,6 +56,21 @@ test-newest:  # no constraints; without a CPU build of the newest torch this bri
 
 families: $(READY)  # docs/families.md, from the tests
 	$(BIN)/python tests/table.py
+
+# The site, in an environment of its own without torch: it is made from the sources' text. A broken link is an error.
+DOCS ?= .venv-docs
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(DOCS)/bin/mkdocs build --strict
+	@echo "open site/index.html"
+
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	test -d $(DOCS) || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(DOCS)/requirements.txt
+	touch $@
+
+test-package: $(READY)  # builds sdist and wheel, installs the wheel into a clean environment, and runs it there
+	$(BIN)/python -m pytest -m slow tests/commands/test_package.py
 
 METHODS := fastv:layer=2,keep=0.5 fastv:layer=2,keep=0.5,ranking=received fastv:layer=2,keep=0.5,ranking=mix fastv:layer=2,keep=0.25 vtw:layer=4 random:layer=2,keep=0.5 random:layer=0,keep=0.5 downsample:layer=2,keep=0.5 downsample:layer=0,keep=0.5,pool=true
 
@@ -229,7 +244,7 @@ predictors-smol: $(READY)  # an hour on one core, 4 GB; not 0.2: one token in fo
 
 BUNDLE = mkdir -p src/foveate/artefacts/bundled/$(1)-$(2) && cp runs/predictors/$(1)-$(2)/predictor.json runs/predictors/$(1)-$(2)/predictor.safetensors src/foveate/artefacts/bundled/$(1)-$(2)/
 
-# docs/weighting.md; goes on where it stopped. Three hours on one core; W=smol takes the smaller groups and counts.
+# docs/weighting-tables.md; goes on where it stopped. Three hours on one core; W=smol takes the smaller groups and counts.
 W ?= scenes
 W_SCENES := $(filter scenes,$(W))
 BOTH := weigh=nearest,merge=mean
@@ -241,8 +256,10 @@ W_ALL := $(W_MORE) $(foreach m,$(W_OTHERS),$(m) $(m),$(BOTH)) tome:keep=0.125 to
 W_FOUND := docs/results/search/scenes/gsearch-diverse
 W_GOALS := $(W_FOUND:%=schedule:%.json) $(foreach t,0.05 0.01,schedule:$(W_FOUND)-weighted-$(t).json)
 W_GOALS += $(foreach p,0.33 0.2 0.2-weighted,dyrate:predictor=scenes-$(p))
+W_MANY := $(foreach k,0.25 0.125 0.0625,divprune:keep=$(k),$(BOTH)) schedule:$(W_FOUND)-weighted-0.01.json dyrate:predictor=scenes-0.2-weighted
 W_JUDGE = $(BIN)/foveate eval --model $(W) --tokenizer words
-W_SAY = $(W_JUDGE) --tasks descriptions,captions --first 20000 --pictures $(if $(W_SCENES),200,60)
+W_TELL = $(W_JUDGE) --tasks descriptions,captions --first 20000 --pictures
+W_SAY = $(W_TELL) $(if $(W_SCENES),200,60)
 W_ASK = $(W_JUDGE) --tasks questions --first 40000 --limit $(if $(W_SCENES),1000,200)
 results-weighting: $(READY)
 	$(if $(W_SCENES),for t in 0.05 0.01; do $(FIND_W) --calibration 48 --held-out 48 --stride 1 --tolerance $$t --out $(W_FOUND)-weighted-$$t.json || exit 1; done,\
@@ -251,7 +268,9 @@ results-weighting: $(READY)
 	$(W_ASK) --save runs/weighting/questions-$(W) $(addprefix --method ,$(if $(W_SCENES),$(W_ALL),$(W_QUARTER)))
 	$(if $(W_SCENES),$(W_SAY) --save runs/weighting/goals-answers-scenes $(addprefix --method ,$(W_GOALS)))
 	$(if $(W_SCENES),$(W_ASK) --save runs/weighting/goals-questions-scenes $(addprefix --method ,$(W_GOALS)))
-	for part in answers questions $(if $(W_SCENES),goals-answers goals-questions); do cp runs/weighting/$$part-$(W)/report.json docs/results/weighting-$$part-$(W).json || exit 1; done
+	$(if $(W_SCENES),$(W_TELL) 2000 --save runs/weighting/many-answers-scenes $(addprefix --method ,$(W_MANY)))
+	$(if $(W_SCENES),$(W_JUDGE) --tasks questions --first 40000 --limit 5000 --save runs/weighting/many-questions-scenes $(addprefix --method ,$(W_MANY)))
+	for part in answers questions $(if $(W_SCENES),goals-answers goals-questions many-answers many-questions); do cp runs/weighting/$$part-$(W)/report.json docs/results/weighting-$$part-$(W).json || exit 1; done
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py run scenes zoo,$(BIN)/python benchmarks/weighting.py run $(W) few --pictures 20)
 	$(if $(W_SCENES),for g in kinds knobs pact; do $(BIN)/python benchmarks/weighting.py run scenes $$g --pictures 30 || exit 1; done)
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py reasons scenes)
@@ -295,4 +314,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -20,30 +20,40 @@ SHOWN = {
 WORK = {"FLOPs": "flops", "prefill": "prefill", "KV": "bytes", "new tokens": "new_tokens"}
 INTRODUCTION = """# DyRate's ablations
 
-`make results-ablations`, rendered by `python benchmarks/ablations.py`. Each table is one way of generating; its rows
-are beside the unpruned model *generating the same way*: in brackets the paired difference with its 95 % bootstrap
-interval, bold where it leaves out 0. FLOPs are of prefill and decode over that model's, all beams counted; without a
-cache every step is a prefill. KV: bytes at the end. DP is `deeper=`: a further rate that grows with depth (fixed
-pruning, FP, is without); `every=` decides only at every such step; `protect=unseen` lets go first what the answer has
-looked at.
+`make results-ablations` measures these tables, and `python benchmarks/ablations.py` renders them. Each table is
+one way of generating. Its rows are compared with the unpruned model *generating the same way*. The brackets have
+the paired difference with its 95 % bootstrap interval, bold where it excludes 0.
+
+FLOPs are of prefill and decode, relative to that model, with all beams counted. Without a cache every step is a
+prefill. KV is bytes at the end.
+
+| option | meaning |
+|---|---|
+| `deeper=` | depth-based pruning (DP): a further rate that grows with depth; fixed pruning (FP) is without |
+| `every=` | decides only at every such step |
+| `protect=unseen` | what the answer has looked at leaves first |
 """
-TRAINED = """What the trainings for a third of the FLOPs reported of 95 held-out answers: cross-entropy (nats, each
-answer's mean over its words), that of one rate for all at the same FLOPs, and that of the best rate of each answer in
-hindsight. `exact` learns from every answer at every rate, `masks` through soft masks, as the paper does. 95 answers
-are few for such losses: on 296 others `scenes-0.33` has 0.143, and one rate for all 0.181 (docs/results.md).
+TRAINED = """This is what the trainings for a third of the FLOPs reported of 95 held-out answers. Cross-entropy is
+in nats, each answer's mean over its words. The table also has that of one rate for all at the same FLOPs, and
+that of the best rate of each answer in hindsight. `exact` learns from every answer at every rate. `masks` learns
+through soft masks, as the paper does. 95 answers are few for such losses: on 296 others `scenes-0.33` has 0.143,
+and one rate for all 0.181 ([results](results.md)).
 """
 READING = {
-    "greedy": """`scenes-0.33` decides once; the rows below the unpruned model are its options, then other trainings
-for the same budget. **Learning from all rates (`scenes-0.33`, `-kl`) is worth 70 points of CIDEr over the paper's
-soft masks** (`-masks`: 351 and 357 against 279), which give descriptions most; KL beside cross-entropy changes
-nothing that 30 captions show. Deciding while decoding, too, on a predictor that was trained to decide once, costs 59
-points of CIDEr and 4 of objects, and saves a third of the KV bytes but no FLOPs. A further rate with depth (DP) of a
-quarter destroys descriptions: there are no tokens to spare at this budget. **Protecting what the answer has not
-looked at is wrong here**: it costs a further 30 points of objects. An object is looked at well before it has been
-named, and what is never looked at is background. Thirty pictures: differences of less than some 40 points of CIDEr
-are not told apart.
+    "greedy": """`scenes-0.33` decides once. The first rows below the unpruned model are its options, the others
+are other trainings for the same budget. Thirty pictures cannot separate methods that differ by less than some 40
+points of CIDEr.
+
+- **Learning from all rates (`scenes-0.33`, `-kl`) is worth 70 points of CIDEr over the paper's soft masks**
+  (`-masks`): 351 and 357 against 279. Masks give descriptions most tokens. KL in addition to cross-entropy
+  changes nothing that 30 captions show.
+- Deciding while decoding, with a predictor that was trained to decide once, costs 59 points of CIDEr and 4 of
+  objects. It saves a third of the KV bytes but no FLOPs.
+- A further rate with depth (DP) of a quarter destroys descriptions: there are no tokens to spare at this budget.
+- **Protecting what the answer has not looked at is wrong here.** It costs a further 30 points of objects. An
+  object is looked at well before it is named, and what is never looked at is background.
 """,
-    "recompute": """FLOPs are over those of an unpruned model without a cache, too, whose every step is a prefill.
+    "recompute": """FLOPs are relative to an unpruned model without a cache, whose every step is a prefill too.
 Quality is that of `decode=true` with a cache.
 """,
 }

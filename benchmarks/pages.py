@@ -14,47 +14,58 @@ PEERS, GPU = ROOT / "docs" / "peers.md", ROOT / "docs" / "gpu.md"
 
 PEERS_INTRODUCTION = """# Peers, side by side
 
-`make results-peers` times what still installs on random weights of one shape, at equal kept tokens. Each peer runs in
-an environment of its own, in turn with plain transformers (sdpa, KV cache) *of that environment*, in rotating order;
-"x" is plain's time over its own, median of the turns' ratios, so that rows of different environments compare though
-their transformers differ. "plain again" is the noise. Peak memory is what a generation held beyond the model. "KV a
-layer" is what is left of the prompt in a layer's cache, on average: it shows whether tokens were really dropped.
-Rendered by `python benchmarks/pages.py`. Random weights: speed alone, nothing of quality.
+`make results-peers` times the projects that still install, on random weights of one shape, at equal kept tokens.
+Each peer runs in an environment of its own. It takes turns with plain transformers (sdpa, KV cache) *of that
+environment*, in rotating order.
+
+| column | meaning |
+|---|---|
+| x | plain's time over its own, the median of the turns' ratios; so rows of different environments compare |
+| plain again | the noise |
+| peak | memory that a generation held beyond the model |
+| KV a layer | tokens of the prompt left in a layer's cache, on average; it shows whether tokens were really dropped |
+
+Weights are random, so this is about speed only. `python benchmarks/pages.py` renders this page.
 """
 PEERS_READING = """
 ## How each is run
 
 - **Foveate**: `apply(model, fastv(...))` around `generate`.
-- **Eager FastV** (`benchmarks/peers/eager_fastv.py`): FastV as one writes it by hand on transformers. Attention weights
-  exist under eager alone, so the model runs in it; hidden states are cut after the layer before. "a hook" takes the
-  weights of the one layer that ranks, the best that can be done so; "output_attentions" asks for them as is common, and
-  transformers then keeps those of all layers and steps. A test holds its answer equal to Foveate's FastV.
-- **kvpress** (NVIDIA, from PyPI): a press forgets keys and values *after* each layer's prefill attention. The prefill
-  computes all that it did, plus the scoring: its time to first token cannot be shorter than plain's, by design; what it
-  saves is memory and decoding time. Its ratio counts text too and holds from the first layer on; it is set so that as
-  many entries are left in a layer as FastV leaves behind its own. It asks for transformers below 5.3, and warns that
-  LLaVA is not among the models it was tested with.
-- **sparsevlm** (from PyPI; not by SparseVLM's authors): takes Qwen2-VL and Qwen2.5-VL, one sample, one picture in front
-  of the prompt. It gets the shape's decoder inside a Qwen2.5-VL. Its `sparsevlm_generate` runs a whole prefill under
-  eager with `output_attentions`, cuts the cache once and feeds the last word again; its `apply_sparsevlm` hooks decide
-  for themselves how many stay (the request's count is the least).
+- **Eager FastV** (`benchmarks/peers/eager_fastv.py`) is FastV as one writes it by hand on transformers. Attention
+  weights exist only under eager, so the model runs in it. Hidden states are cut after the layer before. "a hook"
+  takes the weights of the one layer that ranks, the best that this way can do. "output_attentions" requests them
+  as is common, and transformers then keeps those of all layers and steps. A test compares its answer with
+  Foveate's FastV: they are equal.
+- **kvpress** (NVIDIA, from PyPI): a press forgets keys and values *after* each layer's prefill attention. The
+  prefill computes all that it did before, plus the scoring. By design its time to first token cannot be shorter
+  than plain's. It saves memory and decoding time. Its ratio counts text too, and holds from the first layer on.
+  It is set so that as many entries are left in a layer as FastV leaves after its cut. It requires transformers
+  below 5.3, and warns that LLaVA is not among the models it was tested with.
+- **sparsevlm** (from PyPI; not by SparseVLM's authors) takes Qwen2-VL and Qwen2.5-VL, one sample, one picture in
+  front of the prompt. It gets the shape's decoder inside a Qwen2.5-VL. Its `sparsevlm_generate` runs a whole
+  prefill under eager with `output_attentions`, cuts the cache once, and feeds the last word again. Its
+  `apply_sparsevlm` hooks decide for themselves how many stay; the request's count is the least.
 
 ## What is not run, and why
 
-- **FastV, VTW, PyramidDrop, SparseVLMs** as their authors published them are edited copies of transformers 4.31 to 4.37
-  and of LLaVA's own code, with constants of one prompt template. They build from LLaVA's checkpoints and not from a
-  configuration, and need Pythons and libraries of their time. There is no `--clone PATH`: to drive such a clone on
-  random weights it would have to be edited, and a figure of an edited clone would not be its authors'.
+- **FastV, VTW, PyramidDrop, SparseVLMs** as their authors published them are edited copies of transformers 4.31
+  to 4.37 and of LLaVA's own code, with constants of one prompt template. They build from LLaVA's checkpoints, not
+  from a configuration, and need Pythons and libraries of their time. There is no `--clone PATH`: such a clone
+  would have to be edited to run on random weights, and its figures would then not be its authors'.
 - **visionzip** on PyPI (0.1.3) installs its metadata and no code.
-- **vLLM, SGLang, TensorRT-LLM, OpenVINO** prune inside an engine of their own; another baseline, another question.
+- **vLLM, SGLang, TensorRT-LLM, OpenVINO** prune inside an engine of their own. That is another baseline and another
+  question.
 """
 GPU_INTRODUCTION = """# On a GPU
 
-`make results-gpu` measures LLaVA-1.5-7B, 13B and LLaVA-NeXT-7B shapes of random weights at batch 1, 8, 32 and 128:
-plain transformers, FastV, VTW, DyRate and a schedule, each ratio beside the cap that no device can pass. It needs a
-CUDA device and no weights, skips batches that do not fit, and goes on where it stopped; commit docs/results/gpu.json
-and this page with it. DyRate's predictor is random about a rate of one half, and the schedule's values are an example
-(`benchmarks/gpu.py`): what they cost is measured, and not what they do to answers.
+`make results-gpu` measures LLaVA-1.5-7B, 13B and LLaVA-NeXT-7B shapes with random weights at batch 1, 8, 32 and
+128. It compares plain transformers, FastV, VTW, DyRate and a schedule. Each ratio stands next to the cap that no
+device can pass.
+
+It needs a CUDA device and no weights. It skips batches that do not fit, and continues where it stopped. Commit
+`docs/results/gpu.json` and this page with it. DyRate's predictor is random around a rate of one half, and the
+schedule's values are an example (`benchmarks/gpu.py`). So this measures what they cost, not what they do to
+answers.
 """
 
 
@@ -71,9 +82,10 @@ def peers(body: dict[str, Any] | None) -> str:
     asked = body["request"]
     where = f"{body['device']}{', ' + body['capability'] if body['capability'] else ''}"
     setting = (
-        f"Shape `{body['shape']}` ({body['layers']} layers), batch {asked['batch']} of {asked['text']} text and "
-        f"{asked['visual']} visual tokens, {asked['kept']} of these left (FastV: from layer {asked['layer']} on), "
-        f"{asked['new_tokens']} new; {where}, {asked['threads']} threads, {asked['dtype']}, {asked['repeats']} turns."
+        f"The shape is `{body['shape']}` ({body['layers']} layers). A request is batch {asked['batch']} of "
+        f"{asked['text']} text and {asked['visual']} visual tokens, of which {asked['kept']} are left "
+        f"(FastV: from layer {asked['layer']} on). {asked['new_tokens']} tokens are generated. The device is "
+        f"{where}, with {asked['threads']} threads and {asked['dtype']}; there were {asked['repeats']} turns."
     )
     lines = [
         "| | first token | x | per token | x | whole answer x | peak | KV a layer |",

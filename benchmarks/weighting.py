@@ -5,7 +5,7 @@
     python benchmarks/weighting.py reasons scenes      # attention paid to the picture, and how near the nearest is
     python benchmarks/weighting.py left smol           # what positions and later layers have to do with what is left
     python benchmarks/weighting.py time                # of prefill and decode step, with and without weights
-    python benchmarks/weighting.py page                # the tables of docs/weighting.md, and its plot
+    python benchmarks/weighting.py page                # tables of docs/weighting-tables.md and docs/weighting.md; plots
 
 Divergences are of `foveate.eval.divergence`, on descriptions, captions and questions of test pictures that no other
 table uses. What each answer gave is kept in runs/weighting/, a line for every method and sample.
@@ -45,7 +45,7 @@ from foveate.world.language import KINDS
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "weighting"
 RESULTS = ROOT / "docs" / "results"
-PAGE = ROOT / "docs" / "weighting.md"
+GUIDE, TABLES = ROOT / "docs" / "weighting.md", ROOT / "docs" / "weighting-tables.md"
 TASKS = ["descriptions", "captions", "questions"]
 FIRST = 30000  # of the test pictures; other tables begin at 1000, 3000, 7000 and 10000
 KEEPS = (0.5, 0.25, 0.125, 0.0625)
@@ -72,6 +72,13 @@ MERGING = ("tome", "visionzip", "vscan1", "prumerge", "dymu")  # whose own clust
 FEW = ("cdpruner", "visionzip", "tome", "fastv:layer=2", "random:layer=0", "downsample:layer=0")
 CUTOFFS = (-1.0, 0.5, 0.8, 0.9)
 MIXED = ("mixed,place=0.3", "mixed,place=1", "mixed,place=3", "mixed,place=10")
+
+MODELS = ("scenes", "smol")
+SHORT = (  # of the guide; all rows are in the tables' own page
+    "unpruned", "divprune:keep=0.25", "divprune:keep=0.25,weigh=nearest,merge=mean", "divprune:keep=0.125",
+    "divprune:keep=0.125,weigh=nearest,merge=mean", "divprune:keep=0.0625",
+    "divprune:keep=0.0625,weigh=nearest,merge=mean",
+)  # fmt: skip
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -385,17 +392,26 @@ def times(turns: int = 20) -> None:
 
 @app.command()
 def page() -> None:
-    """Writes the tables of docs/weighting.md between their marks, and the plot."""
-    text = PAGE.read_text()
-    for model in ("scenes", "smol"):
+    """Writes the tables of both pages between their marks, and the plots."""
+    for path in (GUIDE, TABLES):
+        path.write_text(filled(path))
+    for model in MODELS:
+        plot(model)
+
+
+def filled(path: Path) -> str:
+    """One of the two pages, with every table between its marks; the guide has the short ones."""
+    text = path.read_text()
+    for model in MODELS:
         for name, table in tables(model).items():
+            if (name == "short") != (path == GUIDE):
+                continue
             begin, end = f"<!-- {model} {name} -->", f"<!-- /{model} {name} -->"
             if begin not in text or end not in text:
-                raise SystemExit(f"{PAGE} lacks {begin} or {end}")
+                raise SystemExit(f"{path} lacks {begin} or {end}")
             before, after = text[: text.index(begin)], text[text.index(end) :]
             text = "\n".join([before + begin, "", *table, "", after])
-        plot(model)
-    PAGE.write_text(text)
+    return text
 
 
 def tables(model: str) -> dict[str, list[str]]:
@@ -421,9 +437,11 @@ def tables(model: str) -> dict[str, list[str]]:
     answers = answered(model)
     if answers:
         found["answers"] = answers_table(answers)
-    goals = answered(model, "goals-")
-    if goals:
-        found["goals"] = answers_table(goals)
+        found["short"] = answers_table({s: answers[s] for s in SHORT if s in answers})
+    for group in ("goals", "many"):
+        judged = answered(model, f"{group}-")
+        if judged:
+            found[group] = answers_table(judged)
     path = RESULTS / f"weighting-why-{model}.json"
     if path.is_file():
         why = json.loads(path.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -90,3 +91,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for file, name, reason in OLD:
             if file in str(item.path) and name in item.name:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the terminal so many columns wide.
+
+    Rich looks at COLUMNS when a console is made, if it is set then, as pytest-xdist does.
+    """
+    from foveate.cli.output import console, errors  # noqa: PLC0415
+
+    def wide(columns: int) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for one in (console, errors):
+            monkeypatch.setattr(one, "_width", columns)
+
+    return wide

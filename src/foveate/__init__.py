@@ -6,7 +6,7 @@ from .core.contract import Merge, Needs, Schedule, Score, Weigh
 from .core.method import Method
 from .core.tokens import Kind, TokenMap
 from .core.view import View
-from .engine.apply import apply
+from .engine.apply import Handle, apply, disable, enable
 from .engine.cache.layer import KeptCache
 from .engine.trace import Trace
 from .models.load import load
@@ -14,6 +14,7 @@ from .models.loaded import Loaded
 from .versions import __version__
 
 __all__ = [
+    "Handle",
     "KeptCache",
     "Kind",
     "Loaded",
@@ -29,6 +30,8 @@ __all__ = [
     "Weigh",
     "__version__",
     "apply",
+    "disable",
+    "enable",
     "load",
     "load_schedule",
     "methods",

@@ -61,7 +61,9 @@ def test_a_race_gives_caps_from_what_was_really_kept() -> None:
         found["plain"].ratio == {"first": 1.0, "further": 1.0, "total": 1.0}
         and not found["plain"].cap
     )
-    assert found["keep-all"].cap == found["dense"].cap == {"first": 1.0, "further": 1.0}
+    assert (
+        found["keep-all"].cap == found["dense"].cap == {"first": 1.0, "further": 1.0, "total": 1.0}
+    )
     assert found["vtw:layer=2"].kept == found["vtw:layer=2"].last == [32.0, 32.0, 0.0, 0.0]
     assert found["vtw:layer=2"].cap["first"] > 1.1 and found["vtw:layer=2"].cap["further"] > 1
 
@@ -77,7 +79,10 @@ def test_a_ratio_above_its_cap_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         {"vtw:layer=2": parse("vtw:layer=2")},
         1,
     )
-    assert found["vtw:layer=2"].exceeded == ["first", "further"] and found["plain"].exceeded == []
+    assert (
+        found["vtw:layer=2"].exceeded == ["first", "further", "total"]
+        and found["plain"].exceeded == []
+    )
 
 
 def test_parts_are_told_apart_and_the_model_is_left_as_it_was() -> None:
@@ -112,7 +117,7 @@ def shape(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_the_last_line_is_json_and_runs_are_compared(
+def test_json_comes_when_it_is_wanted_and_runs_are_compared(
     shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = tmp_path / "one.json"
@@ -129,8 +134,12 @@ def test_the_last_line_is_json_and_runs_are_compared(
     ]
     args += ["--batch", "2", "--method", "random:layer=0,keep=0.25"]
     assert run([*args, "--save", str(saved)]) == 0
-    body = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert body == json.loads(saved.read_text())
+    said = capsys.readouterr()
+    assert "{" not in said.out and "times faster than plain" in said.out
+    assert f"wrote {saved}" in said.err
+    body = json.loads(saved.read_text())
+    assert run([*args, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == set(body)
     assert (
         body["request"]["visual"] == SIDE
         and body["layers"] == LAYERS
@@ -143,8 +152,8 @@ def test_the_last_line_is_json_and_runs_are_compared(
     assert run([*args, "--compare", str(saved), "--batch", "1"]) == 2
     assert "compare like with like" in " ".join(capsys.readouterr().err.split())
     single = [*args, "--output-tokens", "1", "--save", str(tmp_path / "single.json")]
-    assert run(single) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["found"]["plain"]["further"] is None
+    assert run([*single, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["found"]["plain"]["further"] is None
     assert "NaN" not in (tmp_path / "single.json").read_text()
     assert run([*single, "--compare", str(tmp_path / "single.json")]) == 0
     assert "nan" not in capsys.readouterr().out

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import foveate
-from foveate.cli import demo
+from foveate.cli import demo, tables
 from foveate.cli.app import run
-from foveate.cli.methods import of_every_method
+from foveate.cli.methods import GROUPS, describe, of_every_method
+from foveate.cost.flops import Cost
+from foveate.engine.trace import Trace
+from foveate.methods import parse
 from foveate.models.prompts import prompt
+from foveate.timing import comparison
+from foveate.timing.comparison import Contestant
 from foveate.world.draw import draw
 from foveate.world.scenes import sample
 from lab.__main__ import app as laboratory
@@ -36,6 +44,7 @@ def test_generate_prints_the_unpruned_model_first(
         "generate",
         picture,
         "Describe the image in detail.",
+        "--compare",
         "--method",
         "fastv:layer=2,keep=0.5",
         "--method",
@@ -56,40 +65,185 @@ def test_generate_prints_the_unpruned_model_first(
     assert json.loads((tmp_path / "trace-2.json").read_text())["kept"][4][4] == 0
 
 
-def test_generate_prints_a_table(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+QUESTION = "how many shapes are there?"
+METHOD = "divprune:keep=0.25"
+
+
+def test_generate_streams_one_method_and_states_no_speed_up(
+    picture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    args = ["generate", picture, "Describe the image in detail.", "--method", METHOD]
+    assert run([*args, "--max-new-tokens", "12"]) == 0
+    said = capsys.readouterr()
+    facts = " ".join(said.err.split())
+    assert "kept 25% of 196 visual tokens" in facts and "one cold run" in facts
+    assert re.findall(r"[\d.]+x", facts) == ["0.28x", "0.35x"]  # of FLOPs and cache, none of time
     assert (
-        run(
-            [
-                "generate",
-                picture,
-                "how many shapes are there?",
-                "--max-new-tokens",
-                "3",
-                "--repeats",
-                "1",
-            ]
-        )
-        == 0
+        run([*args, "--max-new-tokens", "12", "--json", "--trace", str(tmp_path / "t.json")]) == 0
     )
-    out = capsys.readouterr().out
-    assert "unpruned" in out and "first token" in out
+    whole = capsys.readouterr()
+    (row,) = json.loads(whole.out)["rows"]
+    assert row["answers"] == [said.out.strip()] and "faster" not in row
+    assert "wrote" in whole.err and f"what {METHOD} kept" in " ".join(whole.err.split())
+    assert run([*args, "--max-new-tokens", "12", "--compare", "--repeats", "1", "--json"]) == 0
+    plain, fewer = json.loads(capsys.readouterr().out)["rows"]
+    assert fewer["answers"] == row["answers"] and set(fewer["faster"]) == {"first", "further"}
+    for key in ("prefill", "kv_bytes"):  # the closed form and the recorded run agree
+        assert row["flops"]["ratio"][key] == pytest.approx(fewer["flops"]["ratio"][key], abs=0.01)
+    assert plain["flops"]["tower"] == row["flops"]["tower"]
 
 
-def test_methods_are_listed_with_paper_and_knobs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_compares_several_methods_in_a_table(
+    picture: str, capsys: pytest.CaptureFixture[str], terminal: Callable[[int], None]
+) -> None:
+    args = ["generate", picture, QUESTION, "--max-new-tokens", "3", "--repeats", "1"]
+    assert run([*args, "--method", METHOD, "--method", "vtw:layer=4"]) == 0
+    wide = capsys.readouterr().out
+    assert "unpruned" in wide and "first token" in wide
+    assert max(map(len, wide.splitlines())) <= 80
+    terminal(40)
+    assert run([*args, "--method", METHOD, "--compare"]) == 0
+    narrow = capsys.readouterr().out
+    assert (
+        re.search(r"first token: \d+ ms \d+\.\d\dx", narrow)
+        and max(map(len, narrow.splitlines())) <= 40
+    )
+
+
+def test_a_ratio_above_its_cap_is_marked() -> None:
+    rows = comparison.rows_of(["fastv", "vtw:layer=1"])
+    for row, ratio in zip(rows, (1.0, 2.18, 1.5), strict=True):
+        row.traces, row.first, row.further = [Trace(1)], [0.1], [0.01]
+        row.cost = Cost(prefill=1.0, kv_bytes=1.0)
+        if row is not rows[0]:
+            row.faster = {"first": [ratio], "further": [0.9]}
+            row.cap = {"first": [1.58], "further": [1.1]}
+    assert [row.exceeded for row in rows] == [[], ["first"], []]
+    out = Console(file=io.StringIO(), width=100)
+    out.print(tables.compared(rows))
+    text = " ".join(out.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "2.18x!" in text and "1.50x!" not in text and "the measurement is wrong there" in text
+    assert not Contestant("none", None).exceeded
+
+
+@pytest.mark.parametrize("way", ["argument", "standard input", "@file", "file", "option", "dashes"])
+def test_a_prompt_comes_from_anywhere(
+    way: str,
+    picture: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(QUESTION, encoding="utf-16" if way == "@file" else "utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(QUESTION.encode())))
+    ways = {
+        "argument": [picture, QUESTION],
+        "standard input": [picture, "-"],
+        "@file": [picture, f"@{file}"],
+        "file": [picture, "--prompt-file", str(file)],
+        "option": [picture, "--prompt", QUESTION],
+        "dashes": [picture, "--", QUESTION],
+    }
+    assert run(["generate", "--max-new-tokens", "2", "--json", *ways[way]]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == QUESTION
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "-5 degrees: is that what it shows?",
+        "- what is it?",
+        "--model is what it says here",
+        "x" * 300,
+        "é" * 3000,
+    ],
+)
+def test_a_prompt_may_look_like_an_option_or_be_long(
+    prompt: str, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--max-new-tokens", "1", "--json"]
+    assert run(["generate", picture, prompt, *more]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == prompt
+
+
+def test_a_prompt_may_be_the_name_of_a_file(
+    picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--max-new-tokens", "1", "--json"]
+    for said in (picture, "@home", "-"):
+        assert run(["generate", picture, "--prompt", said, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["prompt"] == said
+
+
+def test_an_error_does_not_print_a_long_prompt(
+    picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "word " * 10_000
+    for args in ([words], [picture, f"@{words}"], ["--prompt", words], [words, "what?"]):
+        assert run(["generate", *args]) == 2
+        assert len(capsys.readouterr().err) < 1000
+
+
+def test_methods_are_listed_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["methods", "--json"]) == 0
     listed = {m["name"]: m for m in json.loads(capsys.readouterr().out)}
     assert set(listed) == set(foveate.methods.factories())
-    assert "2403.06764" in listed["fastv"]["paper"]
+    assert "2403.06764" in listed["fastv"]["paper"] and listed["fastv"]["arxiv"] == "2403.06764"
     assert set(listed["fastv"]["knobs"]) == {"layer", "keep", "rate", "within", "ranking"}
-    assert all(
-        m["deviations"] and all(k["meaning"] for k in m["knobs"].values()) for m in listed.values()
-    )
+    assert [m for m in listed if not listed[m]["arxiv"]] == ["downsample", "random"]
+    for m in listed.values():
+        assert m["deviations"] and all(k["meaning"] for k in m["knobs"].values())
+        assert 3 <= len(m["idea"].split()) <= 8 and m["group"] in GROUPS and m["where"]
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_every_method_has_a_line_under_its_group(
+    columns: int, capsys: pytest.CaptureFixture[str], terminal: Callable[[int], None]
+) -> None:
+    terminal(columns)
     assert run(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    for name in foveate.methods.factories():
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1
+    # a line each, beside the groups' titles and two lines of head
+    assert lines.index("") == len(foveate.methods.factories()) + len(GROUPS) + 2
+    assert all(group in lines for group in GROUPS)
+
+
+def test_a_group_is_where_a_method_acts() -> None:
+    """Of all that can be made without a file or a number of one's own."""
+    seen = set()
+    for name, factory in foveate.methods.factories().items():
+        try:
+            method = factory()
+        except TypeError:
+            continue
+        group = describe(name)["group"]
+        acts = [[method.drops(layer, step) for layer in range(32)] for step in range(64)]
+        seen.add(group)
+        if group == GROUPS[0]:
+            assert acts[0][0] and not any(acts[0][1:])
+        assert any(acts[0][1:]) or group != GROUPS[1]
+        assert any(map(any, acts[1:])) == (group == GROUPS[2]), name
+    assert seen == set(GROUPS)
+
+
+def test_one_method_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["methods", "fastv"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    below = said.partition("Every method also takes")[2]
+    for part in ("the last prompt token attends to most", "deviations: the score", "2403.06764"):
+        assert part in said
+    assert "0.57x the prefill FLOPs and 0.65x the KV cache" in said  # 30 of 32 layers see half
     for knob, meaning in of_every_method().items():
         assert len(meaning) > 20 and said.count(f" {knob} {meaning[:12]}") == 1
-        assert f" {knob} {meaning[:12]}" in below
+    assert run(["methods", "dymu"]) == 0
+    assert "depends on the picture" in " ".join(capsys.readouterr().out.split())
+    assert run(["methods", "dyrate"]) == 0
+    assert "no default" in " ".join(capsys.readouterr().out.split())
+    assert run(["methods", "fastvv"]) == 2
+    assert "did you mean 'fastv'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_demo_shows_everything_side_by_side(
@@ -116,9 +270,32 @@ def test_demo_shows_everything_side_by_side(
         "random:layer=2,keep=0.5",
     }
     assert (tmp_path / "test-0.png").exists()
+    page = (tmp_path / "demo.html").read_text()
+    assert body["page"] == str(tmp_path / "demo.html") and "fastv" in page
     assert run(args[:-1]) == 0
-    text = capsys.readouterr().out
-    assert "drawn:" in text and "object recall" in text and "model: scenes" in text
+    said = capsys.readouterr()
+    text = said.out
+    assert "drawn:" in text and "model: scenes" in text and "foveate explore IMAGE" in text
+    assert "wrote" in said.err and "demo.html" in said.err
+    row = r"^recommended( +\d+( \d+-\d+)?){3}( +0\.\d+x){2} +\d\.\dx/\d\.\dx"
+    assert re.search(row, text, re.MULTILINE)  # all figures, in 80 columns
+    for name in ("recommended", "G-Search", "DyRate", "FastV", "random"):
+        assert f"{name} is {dict(map(reversed, demo.LABELS['scenes'].items()))[name]}" in text
+
+
+@pytest.mark.parametrize("model", demo.LABELS)
+def test_demo_shows_methods_that_fit_the_model(model: str) -> None:
+    """DyRate's predictor and the schedule are bundled, and were made for that model."""
+    for spec in demo.LABELS[model]:
+        (method,) = parse(spec)
+        depth = {"scenes": 8, "smol": 30}[model]
+        method.check(depth, "llava")
+
+
+def test_a_schedule_goes_by_its_bundled_name(tmp_path: Path) -> None:
+    assert parse("schedule:scenes-gsearch")[0].name == "schedule:scenes-gsearch"
+    with pytest.raises(ValueError, match=r"there is no such file; bundled are .*scenes-gsearch"):
+        parse("schedule:scenes-gsearchh")
 
 
 def test_demo_takes_smol_where_its_language_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +340,12 @@ def test_demo_takes_smol_where_its_language_model_is(monkeypatch: pytest.MonkeyP
             "no predictor 'nowhere'",
         ),
         (["generate", "PICTURE", "PICTURE"], "last argument is the prompt"),
-        (["generate", "PICTURE", " "], "last argument is the prompt"),
+        (["generate", "PICTURE", " "], "the prompt is empty"),
+        (["generate", "PICTURE", "@nowhere.txt"], "there is no file 'nowhere.txt'"),
+        (["generate", "PICTURE", "@PICTURE"], "there is no file"),
+        (["generate", "PICTURE", "--prompt-file", "PICTURE"], "save it as UTF-8 text"),
+        (["generate", "PICTURE", "--prompt-file", "PICTURE", "--prompt", "x"], "give one of them"),
+        (["generate", "PICTURE", "what?", "--compare"], "name one by --method"),
         (["demo", "--pictures", "7", "evaluate"], "unexpected extra argument"),
         (["demo", "--model", "llava"], "expected auto, scenes or smol"),
         (["frobnicate"], "frobnicate"),

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import foveate
-from foveate.cli.demo import quality_tables
 from foveate.eval.tasks import bundled
 from foveate.models.load import BUNDLED, load
 from foveate.models.prompts import prompt
@@ -286,17 +285,3 @@ def test_easy_vqa_is_found_when_installed() -> None:
     known = set(vocabulary())
     for question in bundled(["easy-vqa"], pictures=20):
         assert {*question.references} <= known
-
-
-@given(st.integers(1, 14))
-def test_tables_of_methods_fit_a_terminal_and_leave_none_out(count: int) -> None:
-    figures = {
-        f"method{i}": {"questions/shape exact": {"value": 50.0, "low": 25.0, "high": 100.0}}
-        for i in range(count)
-    }
-    tables = quality_tables(figures).renderables
-    heads = [[str(column.header) for column in table.columns[1:]] for table in tables]
-    assert all(head[0] == "method0" and len(head) <= 5 for head in heads)
-    assert [name for head in heads for name in head[1:]] == list(figures)[1:]
-    assert all(list(table.columns[0].cells) == ["shape"] for table in tables)
-    assert "".join(list(tables[0].columns[1].cells)) == "50.0 [dim]25-100[/dim]"

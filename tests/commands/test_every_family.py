@@ -27,17 +27,21 @@ from oracles.crossing import CLOSE
 METHOD = "fastv:layer=1,keep=0.5"
 WEIGHED = "divprune:keep=0.5,weigh=nearest,merge=mean"
 PROMPT = "what is this ?"
-COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, DATA, ROWS and OUT stand for paths
-    "generate": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", METHOD, "--max-new-tokens", "2",
-                 "--repeats", "1", "--json"],
+COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, OTHER, DATA, ROWS and OUT stand for paths
+    "generate": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", METHOD, "--compare",
+                 "--max-new-tokens", "2", "--repeats", "1", "--json"],
     "generate weighed": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", WEIGHED,
-                         "--max-new-tokens", "2", "--repeats", "1", "--json"],
+                         "--max-new-tokens", "2"],
     "eval": ["eval", "--model", "MODEL", "--data", "DATA", "--method", METHOD, "--batch", "2", "--json"],
     "doctor": ["doctor", "MODEL", "--json"],
     "inspect attention": ["inspect", "attention", "IMAGE", "--prompt", PROMPT, "--model", "MODEL",
                           "--max-new-tokens", "2", "--json"],
     "plot mask": ["plot", "mask", "IMAGE", "--prompt", PROMPT, "--model", "MODEL", "--method", METHOD,
                   "--max-new-tokens", "2", "--out", "OUT/mask.png"],
+    "explore": ["explore", "IMAGE", "OTHER", PROMPT, "--model", "MODEL", "--method", METHOD, "--max-new-tokens", "2",
+                "--out", "OUT/page.html", "--json"],
+    "cost counted": ["cost", "--image", "IMAGE", "--image", "IMAGE", "--prompt", PROMPT, "--model", "MODEL",
+                     "--method", METHOD, "--json"],
     "cost": ["cost", "MODEL", "--method", METHOD, "--image-size", "40x24", "--json"],
     "search": ["search", "MODEL", "--data", "ROWS", "--out", "OUT/found.json", "--algorithm", "random", "--budget",
                "0.6", "--trials", "2", "--start-layer", "1", "--batch", "2", "--json"],
@@ -46,6 +50,7 @@ COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, DATA, ROWS and OUT stand for
 }  # fmt: skip
 REFUSALS = {  # what the engine does not do yet, in the words that a user reads
     "plot mask": "tokens form no grid over the image",
+    "cost counted": r"its cost is not known",
     "cost": r"makes of a picture, and at what cost, is not known|its cost is not known",
 }
 SLICE = (
@@ -94,6 +99,7 @@ def ran(
     swap = {
         "MODEL": files / name,
         "IMAGE": files / "a.png",
+        "OTHER": files / "b.png",
         "DATA": files / "data.jsonl",
         "ROWS": files / "rows.jsonl",
     }
@@ -127,14 +133,46 @@ def test_it_works_or_says_why_not(
         plain, fewer = json.loads(out)["rows"]
         assert plain["kept"] == 1 and 0.6 < fewer["kept"] < 0.7  # half from layer 1 of 4 on
         assert 0 < fewer["flops"]["ratio"]["flops"] < 1
-    if command == "generate weighed":
-        plain, fewer = json.loads(out)["rows"]
-        assert plain["kept"] == 1 and 0.4 < fewer["kept"] < 0.6  # half of each image
+        assert set(fewer["cap"]) == {"first", "further"} and fewer["cap"]["first"][0] > 1
+    if command == "generate weighed":  # one method, streamed
+        kept = re.search(r"kept (\d+)% of \d+ visual tokens", said)
+        assert kept and 40 < int(kept[1]) < 60  # half of each image
+        assert out.endswith("\n") and "x faster" not in said
+    if command == "cost counted":
+        body = json.loads(out)
+        loaded = load(str(files / name))
+        ids = loaded.inputs([files / "a.png"] * 2, PROMPT)["input_ids"]
+        seen = torch.isin(
+            ids, torch.tensor(loaded.adapter.visual_tokens(loaded.model.config))
+        ).sum()
+        assert (
+            body["prompt"]["total"]
+            == ids.numel()
+            == sum(body["request"][k] for k in ("text", "visual"))
+        )
+        assert body["prompt"]["visual"] == body["request"]["visual"] == int(seen) > 0
+        each = [one["tokens"] for one in body["prompt"]["pictures"]]
+        assert len(each) == 2 and (None in each or sum(each) == int(seen))
+        fewer = body["methods"][METHOD]["layers"]
+        assert fewer[0]["kept"] == int(seen) and abs(fewer[-1]["kept"] - int(seen) / 2) <= 1
     if command == "eval":
         assert (
             json.loads(out)["samples"] == 3
             and 0.6 < json.loads(out)["methods"][METHOD]["work"]["tokens"] < 0.7
         )
+    if command == "explore":
+        plain, fewer = json.loads(out)["rows"]
+        assert plain["kept"] == 1 and 0.6 < fewer["kept"] < 0.7
+        assert 0 < fewer["flops"] < plain["flops"]
+        page = (tmp_path / "page.html").read_text()
+        panels = json.loads(page.split('id="data">')[1].split("</script>")[0])["samples"][0][
+            "panels"
+        ]
+        found = sorted(token for panel in panels for token in panel["tokens"])
+        assert found == list(range(len(found))) and len(found) >= 6
+        assert {panel["title"][:9] for panel in panels} == {"Picture 1", "Picture 2"}
+        assert all(panel["grid"] or panel["note"] for panel in panels)
+        assert not any("is not known" in panel["note"] for panel in panels)
     if command == "doctor":
         found = json.loads(out)
         wanted = PROCESSORS[name]()

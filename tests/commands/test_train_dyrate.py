@@ -22,8 +22,7 @@ from foveate.core.weighing import Mean, Nearest
 from foveate.cost.flops import cost_of_trace, shapes
 from foveate.engine.anatomy import anatomy_of
 from foveate.methods import dyrate
-from foveate.tune.chats import folder_examples
-from foveate.tune.examples import encode, file_examples
+from foveate.tune.examples import encode, file_examples, folder_examples
 from foveate.tune.train.dyrate import gradients
 from foveate.tune.train.dyrate.flops import flops_ratio
 from foveate.tune.train.dyrate.judge import calibrate, judge, likeliest
@@ -262,8 +261,8 @@ def test_the_command_trains_reports_and_its_predictor_works(
         str(out),
     ]
     assert run([*argv, "--num-rates", "5"]) == 0
-    said = capsys.readouterr().out
-    assert "held out (4 examples)" in said and "dyrate:predictor=" in said
+    said = capsys.readouterr()
+    assert "held out (4 examples)" in said.out and f"dyrate:predictor={out}" in said.err
     card = json.loads((out / "predictor.json").read_text())
     assert card["training"]["held out"]["unpruned_loss"] > 0 and card["model"] == "scenes"
     picture = tmp_path / "a.png"

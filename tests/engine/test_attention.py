@@ -139,7 +139,7 @@ def test_kept_sets_are_those_of_the_trace(
         ]
         assert run(["plot", *command, *options]) == 0
         assert out.stat().st_size > 5000
-    assert "49 to 49 tokens" in capsys.readouterr().out
+    assert "49 to 49 tokens" in capsys.readouterr().err
     assert (
         run(
             ["plot", "mask", "scene:x", "--method", "vtw:layer=2", "--out", str(tmp_path / "a.png")]

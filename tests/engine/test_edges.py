@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.scores import Even
 from foveate.engine.cache.layer import KeptLayer
-from foveate.methods import fastv, random, vtw
-from models.tiny import TEXT, Layout, batch, cache_in, held, llava, llava_next, model
+from foveate.methods import fastv, random, visionzip, vtw
+from models.tiny import IMAGE, TEXT, Layout, batch, cache_in, held, llava, llava_next, model
 
 ONE = Layout(((3, 0, 5),))
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
@@ -234,3 +235,21 @@ def test_masks_are_shared_by_layers_that_hold_the_same_tokens() -> None:
     layers: list[KeptLayer] = cache.layers
     assert layers[1].slots is layers[2].slots is layers[3].slots
     assert layers[0].slots is not layers[1].slots
+
+
+@pytest.mark.parametrize("method", [visionzip(keep=0.5), fastv(layer=1, keep=0.5)])
+@torch.no_grad()
+def test_a_placeholder_that_the_model_says_is_a_word(method: Method) -> None:
+    """The step equals the same step with an embedding of another word set to the placeholder's."""
+    made, data = model("llava"), batch("llava", ONE)
+    twin = copy.deepcopy(made)
+    twin.get_input_embeddings().weight[7] = twin.get_input_embeddings().weight[IMAGE]
+    found = []
+    for network, word in ((made, IMAGE), (twin, 7)):
+        with foveate.apply(network, method) as trace:
+            first = network(**data.inputs, use_cache=True)
+            ids = torch.full((1, 1), word)
+            step = network(input_ids=ids, **held(cache_in(first)), use_cache=True)
+        found.append((step.logits, list(trace)))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] and min(row.kept for row in found[0][1]) < 16

@@ -124,13 +124,13 @@ def test_two_that_enter_at_once_are_not_both_let_in(monkeypatch: pytest.MonkeyPa
     engine = foveate.engine.apply.Engine
     inside: list[int] = []
 
-    def slow(*args: Any) -> Any:
+    def slow(*args: Any, **kwargs: Any) -> Any:
         """As if another thread came while hooks are made."""
         if not inside:
             inside.append(1)
             with pytest.raises(RuntimeError, match="already active"), foveate.apply(made):
                 pass
-        return engine(*args)
+        return engine(*args, **kwargs)
 
     monkeypatch.setattr(foveate.engine.apply, "Engine", slow)
     with foveate.apply(made, vtw(1)):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.schedules import Cut
 from foveate.core.scores import Even
-from foveate.methods import fastv, random, vtw
+from foveate.methods import fastv, flowcut, random, vtw
 from models.tiny import LAYERS, batch, cache_in, checkpointing, held, llava, model
 from oracles.layouts import LAYOUTS, hooks
 
@@ -94,8 +97,8 @@ def test_what_cannot_be_right_is_refused_at_apply() -> None:
         foveate.apply(llama(), fastv())
     with pytest.raises(ValueError, match="layers 0 to 3"):
         foveate.apply(model("llava"), vtw(layer=LAYERS))
-    with pytest.raises(TypeError, match="Method"):
-        foveate.apply(model("llava"), "fastv")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="did you mean 'fastv'"):
+        foveate.apply(model("llava"), "fastvv:keep=0.5")
     fresh = AutoModelForImageTextToText.from_config(llava())
     fresh.generation_config.cache_implementation = "static"
     with pytest.raises(ValueError, match="cache_implementation"):
@@ -185,3 +188,35 @@ def test_a_cache_that_lost_tokens_is_not_used_outside() -> None:
             made(input_ids=torch.tensor([[5]]), **held(cache))
         with foveate.apply(made):
             made(input_ids=torch.tensor([[5]]), **held(cache))
+
+
+@pytest.mark.parametrize("method", [fastv(layer=1, keep=0.5), flowcut(keep=0.5)])
+def test_a_model_that_is_pruned_is_copied_and_saved_whole_outside_only(method: Method) -> None:
+    made = AutoModelForImageTextToText.from_config(llava())
+    with foveate.apply(made, method):
+        for write in (copy.deepcopy, lambda network: torch.save(network, io.BytesIO())):
+            with pytest.raises(RuntimeError, match="outside of the with block"):
+                write(made)
+        torch.save(made.state_dict(), io.BytesIO())
+    saved = io.BytesIO()
+    torch.save(made, saved)
+    saved.seek(0)
+    back = torch.load(saved, weights_only=False)
+    assert hooks(back) == hooks(made)
+
+
+def test_wrappers_for_several_devices_say_what_to_do_instead(tmp_path: Path) -> None:
+    made, data = copy.deepcopy(model("llava")), batch("llava", LAYOUTS["one"])
+    with pytest.raises(ValueError, match=r"DataParallel is not supported: it copies.*torchrun"):
+        foveate.apply(torch.nn.DataParallel(made), fastv())
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(made)
+        with pytest.raises(ValueError, match=r"DistributedDataParallel.*\.module"):
+            foveate.apply(wrapped, fastv())
+        with torch.no_grad(), foveate.apply(wrapped.module, fastv(layer=1, keep=0.5)) as trace:
+            outer, inner = wrapped(**data.inputs).logits, made(**data.inputs).logits
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(outer, inner) and trace.prefill(0) == trace.prefill(1) != [[16]] * LAYERS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,8 @@ from foveate.core.scores import Even
 from foveate.engine.tower.form import TowerForm, known_tower
 from foveate.engine.tower.watch import Watch
 from foveate.methods import divprune, flowcut, parse, tome, visionzip
+from models.families import model as family
+from models.prompts import prompt, together
 from models.tiny import FAMILIES, NEWEST, PATCHES, Layout, batch, llava, model
 from oracles.layouts import LAYOUTS, TOLERANCE, hooks
 
@@ -160,8 +163,8 @@ def test_windows_and_merged_patches() -> None:
     visual[0, 4:28] = visual[1, 2:6] = True
     embeds[visual] = tokens
     spent: list[float] = []
-    sight = watch.sight(embeds, visual, 0, spent.append)
-    assert sight is not None
+    outputs = watch.outputs(embeds, visual, 0, spent.append)
+    assert outputs is not None
     index = torch.arange(30).expand(2, -1)
     windows = [piece.shape[-1] for piece in looked[0]]
     assert len(set(windows)) > 1 or len(windows) > 2
@@ -175,11 +178,11 @@ def test_windows_and_merged_patches() -> None:
         )
         merged = watch.runs[0].tokens
         assert merged is not None
-        got = sight.look("attention", layer, index)[visual]
+        got = outputs.look("attention", layer, index)[visual]
         for token, value in zip(tokens, got, strict=True):
             place = int((merged == token).all(1).nonzero()[0])
             torch.testing.assert_close(value, received[place], atol=1e-5, rtol=1e-4)
-    assert sight.look("keys", 1, index).shape == (2, 30, 2, 16)
+    assert outputs.look("keys", 1, index).shape == (2, 30, 2, 16)
     assert sum(spent) > 0
 
 
@@ -274,3 +277,24 @@ def test_a_score_serves_whatever_a_schedule_wants() -> None:
             made(**data.inputs)
     first, second = kept.values()
     assert first == second and len(first[0]) == 16
+
+
+@pytest.mark.parametrize("segments", [(3, "v", 2), (3, "v", 2, "a", 5)])
+def test_a_pooled_videos_tokens_have_the_mean_of_what_they_pool(segments: tuple[Any, ...]) -> None:
+    made = family("llava_onevision")
+    eager = copy.deepcopy(made)
+    eager.set_attn_implementation("eager")
+    inputs = together([prompt("llava_onevision", segments, 1)])
+    frames = inputs["pixel_values_videos"]
+    with torch.no_grad():
+        looked = eager.model.vision_tower(frames.flatten(0, 1), output_attentions=True).attentions
+    view = seen(made, SimpleNamespace(inputs=inputs))
+    side = int(looked[-1].shape[-1] ** 0.5)
+    received = looked[-1].mean(2)  # by all rows of a frame (F H P)
+    pooled = torch.nn.functional.avg_pool2d(received.unflatten(2, (side, side)), 2)
+    want = pooled.flatten(2).transpose(1, 2).flatten(0, 1)  # (F p) H
+    got = view.tower.attention(None)[0]
+    torch.testing.assert_close(got[: len(want)], want, atol=1e-5, rtol=1e-4)
+    assert view.tower.known()[0, : len(want)].all() and not view.tower.known()[0, len(want)]
+    if "a" in segments:
+        assert view.tower.known()[0, len(want) + 1 :].any()

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 import foveate
-from foveate.methods import fastv, random, vtw
+from foveate.engine.anatomy import anatomy_of
+from foveate.methods import fastv, flowcut, random, tome, visionzip, vtw
 from models.families import model as family
 from models.far import FAR, TwoDevices, placed
 from models.prompts import prompt, together
-from models.tiny import batch, cache_in, checkpointing, held, llava, model
+from models.tiny import IMAGE, VIDEO, batch, cache_in, checkpointing, held, llava, model
 from oracles.cases import METHODS
 from oracles.layouts import LAYOUTS
 
@@ -28,6 +29,7 @@ class Quantised(nn.Module):
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
         scale = plain.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.in_features, self.out_features = plain.in_features, plain.out_features
         self.register_buffer("packed", (plain.weight.detach() / scale).round().to(torch.int8))
         self.register_buffer("scale", scale)
         self.register_buffer("offset", None if plain.bias is None else plain.bias.detach().clone())
@@ -43,10 +45,15 @@ class Quantised(nn.Module):
         return made
 
 
-def replaced(made: Any, kind: type, by: Any) -> Any:
-    """A copy whose decoder's layers of a kind are others."""
+def tower_of(made: Any) -> Any:
+    return made.model.vision_tower if hasattr(made.model, "vision_tower") else made.model.visual
+
+
+def replaced(made: Any, kind: type, by: Any, tower: bool = False) -> Any:
+    """A copy whose decoder's layers of a kind are others; with `tower`, the vision tower's."""
     made = copy.deepcopy(made)
-    for module in list(made.model.language_model.layers.modules()):
+    room = tower_of(made) if tower else made.model.language_model.layers
+    for module in list(room.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, kind):
                 setattr(module, name, by(child))
@@ -102,6 +109,113 @@ def test_layers_whose_weights_are_elsewhere(method: Any, offloaded: int) -> None
         assert next(layer.parameters()).device.type == "meta"
     with torch.no_grad(), foveate.apply(made, method):
         torch.testing.assert_close(made(**inputs).logits, want, **CLOSE)
+
+
+TOWERS = [
+    (name, method)
+    for name in ("llava", "qwen2_5_vl", "internvl")
+    for method in (visionzip(keep=0.5), flowcut(keep=0.5), tome(keep=0.5))
+]
+
+
+def pictured(name: str) -> tuple[Any, dict[str, Any]]:
+    """A tiny model of a family, and a batch with pictures."""
+    if name == "llava":
+        return model("llava"), batch("llava", LAYOUTS["left"]).inputs
+    prompts = [prompt(name, (3, "a", 5), 1), prompt(name, (2, "b", 2, "a", 1), 2)]
+    return family(name), together(prompts)
+
+
+@torch.no_grad()
+def decided(made: Any, inputs: dict[str, Any], method: Any) -> tuple[Tensor, Any]:
+    """Logits of three steps, and what was kept."""
+    with foveate.apply(made, method) as trace:
+        out = made.generate(
+            **inputs,
+            max_new_tokens=3,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            suppress_tokens=[IMAGE, VIDEO],
+        )
+    return torch.stack(out.logits), trace.kept
+
+
+def check_alike(made: Any, plain: Any, inputs: dict[str, Any], method: Any) -> None:
+    got, want = decided(made, inputs, method), decided(plain, inputs, method)
+    torch.testing.assert_close(got[0], want[0], **CLOSE)
+    assert got[1] == want[1]
+
+
+@pytest.mark.parametrize(("name", "method"), TOWERS)
+def test_a_quantised_tower_chooses_as_its_plain_form(name: str, method: Any) -> None:
+    plain, inputs = pictured(name)
+    small = replaced(plain, nn.Linear, Quantised, tower=True)
+    check_alike(small, replaced(small, Quantised, Quantised.dequantised, True), inputs, method)
+
+
+@pytest.mark.parametrize(("name", "method"), TOWERS)
+def test_an_offloaded_tower_chooses_as_one_that_is_here(name: str, method: Any) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    plain, inputs = pictured(name)
+    made = copy.deepcopy(plain)
+    tower = tower_of(made)
+    accelerate.cpu_offload(tower, "cpu", offload_buffers=False)
+    assert next(tower.parameters()).device.type == "meta"
+    check_alike(made, plain, inputs, method)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # peft itself asks so
+@pytest.mark.parametrize(("name", "method"), TOWERS)
+def test_an_adapter_on_the_tower_takes_part_in_the_choice(name: str, method: Any) -> None:
+    peft = pytest.importorskip("peft")
+    plain, inputs = pictured(name)
+    config = peft.LoraConfig(
+        r=2, init_lora_weights=False, target_modules=r".*vis.*\.(qkv|[qk]_proj)"
+    )
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(copy.deepcopy(plain), config).eval()
+    merged = copy.deepcopy(wrapped).merge_and_unload()
+    assert not torch.allclose(
+        decided(merged, inputs, method)[0], decided(plain, inputs, method)[0], **CLOSE
+    )
+    check_alike(wrapped, merged, inputs, method)
+
+
+def test_a_tower_that_calls_no_projection_is_refused() -> None:
+    made = copy.deepcopy(model("llava"))
+    for module in made.model.vision_tower.modules():
+        if hasattr(module, "k_proj"):
+            projection = module.k_proj
+            module.k_proj = Silent(projection)
+    inputs = batch("llava", LAYOUTS["left"]).inputs
+    with pytest.raises(ValueError, match="calls no k_proj or qkv"):
+        decided(made, inputs, visionzip(keep=0.5))
+
+
+class Silent(nn.Module):
+    """Stands in for a kernel that reads a projection's weights and does not call it."""
+
+    def __init__(self, projection: nn.Module) -> None:
+        super().__init__()
+        self.projection = projection
+        self.register_forward_hook = self._nothing  # type: ignore[assignment]
+
+    def _nothing(self, hook: Any) -> Any:
+        return self.projection.register_forward_pre_hook(lambda *_: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(x)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_the_cost_of_a_quantised_model_is_that_of_its_plain_form(name: str) -> None:
+    plain, _ = pictured(name)
+    small = replaced(replaced(plain, nn.Linear, Quantised), nn.Linear, Quantised, tower=True)
+    assert anatomy_of(small).tower_shape == anatomy_of(plain).tower_shape
+    assert anatomy_of(small).shapes == anatomy_of(plain).shapes
 
 
 SPREAD = (

@@ -20,6 +20,7 @@ from foveate.engine.anatomy import anatomy_of
 from foveate.methods import score_of
 from foveate.tune.search.runner import Runner
 from foveate.tune.train.dyrate.rollout import Batch
+from models.families import FAMILIES
 from models.families import model as family_model
 from models.tiny import IMAGE, LAYERS, Layout, batch, model
 from oracles.cached import decoded

@@ -15,11 +15,11 @@ from foveate.core.weighing import AtCut, Nearest
 from foveate.methods import parse
 from models.families import FAMILIES as EVERY
 from models.tiny import FAMILIES, batch, model
+from oracles.bare_check import check_bare
 from oracles.cases import CASES, LISTED, Case
+from oracles.family_check import check as check_family
 from oracles.layouts import LAYOUTS, TOLERANCE, oracles
 from oracles.speaking import Speaking
-from oracles.test_families import check as check_family
-from oracles.test_oracles import check_bare
 
 SPEAKING = {
     "weighted": Speaking(),

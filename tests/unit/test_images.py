@@ -207,6 +207,32 @@ def test_the_commands_open_pictures_by_it(
         run(["generate", photo.as_uri(), uri, "what?", "--max-new-tokens", "1", "--repeats", "1"])
         == 0
     )
-    assert "unpruned" in capsys.readouterr().out
+    assert "unpruned" in capsys.readouterr().err
     longer = "what is this? " * 100  # than any file's name
     assert run(["generate", str(photo), longer, "--max-new-tokens", "1", "--repeats", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, KeyError, IndexError, TypeError, ZeroDivisionError]
+)
+def test_whatever_a_decoder_raises_is_one_clear_error(
+    error: type[Exception], photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: Any, **__: Any) -> None:
+        raise error("no such tile")
+
+    monkeypatch.setattr(Image, "open", decode)
+    with pytest.raises(
+        ValueError, match=r"cannot read .*a photo.png.* as an image: .*no such tile"
+    ):
+        open_image(photo)
+
+
+def test_a_path_may_begin_at_the_users_folder(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(photo.parent))
+    assert same(open_image("~/a photo.png"))
+    rows = photo.parent / "rows" / "data.jsonl"
+    rows.parent.mkdir()
+    row = {"image": "~/a photo.png", "prompt": "what?", "references": ["a"], "metric": "exact"}
+    rows.write_text(json.dumps(row) + "\n")
+    assert len(from_file(rows)) == 1

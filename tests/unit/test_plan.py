@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from foveate.cost.flops import cost_of_trace
 from foveate.cost.plan import Request, cost_of, papers, request
 from foveate.cost.vision import vision_flops
 from foveate.methods import parse
+from foveate.world.draw import draw
+from foveate.world.scenes import sample
 from models.tiny import FAMILIES, Layout, batch, model
 
 
@@ -191,3 +194,83 @@ def test_mistakes_are_one_line(
     assert run(["cost", *(swap.get(a, a) for a in args)]) == 2
     err = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err).split())
     assert said.lower() in err.lower() and "Traceback" not in err and "error:" in err
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    draw(sample("test", 1)).image.resize((300, 200)).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def test_a_prompt_is_counted_before_the_call(
+    photo: str,
+    scenes: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: Callable[[int], None],
+) -> None:
+    asked = "Describe the image in detail."
+    inputs = scenes.inputs([photo, photo], asked)
+    with foveate.apply(scenes.model, "divprune:keep=0.25") as trace, torch.no_grad():
+        scenes.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("the model was run"))
+    found = scenes.length([photo, photo], asked)
+    assert found.total == inputs["input_ids"].shape[1] and found.pictures == (196, 196)
+    assert (found.words, found.visual) == (6, 392) and found.text == found.total - 392
+    args = ["cost", "--image", photo, "--image", photo, "--prompt", asked, "--model", "scenes"]
+    args += ["--method", "divprune:keep=0.25", "--output-tokens", "4"]
+    assert run([*args, "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert body["request"]["text"] == found.text and body["request"]["visual"] == 392
+    kept = [layer["kept"] for layer in body["methods"]["divprune:keep=0.25"]["layers"]]
+    assert kept == [layer[0] for layer in trace.prefill()] == [98] * 8
+    monkeypatch.undo()
+    row = body["methods"]["unpruned"]["flops"]
+    assert row["tower"] == vision_flops(scenes.model, inputs) > 0
+    terminal(60)
+    assert run(args) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "photo.png (300x200) 196" in said
+        and "your text 6" in said
+        and f"prompt {found.total}" in said
+    )
+
+
+def test_a_prompt_that_is_too_long_says_what_brings_its_tokens(
+    photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = [part for _ in range(11) for part in ("--image", photo)]
+    assert run(["cost", "scenes", *many, "--prompt", "what is it ?"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "2,156 of pictures" in said and "4 of your text" in said and "more than the 2,048" in said
+    )
+    assert said.count(" 196") >= 22  # each picture in the table, and in the warning
+    assert run(["generate", *[photo] * 11, "what is it ?", "--max-new-tokens", "1"]) == 0
+    assert "2,156 of pictures" in " ".join(capsys.readouterr().err.split())
+    assert run(["generate", photo, "what is it ?", "--max-new-tokens", "1"]) == 0
+    assert "of pictures" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["cost"], "name one model"),
+        (["cost", "scenes", "--model", "scenes"], "name one model"),
+        (["cost", "scenes", "--prompt", "what?"], "--prompt is counted with --image"),
+        (
+            ["cost", "scenes", "--image", "PHOTO", "--images", "2"],
+            "--images is a number that --image counts",
+        ),
+        (["cost", "scenes", "--image", "PHOTO", "--layers", "2"], "--layers"),
+        (["cost", "llava-1.5-7b", "--image", "PHOTO"], "a shape without a processor"),
+        (["cost", "scenes", "--image", "gone.png"], "there is no image"),
+        (["cost", "/nowhere/at/all", "--image", "PHOTO"], "cannot load a model"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(
+    args: list[str], said: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([arg.replace("PHOTO", photo) for arg in args]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())

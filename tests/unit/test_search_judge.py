@@ -70,7 +70,11 @@ def test_what_is_held_changes_the_work_and_not_the_result(scenes: Any, data: Dat
         results = [judge.parts(keep) for judge in (whole, held, tiny)]
         assert all(torch.equal(r, results[0]) for r in results)  # type: ignore[arg-type]
     assert whole.held_bytes == 0 and 0 < tiny.most_bytes <= 1e6 < held.most_bytes
-    assert held.runner.tally.layers < tiny.runner.tally.layers <= whole.runner.tally.layers
+    assert (
+        held.runner.replay.tally.layers
+        < tiny.runner.replay.tally.layers
+        <= whole.runner.replay.tally.layers
+    )
 
 
 def test_a_hopeless_trial_is_given_up_and_only_such(scenes: Any, data: Data) -> None:
@@ -78,12 +82,12 @@ def test_a_hopeless_trial_is_given_up_and_only_such(scenes: Any, data: Data) -> 
     bad = (1.0, *[0.0] * 7)
     parts = judge.parts(bad)
     assert parts is not None
-    quality, before = judge.quality(parts), judge.runner.tally.layers
+    quality, before = judge.quality(parts), judge.runner.replay.tally.layers
     assert judge.parts(bad, quality + 1e-3) is None or parts[2] == 0
     assert judge.parts(bad, quality - 1e-6) is not None
     judge = judge_of(scenes, data, "kl")
     assert judge.parts(bad, float(parts[:2].sum() / judge.weights.sum()) / 2) is None
-    assert judge.runner.tally.layers < before, "the second batch was not run"
+    assert judge.runner.replay.tally.layers < before, "the second batch was not run"
 
 
 @pytest.mark.parametrize("name", PER_ANSWER)

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from ..core.predictor import RatePredictor
+from ..files import read_text, write_text, writing
 from .weighting import UNWEIGHED, Weighting
 
 WEIGHTS = "predictor.safetensors"
@@ -60,14 +61,13 @@ def save_pretrained(predictor: RatePredictor, card: Card, folder: Path | str) ->
     """Writes both files to `folder`, which is made if it is not there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()},
-        folder / WEIGHTS,
-    )
+    tensors = {k: v.detach().cpu().contiguous() for k, v in predictor.state_dict().items()}
+    with writing(folder / WEIGHTS):
+        save_file(tensors, folder / WEIGHTS)
     body = {**asdict(card), "weighting": card.weighting.facts}
     if not body["weighting"]:
         del body["weighting"]
-    (folder / CARD).write_text(json.dumps(body, indent=1))
+    write_text(folder / CARD, json.dumps(body, indent=1))
 
 
 def from_pretrained(source: Path | str) -> tuple[RatePredictor, Card]:
@@ -81,7 +81,7 @@ def from_pretrained(source: Path | str) -> tuple[RatePredictor, Card]:
     """
     folder = _folder(str(source))
     try:
-        facts = json.loads((folder / CARD).read_text())
+        facts = json.loads(read_text(folder / CARD))
         facts["weighting"] = Weighting(**facts.get("weighting", {}))
         card = Card(**{**facts, "rates": tuple(facts["rates"])})
         predictor = RatePredictor(card.heads, card.rates, card.response)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.schedules import PerLayer
+from ..files import read_text, write_text
 from .weighting import UNWEIGHED, Weighting
 
 FORMAT = "foveate schedule"
 VERSION = 1
+BUNDLED = Path(__file__).parent / "bundled" / "schedules"
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,28 @@ class ScheduleFile:
         body["weighting"] = self.weighting.facts
         if not body["weighting"]:
             del body["weighting"]
-        Path(path).write_text(json.dumps(body, indent=1) + "\n")
+        write_text(path, json.dumps(body, indent=1) + "\n")
 
 
 def load_schedule(path: Path | str) -> ScheduleFile:
     """Reads a schedule that `foveate search` wrote.
 
+    Args:
+        path: of the file, or the name of a bundled schedule, such as ``scenes-gsearch``.
+
     Raises:
         ValueError: there is no such file, it is no schedule, or it is of a later version of the
             format.
     """
+    if str(path) in bundled():
+        path = BUNDLED / f"{path}.json"
+    elif not Path(path).exists():
+        raise ValueError(
+            f"cannot read a schedule from {path}: there is no such file; bundled are {', '.join(bundled())}"
+        )
     try:
-        body = json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        body = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read a schedule from {path}: {error}") from error
     if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is no schedule; expected JSON as `foveate search` writes it")
@@ -104,3 +115,8 @@ def load_schedule(path: Path | str) -> ScheduleFile:
         return ScheduleFile(**{**body, "keep": tuple(body["keep"])})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no whole schedule: {error}") from error
+
+
+def bundled() -> list[str]:
+    """Names of the schedules that come with the package."""
+    return sorted(path.stem for path in BUNDLED.glob("*.json"))

@@ -6,8 +6,6 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ..cost import plan
 from ..cost import roofline as limits
@@ -17,6 +15,7 @@ from ..cost.devices import DEVICES, Device, device_of
 from ..methods import parse
 from . import options
 from .output import console, print_json
+from .sheet import Sheet
 
 _SHARES = (0.5, 0.25, 0.125, 0.0)
 
@@ -140,23 +139,17 @@ def _print(model: str, body: dict[str, Any]) -> None:
     asked = body["request"]
     device = body["device"]
     title = f"{model} on {device['name']}: {device['flops'] / 1e12:.3g} TFLOP/s, {device['bandwidth'] / 1e9:.4g} GB/s"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("at best", "ms", "compute", "bytes", "launches (eager)", "bound by"):
-        table.add_column(column, justify="left" if column in ("at best", "bound by") else "right")
+    columns = ("ms", "compute", "bytes", "launches (eager)", "bound by")
+    table = Sheet("at best", columns, words=("bound by",), title=title)
     for name, p in body["phases"].items():
         label = f"decode, each of {body['steps']} steps" if name == "decode" else name
         cells = [f"{p[key] * 1e3:.3f}" for key in ("best", "compute", "bytes", "launches")]
-        table.add_row(label, *cells, p["bound"])
+        table.add(label, *cells, p["bound"])
     console.print(table)
-    table = Table(
-        title="times faster, at most", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for column in ("", "prefill", "decode step", "end to end"):
-        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    parts = ("prefill", "decode step", "end to end")
+    table = Sheet("method", parts, title="\ntimes faster, at most")
     for name, cap in body["caps"].items():
-        table.add_row(
-            name.replace(",", ", "), *(f"{cap[key]:.2f}x" for key in ("prefill", "decode", "total"))
-        )
+        table.add(name, *(f"{cap[key]:.2f}x" for key in ("prefill", "decode", "total")))
     console.print(table)
     console.print(
         f"batch {asked['batch']} of {asked['text']} text + {asked['visual']} visual tokens, {asked['new_tokens']} new.",

@@ -9,6 +9,7 @@ import torch
 import typer
 from rich.markup import escape
 from transformers.utils import logging
+from typer.core import TyperGroup
 
 from .. import __version__
 from . import (
@@ -18,6 +19,7 @@ from . import (
     demo,
     doctor,
     eval,
+    explore,
     generate,
     inspect,
     inspect_ranking,
@@ -28,33 +30,51 @@ from . import (
     search,
     train,
 )
+from .asked import DashedPrompt
 from .output import errors
 
 # typer's releases carry click inside or depend on it; its errors are the bases of typer's own
 _CommandError: Any = typer.BadParameter.__mro__[2]
 
+PANELS = USE, MEASURE, TUNE, LOOK, DEVELOP = ("Use", "Measure", "Tune", "Look", "Develop")
+
+
+class Panelled(TyperGroup):
+    """Commands in the order of their panels: typer alone lists commands first, then groups."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names, in the order in which help shows them."""
+        panels: dict[str, Any] = {
+            name: getattr(one, "rich_help_panel", None) for name, one in self.commands.items()
+        }
+        return sorted(panels, key=lambda name: PANELS.index(panels[name]))
+
+
 app = typer.Typer(
     name="foveate",
+    cls=Panelled,
     help="Faster vision-language models: keep only the visual tokens that matter.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo)
-app.command("generate")(generate.generate)
-app.command("eval")(eval.evaluate_methods)
-app.command("advise")(advise.advise)
-app.command("bench")(bench.benchmark)
-app.command("cost")(cost.cost)
-app.command("methods")(methods.list_methods)
-app.command("doctor")(doctor.doctor)
-app.command("search")(search.search)
 inspect.app.command("ranking")(inspect_ranking.ranking)
 plot.app.command("schedule")(plot_schedule.schedule)
 plot.app.command("pareto")(plot_pareto.pareto)
-app.add_typer(inspect.app, name="inspect")
-app.add_typer(plot.app, name="plot")
-app.add_typer(train.app, name="train")
+
+app.command("demo", rich_help_panel=USE)(demo.demo)
+app.command("generate", rich_help_panel=USE, cls=DashedPrompt)(generate.generate)
+app.command("methods", rich_help_panel=USE)(methods.list_methods)
+app.command("cost", rich_help_panel=MEASURE)(cost.cost)
+app.command("advise", rich_help_panel=MEASURE)(advise.advise)
+app.command("bench", rich_help_panel=MEASURE)(bench.benchmark)
+app.command("eval", rich_help_panel=MEASURE)(eval.evaluate_methods)
+app.command("search", rich_help_panel=TUNE)(search.search)
+app.add_typer(train.app, name="train", rich_help_panel=TUNE)
+app.command("explore", rich_help_panel=LOOK, cls=DashedPrompt)(explore.explore)
+app.add_typer(inspect.app, name="inspect", rich_help_panel=LOOK)
+app.add_typer(plot.app, name="plot", rich_help_panel=LOOK)
+app.command("doctor", rich_help_panel=DEVELOP)(doctor.doctor)
 
 
 def _version(value: bool | None) -> None:
@@ -101,7 +121,7 @@ def run(argv: list[str], commands: Any = app) -> int:
 def _run(argv: list[str], commands: Any) -> int:
     """As `run`, for the errors that are a user's."""
     try:
-        result: Any = commands(argv, standalone_mode=False)
+        result: Any = commands(argv, prog_name=commands.info.name, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.Abort:
         return 130

@@ -12,22 +12,22 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich import box
 from rich.progress import Progress
-from rich.table import Table
 
 from ..core.method import Method
 from ..cost import plan
 from ..cost.architecture import Architecture, architecture
 from ..cost.configurations import SHAPES, config_of
 from ..engine.anatomy import anatomy_of
+from ..files import read_text
 from ..methods import parse
 from ..models.load import check_device
 from ..timing import race as bench
 from ..timing.breakdown import PARTS, parts
 from ..versions import versions
-from . import options
-from .output import console, errors, print_json, write_json
+from . import options, tables
+from .output import console, errors, print_json, write_json, wrote
+from .sheet import Sheet
 
 _DEFAULT = ("fastv:layer=2,keep=0.5", "fastv:layer=2,keep=0.25", "random:layer=0,keep=0.25")
 _SAME = ("shape", "layers", "request", "device", "dtype", "attention")
@@ -45,12 +45,16 @@ def benchmark(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
-    save: Annotated[Path | None, typer.Option(help="Write the JSON to a file too.")] = None,
-    compare: Annotated[
-        Path | None, typer.Option(help="JSON of an earlier run, to be set beside this one.")
+    save: Annotated[
+        Path | None, typer.Option(help="Write all figures to this JSON file, for --compare.")
     ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="What --save wrote of an earlier run, to be set beside this one."),
+    ] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Time shapes of random weights, in turn with plain transformers; the last line printed is JSON."""
+    """Measure the speed of random-weight shapes under methods, in turn with plain transformers."""
     contestants = {spec: parse(spec) for spec in dict.fromkeys(method or _DEFAULT)}
     check_device(device)
     options.writable(save)
@@ -73,7 +77,7 @@ def benchmark(
     )
     body |= {"found": {name: asdict(one) for name, one in found.items()}, "parts": where}
     body["exceeded"] = {name: one.exceeded for name, one in found.items() if one.exceeded}
-    _finish(body, old, save)
+    _finish(body, old, save, as_json)
 
 
 def _told(shape: str, model: Any, asked: plan.Request, repeats: int) -> dict[str, Any]:
@@ -121,23 +125,28 @@ def _run(
 def _read(path: Path) -> dict[str, Any]:
     """An earlier run's JSON."""
     try:
-        body = json.loads(path.read_text().splitlines()[-1])
-    except (OSError, IndexError, json.JSONDecodeError) as error:
+        body = json.loads(read_text(path).splitlines()[-1])
+    except (OSError, IndexError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(body, dict) or not isinstance(body.get("found"), dict):
         raise ValueError(f"{path} is no result of foveate bench")
     return body
 
 
-def _finish(body: dict[str, Any], old: dict[str, Any] | None, save: Path | None) -> None:
-    """Tables, then the JSON as the last line."""
-    _print(body)
-    if old is not None:
-        _print_beside(body, old)
+def _finish(
+    body: dict[str, Any], old: dict[str, Any] | None, save: Path | None, as_json: bool
+) -> None:
+    """Prints tables, or JSON; and writes the JSON."""
     body["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if as_json:
+        print_json(body)
+    else:
+        _print(body)
+        if old is not None:
+            _print_beside(body, old)
     if save is not None:
         write_json(save, body)
-    print_json(body)
+        wrote(save, "all figures of this run, for --compare")
 
 
 def _print(body: dict[str, Any]) -> None:
@@ -147,45 +156,41 @@ def _print(body: dict[str, Any]) -> None:
         f"{asked['visual']} visual tokens, {asked['new_tokens']} new; {body['device']}, {body['dtype']}, "
         f"{body['attention']}"
     )
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", overflow="fold")
-    for column in ("first token", "x (cap)", "per token", "x (cap)", "tokens/s", "all x", "peak"):
-        table.add_column(column, justify="right")
+    noise = f" {tables.ABOVE} is above its cap, so wrongly measured." if body["exceeded"] else ""
+    columns = ("first token", "x (cap)", "per token", "x (cap)", "tokens/s", "all x", "peak")
+    table = Sheet(
+        "method",
+        columns,
+        title=title,
+        caption=f"x: times faster than plain; (cap): at most, on any device.{noise}",
+    )
     for name, one in body["found"].items():
         memory = "-" if one["memory"] is None else f"{one['memory'] / 2**20:.0f} MB"
-        table.add_row(
-            name.replace(",", ", "),
-            *_timed(one, "first"),
-            *_timed(one, "further"),
-            f"{one['throughput']:.1f}",
-            f"{one['ratio']['total']:.2f}",
-            memory,
-        )
+        total = f"{one['ratio']['total']:.2f}{_mark(one, 'total')}"
+        times = (*_timed(one, "first"), *_timed(one, "further"))
+        table.add(name, *times, f"{one['throughput']:.1f}", total, memory)
     console.print(table)
-    table = Table(
-        title="parts of one generation, ms (the clock costs a little)",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
+    console.print()
+    table = Sheet(
+        "ms", (*PARTS, "of a step"), title="parts of one generation (the clock costs a little)"
     )
-    table.add_column("", overflow="fold")
-    for column in PARTS:
-        table.add_column(column, justify="right")
-    table.add_column("of a step", justify="right")
     for name, one in body["parts"].items():
         share = f"{one['control'] / one['decode']:.1%}" if one["decode"] else "-"
-        table.add_row(name.replace(",", ", "), *(f"{one[part] * 1e3:.1f}" for part in PARTS), share)
+        table.add(name, *(f"{one[part] * 1e3:.1f}" for part in PARTS), share)
     console.print(table)
-    if body["exceeded"]:
-        console.print(f"[red]above the cap, so wrongly measured:[/red] {body['exceeded']}")
+
+
+def _mark(one: dict[str, Any], part: str) -> str:
+    return tables.ABOVE if part in one["exceeded"] else ""
 
 
 def _timed(one: dict[str, Any], part: str) -> tuple[str, str]:
-    """Time, and how many times faster with its cap; red above it."""
+    """Time, and how many times faster with its cap; marked above it."""
     if part not in one["ratio"]:
         return "-", "-"
     cap = one["cap"].get(part)
-    text = f"{one['ratio'][part]:.2f}" + ("" if cap is None else f" ({cap:.2f})")
-    return f"{one[part] * 1e3:.1f} ms", f"[red]{text}[/red]" if part in one["exceeded"] else text
+    text = f"{one['ratio'][part]:.2f}{_mark(one, part)}" + ("" if cap is None else f" ({cap:.2f})")
+    return f"{one[part] * 1e3:.1f} ms", text
 
 
 def _check_alike(body: dict[str, Any], old: dict[str, Any]) -> None:
@@ -198,20 +203,12 @@ def _check_alike(body: dict[str, Any], old: dict[str, Any]) -> None:
 
 def _print_beside(body: dict[str, Any], old: dict[str, Any]) -> None:
     """This run's times over an earlier one's, of the same contestants."""
-    table = Table(
-        title="beside the earlier run: its time over this one's",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for column in ("", "first token", "per token"):
-        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    columns = ("first token", "per token")
+    table = Sheet("method", columns, title="\nbeside the earlier run: its time over this one's")
     for name, one in body["found"].items():
         before = old["found"].get(name)
         if before is not None:
-            table.add_row(
-                name.replace(",", ", "),
-                *(_over(before[part], one[part]) for part in ("first", "further")),
-            )
+            table.add(name, *(_over(before[part], one[part]) for part in ("first", "further")))
     console.print(table)
 
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich import box
-from rich.table import Table
+from rich.markup import escape
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ..doctor.examine import Finding, examine
@@ -19,6 +18,7 @@ from ..models.load import BUNDLED, load
 from ..models.loaded import Loaded
 from . import options
 from .output import console, errors, print_json
+from .sheet import Sheet
 
 
 def doctor(
@@ -83,26 +83,19 @@ def _with_weights(name: str, device: str, dtype: str, attention: str) -> Finding
 
 
 def _print(found: Finding) -> None:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"{found.name}: {found.family}",
-        title_justify="left",
-        show_header=False,
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = Sheet("", ("",), words=("",), title=f"{found.name}: {found.family}")
     for key, value in found.facts.items():
         shown = (
             ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
         )
-        table.add_row(key, ", ".join(map(str, shown)) if isinstance(shown, list) else str(shown))
-    table.add_row(
-        "supported", "[green]yes[/green]" if found.supported else f"[red]no[/red]: {found.reason}"
-    )
+        told = ", ".join(map(str, shown)) if isinstance(shown, list) else str(shown)
+        table.add(key, escape(told))
+    no = f"[red]no[/red]: {escape(found.reason or '')}"
+    table.add("supported", "[green]yes[/green]" if found.supported else no)
     for one in found.checks:
         mark = "[green]ok[/green]" if one.passed else "[red]FAILED[/red]"
         against = "" if one.against is None else f"; the plain model is {one.against:.1e} away"
-        table.add_row(one.name, f"{mark} (off by {one.error:.1e} of the largest logit{against})")
+        table.add(one.name, f"{mark} (off by {one.error:.1e} of the largest logit{against})")
     if found.note:
-        table.add_row("self-check", found.note)
+        table.add("self-check", escape(found.note))
     console.print(table)

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ..core.method import Method
 from ..cost.flops import shapes
@@ -23,13 +21,15 @@ from ..eval.decoding import Decoding
 from ..eval.metrics import tokenizer_of
 from ..eval.records import Record
 from ..eval.tasks import SPLITS, TASKS, Sample, bundled, from_file, identity
+from ..files import write_text
 from ..methods import parse
 from ..models.load import load
 from ..models.loaded import Loaded
 from ..processes import Processes, launched
 from ..versions import versions
 from . import options
-from .output import console, errors, print_json, write_json
+from .output import console, errors, print_json, write_json, wrote
+from .sheet import Sheet
 
 _LIMIT = 200  # samples of a task, if no option says otherwise
 _TUNE_ON = 16  # samples that a method runs on, again and again, if no plan tells its cost
@@ -39,56 +39,72 @@ def evaluate_methods(
     method: options.Methods = None,
     model: options.Model = "scenes",
     tasks: Annotated[
-        str, typer.Option(help=f"Some of {', '.join(TASKS)}, by commas; empty for none.")
+        str, typer.Option(help=f"Tasks, separated by commas: {', '.join(TASKS)}.")
     ] = "",
     data: Annotated[
-        Path | None, typer.Option(help="JSON lines of image(s), prompt, references, metric.")
+        Path | None,
+        typer.Option(
+            help="Read samples from this file: JSON lines or a JSON list of image(s), prompt, references, metric; or "
+            "of LLaVA's conversations."
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric for rows of --data that name none; several are separated by commas."
+        ),
     ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Samples of each task, and of --data. [200, unless --pictures is given]"
+            min=1,
+            help="Number of samples per task and of --data. [200, unless --pictures is given]",
         ),
     ] = None,
     pictures: Annotated[
-        int | None, typer.Option(min=1, help="Pictures of each task, with all that is asked.")
+        int | None,
+        typer.Option(min=1, help="Number of pictures per task, with all their questions."),
     ] = None,
     first: Annotated[
         int, typer.Option(min=0, help="Number of the first picture of each task.")
     ] = 0,
     split: Annotated[
-        str, typer.Option(help=f"Of the drawn scenes: {' or '.join(SPLITS)}.")
+        str, typer.Option(help=f"Split of the drawn scenes: {' or '.join(SPLITS)}.")
     ] = "test",
-    batch: Annotated[int, typer.Option(min=1, help="Samples that run together.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Number of samples per batch.")] = 16,
     match: options.Match = None,
     also: options.Also = None,
     against: Annotated[
-        str | None, typer.Option(help="One of these methods, to compare the others with, too.")
+        str | None, typer.Option(help="Compare the methods with this one of them, too.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Folder for answers and report; give it again to resume.")
+        Path | None,
+        typer.Option(
+            help="Write report.json and every answer to this folder; give it again to resume."
+        ),
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="Of captions: ptb (needs java), words, or auto.")
+        str, typer.Option(help="Word splitter for captions: ptb (needs java), words, or auto.")
     ] = "auto",
-    num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, help="Number of beams; 1 is greedy.")] = 1,
     top_k: Annotated[
-        int, typer.Option(min=0, help="Sample from so many of the likeliest tokens.")
+        int, typer.Option(min=0, help="Sample from this number of the likeliest tokens.")
     ] = 0,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the likeliest tokens of this share.")
+        float, typer.Option(help="Sample from the likeliest tokens that hold this probability.")
     ] = 1.0,
-    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Temperature of sampling.")] = 1.0,
     cache: Annotated[
         bool, typer.Option(help="Keep keys and values, or run the whole input at every step.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of sampling.")] = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Judge methods on tasks, with intervals and paired differences to unpruned; under torchrun, by
-    all processes.
+    """Judge methods on tasks, with intervals and paired differences to the unpruned model.
+
+    Under torchrun all processes share the work.
     """
     target = equal.read_target(match) if match else None
     specs = list(dict.fromkeys(method or []))
@@ -96,7 +112,12 @@ def evaluate_methods(
     _check(specs, as_given, target, against)
     decoding = Decoding(num_beams, top_k, top_p, temperature, cache, seed)
     words = tokenizer_of(tokenizer)
-    samples = _samples(tasks, data, limit or (None if pictures else _LIMIT), pictures, first, split)
+    if metric is not None and data is None:
+        raise ValueError(f"--metric {metric} goes with --data; the tasks have metrics of their own")
+    most = limit or (None if pictures else _LIMIT)
+    samples = _samples(tasks, most, pictures, first, split, data)
+    if data is not None:
+        samples += from_file(data, most, metric)
     among = launched()
     loaded = load(model, device=among.device(device), dtype=dtype)
     body = _identity(loaded, samples, model, batch) | {
@@ -107,8 +128,8 @@ def evaluate_methods(
     if among.index:
         return
     body |= _findings(samples, runs, words, seed, against) | {"match": match, "against": against}
-    _keep(save, body, samples, runs)
     print_json(body) if as_json else _print(body, target)
+    _keep(save, body, samples, runs)
 
 
 def _check(
@@ -157,21 +178,15 @@ def _identity(loaded: Loaded, samples: Sequence[Sample], model: str, batch: int)
 
 
 def _samples(
-    tasks: str, data: Path | None, limit: int | None, pictures: int | None, first: int, split: str
+    tasks: str, limit: int | None, pictures: int | None, first: int, split: str, data: Path | None
 ) -> list[Sample]:
-    """What is asked: the named tasks and the file; descriptions, captions and questions if neither
-    is given.
-    """
+    """The samples of the named tasks; of descriptions, captions and questions if no file is given either."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names and data is None:
         names = ["descriptions", "captions", "questions"]
     samples = bundled(names, limit, first, split=split, pictures=pictures) if names else []
-    if data is not None:
-        if data.stem in names:
-            raise ValueError(
-                f"the file {data.name} is named like the task {data.stem!r}; rename it"
-            )
-        samples += from_file(data, limit)
+    if data is not None and data.stem in names:
+        raise ValueError(f"the file {data.name} is named like the task {data.stem!r}; rename it")
     return samples
 
 
@@ -184,7 +199,11 @@ def _keep(
     """Writes report and samples, where they are to be saved."""
     if save is not None:
         write_json(save / "report.json", body, indent=1)
-        (save / "samples.jsonl").write_text("".join(_lines(samples, runs)))
+        write_text(save / "samples.jsonl", "".join(_lines(samples, runs)))
+        wrote(
+            save,
+            "report.json: figures; samples.jsonl: every answer; answers of each method, to resume",
+        )
 
 
 def _claim(save: Path | None, body: dict[str, Any], among: Processes) -> None:
@@ -304,8 +323,9 @@ def _print(body: dict[str, Any], target: equal.Target | None) -> None:
     for key in ("flops", "prefill", "decode", "bytes", "tokens"):
         cells = [_work(spec, m["work"], key, target) for spec, m in methods.items()]
         rows[f"{key}, of unpruned"] = cells
-    table = _beside if len(methods) <= BESIDE else _below
-    console.print(table(list(methods), rows))
+    beside = _beside(list(methods), rows)
+    fits = len(methods) <= BESIDE and beside.fits(console.width)
+    console.print(beside if fits else _below(list(methods), rows))
     console.print(
         f"{body['samples']} samples; figures in % (CIDEr x 100, MME in points) with 95 % bootstrap intervals over "
         f"pictures; with them the paired difference to {body['against'] or 'unpruned'}, bold where the interval "
@@ -314,31 +334,22 @@ def _print(body: dict[str, Any], target: equal.Target | None) -> None:
     )
 
 
-def _beside(methods: Sequence[str], rows: dict[str, list[str]]) -> Table:
+def _beside(methods: Sequence[str], rows: dict[str, list[str]]) -> Sheet:
     """Figures down, methods across: easy to compare, as long as the methods fit beside each other."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", overflow="fold")
-    for spec in methods:
-        table.add_column(
-            spec.replace(":", ": ").replace(",", ", "), justify="right", overflow="fold"
-        )
+    table = Sheet("figure", tuple(methods))
     for key, cells in rows.items():
-        table.add_row(key, *cells)
+        table.add(key, *cells)
     return table
 
 
-def _below(methods: Sequence[str], rows: dict[str, list[str]]) -> Table:
+def _below(methods: Sequence[str], rows: dict[str, list[str]]) -> Sheet:
     """A part for each figure, methods down: for as many methods as there are."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
-    table.add_column("", overflow="fold")
-    table.add_column("", justify="right", no_wrap=True)
-    table.add_column("", justify="right", no_wrap=True)
+    table = Sheet("method", ("figure", "difference"))
     for key, cells in rows.items():
-        table.add_section()
-        table.add_row(f"[bold]{key}[/bold]")
+        table.group(key)
         for spec, cell in zip(methods, cells, strict=True):
             value, _, difference = cell.partition("\n")
-            table.add_row(f"  {spec.replace(',', ', ')}", value, difference)
+            table.add(spec, value, difference)
     return table
 
 

@@ -8,9 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from PIL import Image
-from rich import box
 from rich.progress import track
-from rich.table import Table
 
 from ..core.features import TYPES
 from ..explore.attention import plot_shares
@@ -21,7 +19,8 @@ from ..world import language
 from ..world.draw import draw
 from ..world.scenes import sample
 from . import options
-from .output import console, errors, print_json
+from .output import console, errors, print_json, wrote
+from .sheet import Sheet
 
 app = typer.Typer(help="What a model looks at, and where.", no_args_is_help=True)
 
@@ -46,7 +45,9 @@ def attention(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
-    plot: Annotated[Path | None, typer.Option(help="Draw it, as .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the shares to this .png, .svg or .pdf file.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Attention shares of system, image, instruction and response, by step and layer (DyRate, Figure 2)."""
@@ -72,38 +73,34 @@ def attention(
             "answers_at_step": reached,
         }
         print_json({**body, "shares": np.round(shares, 5).tolist()})
-        return
-    console.print(_over_steps(shares, reached))
-    console.print(_over_layers(shares))
+    else:
+        console.print(_over_steps(shares, reached))
+        console.print(_over_layers(shares))
+    if plot is not None:
+        wrote(plot, "attention shares by step and layer")
 
 
 def _scenes(count: int) -> list[Image.Image]:
     return [draw(sample("val", index)).image for index in range(count)]
 
 
-def _table(first: str, title: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for name in (first, *(kind.name.lower() for kind in TYPES)):
-        table.add_column(name, justify="right")
-    return table
+def _sheet(first: str, title: str, *more: str) -> Sheet:
+    return Sheet(first, (*(kind.name.lower() for kind in TYPES), *more), title=title)
 
 
-def _over_steps(shares: np.ndarray, reached: list[int]) -> Table:
-    table = _table("step", "attention share in %, mean over layers and heads")
-    table.add_column("answers", justify="right")
+def _over_steps(shares: np.ndarray, reached: list[int]) -> Sheet:
+    table = _sheet("step", "attention share in %, mean over layers and heads", "answers")
     last = len(shares) - 1
     for step in sorted(
         {s for s in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if s < last} | {last}
     ):
-        table.add_row(
-            str(step), *(f"{100 * v:.1f}" for v in shares[step].mean(0)), str(reached[step])
-        )
+        table.add(str(step), *(f"{100 * v:.1f}" for v in shares[step].mean(0)), str(reached[step]))
     return table
 
 
-def _over_layers(shares: np.ndarray) -> Table:
-    table = _table("layer", "attention share in %, mean over decode steps and heads")
+def _over_layers(shares: np.ndarray) -> Sheet:
+    table = _sheet("layer", "\nattention share in %, mean over decode steps and heads")
     steps = shares[1:] if len(shares) > 1 else shares
     for layer, row in enumerate(steps.mean(0)):
-        table.add_row(str(layer), *(f"{100 * v:.1f}" for v in row))
+        table.add(str(layer), *(f"{100 * v:.1f}" for v in row))
     return table

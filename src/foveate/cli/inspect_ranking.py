@@ -10,11 +10,10 @@ import typer
 
 from ..explore.ranking import plot_ranking
 from ..models.load import load
-from ..tune.chats import folder_examples
-from ..tune.examples import Example, file_examples, scene_examples
+from ..tune.examples import Example, file_examples, folder_examples, scene_examples
 from ..tune.search.premise import MASS, Premise, premise
 from . import options, tables
-from .output import errors, print_json
+from .output import errors, print_json, wrote
 
 
 def ranking(
@@ -22,13 +21,19 @@ def ranking(
         str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
     ] = "scenes",
     data: Annotated[
-        Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")
+        Path | None,
+        typer.Option(
+            help="Read examples from this file (JSON lines or a JSON list of image, prompt, response; or LLaVA's "
+            "conversations), or from a folder of such files; else drawn scenes."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Prompts to look at.")] = 32,
     by: options.Ranking = "last",
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
-    plot: Annotated[Path | None, typer.Option(help="Draw it, as .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the agreement to this .png, .svg or .pdf file.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Kendall's tau of the visual ranking between layers, common top tokens, essential counts (2412.00556)."""
@@ -43,8 +48,10 @@ def ranking(
         plot_ranking(found.tau, found.overlap, found.essential, MASS, title, plot)
     if as_json:
         print_json({"model": model, "ranking": by, **as_dict(found)})
-        return
-    tables.print_premise(found)
+    else:
+        tables.print_premise(found)
+    if plot is not None:
+        wrote(plot, "tau, common top tokens and essential counts by layer")
 
 
 def _examples(data: Path | None, samples: int) -> list[Example]:

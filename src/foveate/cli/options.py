@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from PIL import Image
 
 from ..artefacts.weighting import MERGES, WEIGHS
 from ..core.scores import RANKINGS
 from ..cost import plan
+from ..methods import factories
+from ..models.images import open_image
+from ..models.load import BUNDLED
+from ..world.draw import draw
+from ..world.scenes import sample
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")
 ]
-Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each method; the median counts.")]
+Device = Annotated[str, typer.Option(help="Device to run on, such as cpu or cuda:0.")]
+Dtype = Annotated[str, typer.Option(help="Number format: auto, float32, bfloat16 or float16.")]
+Repeats = Annotated[
+    int, typer.Option(min=1, help="Number of timed runs per method; the median counts.")
+]
+
+
+def _named(*known: Iterable[str]) -> Callable[[str], list[str]]:
+    """What a shell offers to complete a word with."""
+
+    def offered(incomplete: str) -> list[str]:
+        return [name for names in known for name in names if name.startswith(incomplete)]
+
+    return offered
+
+
 Methods = Annotated[
     list[str] | None,
     typer.Option(
         "--method",
-        help="Such as fastv:layer=2,keep=0.5 (keep=64 is a number of tokens), or with the knobs of every method "
-        "fastv:layer=2,keep=0.5,weigh=nearest,merge=mean (see `foveate methods`). May be repeated.",
+        autocompletion=_named(factories()),
+        help="A method with its knobs, such as fastv:keep=0.5 (a share) or fastv:keep=64 (a number of tokens); "
+        "`foveate methods` lists them. May be repeated.",
     ),
 ]
-Model = Annotated[str, typer.Option(help="scenes or smol (bundled), a folder, or a hub id.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="scenes or smol (bundled), a folder, or a hub id.", autocompletion=_named(BUNDLED)
+    ),
+]
 Ranking = Annotated[
     str,
     typer.Option(
@@ -42,42 +68,57 @@ Merge = Annotated[
     str,
     typer.Option(help=f"{' or '.join(MERGES)}: whether kept tokens become means of what joins."),
 ]
-Strength = Annotated[float, typer.Option(help="Of --weigh: what log(n) is multiplied with.")]
+Strength = Annotated[float, typer.Option(help="With --weigh: the factor of log(n).")]
 Place = Annotated[
-    float | None, typer.Option(help="Of --weigh mixed: how much nearness in the picture counts.")
+    float | None, typer.Option(help="With --weigh mixed: how much nearness in the picture counts.")
 ]
 Cutoff = Annotated[
-    float | None, typer.Option(help="Of --merge mean: the cosine below which none is averaged.")
+    float | None,
+    typer.Option(help="With --merge mean: the cosine below which a token is not averaged."),
 ]
 Match = Annotated[
     str | None,
     typer.Option(
-        help="Equal work: flops=0.33 (or bytes=, tokens=) of unpruned; tunes keep, or knob=?."
+        help="Tune each method to equal work: flops=0.33 of the unpruned model's (or bytes=, tokens=). The knob is "
+        "keep, or the one written as knob=?."
     ),
 ]
 Also = Annotated[
     list[str] | None,
     typer.Option(
-        "--also", help="A method to run as it is beside those that --match tunes. May be repeated."
+        "--also",
+        help="A method to run as it is, in addition to those that --match tunes. May be repeated.",
     ),
 ]
-PromptTokens = Annotated[int, typer.Option(min=1, help="Prompt tokens that are not visual.")]
-Images = Annotated[int, typer.Option(min=0, help="Pictures of a sample.")]
+PromptTokens = Annotated[
+    int, typer.Option(min=1, help="Number of prompt tokens that are not visual.")
+]
+Images = Annotated[int, typer.Option(min=0, help="Number of pictures per sample.")]
 ImageSize = Annotated[
     str | None,
-    typer.Option(help="Of a picture in pixels, like 672x448, where tokens depend on it."),
+    typer.Option(
+        help="Size of each picture in pixels, such as 672x448, where the number of tokens depends on it."
+    ),
 ]
 Tiles = Annotated[
-    int, typer.Option(min=1, help="Of a picture, where the processor decides (InternVL, Idefics3).")
+    int,
+    typer.Option(
+        min=1, help="Number of tiles per picture, where the processor decides (InternVL, Idefics3)."
+    ),
 ]
 VisualTokens = Annotated[
-    int | None, typer.Option(min=0, help="Of a sample, in place of what the pictures make.")
+    int | None,
+    typer.Option(
+        min=0, help="Visual tokens per sample; overrides the count derived from the pictures."
+    ),
 ]
-OutputTokens = Annotated[int, typer.Option(min=1, help="Tokens generated.")]
-PictureFile = Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
-Batch = Annotated[int, typer.Option(min=1, help="Samples at once.")]
+OutputTokens = Annotated[int, typer.Option(min=1, help="Number of tokens to generate.")]
+PictureFile = Annotated[
+    Path, typer.Option(help="Write the picture to this .png, .svg or .pdf file.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Number of samples in the batch.")]
 Layers = Annotated[
-    int | None, typer.Option(min=1, help="Depth of the decoder, in place of the model's.")
+    int | None, typer.Option(min=1, help="Number of decoder layers; overrides the model's.")
 ]
 
 
@@ -168,3 +209,25 @@ def check_picture(out: Path) -> None:
         raise ValueError(f"cannot write {out}: there is no folder {out.parent}")
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"cannot write {out}: expected a name that ends in .png, .svg or .pdf")
+
+
+def check_page(out: Path) -> None:
+    """Raises ValueError if no HTML page can be written there."""
+    if out.suffix not in (".html", ".htm"):
+        raise ValueError(f"cannot write {out}: expected a name that ends in .html")
+    writable(out)
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(
+            f"cannot write {out}: it is a folder, or this user may not write there; choose another path"
+        )
+
+
+def picture(name: str) -> Image.Image:
+    """The picture of that name; of ``scene:N`` the held-out scene number N.
+
+    Raises:
+        ValueError: there is no such picture.
+    """
+    if name.startswith("scene:") and name.removeprefix("scene:").isdigit():
+        return draw(sample("val", int(name.removeprefix("scene:")))).image
+    return open_image(name)

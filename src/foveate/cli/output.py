@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+
+from ..files import write_text
 
 console = Console()
 errors = Console(stderr=True)
@@ -20,7 +23,14 @@ def print_json(body: Any) -> None:
 
 def write_json(path: Path, body: Any, indent: int | None = None) -> None:
     """The same into a file."""
-    path.write_text(json.dumps(_plain(body), indent=indent) + "\n")
+    write_text(path, json.dumps(_plain(body), indent=indent) + "\n")
+
+
+def wrote(path: Path, what: str) -> None:
+    """Says at a command's end which file or folder holds what; on standard error, beside any JSON."""
+    errors.print(
+        f"[dim]wrote[/dim] {escape(str(path))} [dim]({what})[/dim]", highlight=False, soft_wrap=True
+    )
 
 
 def _plain(value: Any) -> Any:

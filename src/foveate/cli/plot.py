@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from PIL import Image
 from rich.progress import track
 
 from ..explore.kept import plot_kept, plot_rates
 from ..inspect.kept import kept_sets
 from ..methods import parse
-from ..models.images import open_image
 from ..models.load import load
 from ..world import language
-from ..world.draw import draw
-from ..world.scenes import sample
 from . import options
-from .output import console, errors
+from .output import errors, wrote
 
 app = typer.Typer(
     help="What a method keeps, as pictures; see also `foveate inspect attention --plot`."
@@ -48,15 +44,13 @@ def mask(
     """Kept patches over the image at successive steps (DyRate, Figure 4)."""
     options.check_picture(out)
     methods = parse(method)
-    picture = _picture(image)
+    picture = options.picture(image)
     loaded = load(model, device=device)
     inputs = loaded.inputs([picture], prompt)
     kept = kept_sets(loaded.model, inputs, max_new_tokens, *methods)
     words = [loaded.decode([token]) for token in kept.answer]
     plot_kept(picture, kept, words, f"{model}, {method}", out, frames)
-    console.print(
-        f"{out}: {len(kept.alive)} steps, {kept.alive[0].sum()} to {kept.alive[-1].sum()} tokens"
-    )
+    wrote(out, f"{len(kept.alive)} steps, {kept.alive[0].sum()} to {kept.alive[-1].sum()} tokens")
 
 
 @app.command("rate")
@@ -76,7 +70,7 @@ def rate(
     options.check_picture(out)
     methods = parse(method)
     looked_at = [
-        _picture(name) for name in images or [f"scene:{index}" for index in range(pictures)]
+        options.picture(name) for name in images or [f"scene:{index}" for index in range(pictures)]
     ]
     loaded = load(model, device=device)
     shares = []
@@ -85,12 +79,5 @@ def rate(
         shares.append(kept_sets(loaded.model, inputs, max_new_tokens, *methods).alive.mean(1))
     plot_rates(shares, f"{model}, {method}", out)
     first, last = (sum(s[at] for s in shares) / len(shares) for at in (0, -1))
-    console.print(
-        f"{out}: {first:.0%} alive after the prefill, {last:.0%} at the end, mean of {len(shares)} answers"
-    )
-
-
-def _picture(name: str) -> Image.Image:
-    if name.startswith("scene:") and name.removeprefix("scene:").isdigit():
-        return draw(sample("val", int(name.removeprefix("scene:")))).image
-    return open_image(name)
+    told = f"{first:.0%} alive after the prefill, {last:.0%} at the end"
+    wrote(out, f"{told}, mean of {len(shares)} answers")

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from ..explore.pareto import WORKS, front, lines, plot_pareto
+from ..files import read_text
 from . import options
-from .output import console
+from .output import console, wrote
 
 
 def pareto(
@@ -31,16 +32,17 @@ def pareto(
         found, figure, work, ", ".join(dict.fromkeys(str(b.get("model", "")) for b in bodies)), out
     )
     best = front(found)
-    console.print(f"{out}: {len(found)} methods; nothing beats", highlight=False)
+    console.print("nothing beats", highlight=False)
     for name, points in found.items():
         for spent, value in (point for point in points if point in best):
             console.print(f"  {name}: {value:.1f} at {spent:.3f} of the {work}", highlight=False)
+    wrote(out, f"{len(found)} methods")
 
 
 def _read(path: Path) -> dict[str, Any]:
     """A report, or ValueError."""
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(read_text(path))
         _ = [(one["figures"], one["work"]) for one in body["methods"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no report of `foveate eval --save`: {error}") from error

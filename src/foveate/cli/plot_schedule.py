@@ -10,7 +10,7 @@ import typer
 from ..artefacts.schedules import load_schedule
 from ..explore.schedule import plot_schedules
 from . import options
-from .output import console
+from .output import wrote
 
 
 def schedule(
@@ -22,4 +22,4 @@ def schedule(
     found = {path.stem: load_schedule(path) for path in files}
     models = ", ".join(dict.fromkeys(str(one.model.get("name", "")) for one in found.values()))
     plot_schedules({name: one.keep for name, one in found.items()}, models, out)
-    console.print(f"{out}: {len(found)} schedules")
+    wrote(out, f"{len(found)} schedules")

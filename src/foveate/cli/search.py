@@ -6,46 +6,54 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ..artefacts.schedules import ScheduleFile
 from ..artefacts.weighting import Weighting
 from ..explore.schedule import plot_schedules
 from ..models.load import load
 from ..processes import launched
-from ..tune.chats import folder_examples
-from ..tune.examples import Examples, file_examples, scene_examples
+from ..tune.examples import Examples, file_examples, folder_examples, scene_examples
 from ..tune.search.costs import COSTS
 from ..tune.search.objective import OBJECTIVES
 from ..tune.search.premise import premise
 from ..tune.search.search import Data, Search, find_schedule
 from ..tune.search.strategies import settled, strategies
 from . import options, tables
-from .output import console, errors, print_json
+from .output import console, errors, print_json, wrote
+from .sheet import Sheet
 
 
 def search(
     out: Annotated[
         Path,
-        typer.Option(help="The schedule to write, .json; beside it lies the record of the trials."),
+        typer.Option(
+            help="Write the schedule to this .json file; beside it .trials.jsonl records the trials, to resume."
+        ),
     ],
     model: Annotated[
         str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
     ] = "scenes",
-    algorithm: Annotated[str, typer.Option(help=f"One of {', '.join(strategies())}.")] = "gsearch",
+    algorithm: Annotated[
+        str, typer.Option(help=f"Search strategy: {', '.join(strategies())}.")
+    ] = "gsearch",
     data: Annotated[
-        Path | None, typer.Option(help="JSON lines, or a folder of chats; else drawn scenes.")
+        Path | None,
+        typer.Option(
+            help="Read examples from this file (JSON lines or a JSON list of image, prompt, response; or LLaVA's "
+            "conversations), or from a folder of such files; else drawn scenes."
+        ),
     ] = None,
     kinds: Annotated[
-        str, typer.Option(help="What drawn scenes are asked for.")
+        str, typer.Option(help="Questions about drawn scenes, separated by commas.")
     ] = "description,caption",
-    calibration: Annotated[int, typer.Option(min=1, help="Examples to search on.")] = 64,
-    held_out: Annotated[int, typer.Option(min=1, help="Examples to report on.")] = 64,
-    objective: Annotated[str, typer.Option(help=f"Quality: {', '.join(OBJECTIVES)}.")] = "kl",
+    calibration: Annotated[int, typer.Option(min=1, help="Number of examples to search on.")] = 64,
+    held_out: Annotated[int, typer.Option(min=1, help="Number of examples to report on.")] = 64,
+    objective: Annotated[
+        str, typer.Option(help=f"Measure of quality: {', '.join(OBJECTIVES)}.")
+    ] = "kl",
     ranking: options.Ranking = "last",
     within: Annotated[
-        str, typer.Option(help="sample, or image: every image keeps its share.")
+        str, typer.Option(help="Rank tokens within the sample, or within each image.")
     ] = "sample",
     weigh: options.Weigh = "none",
     merge: options.Merge = "none",
@@ -56,39 +64,51 @@ def search(
         int, typer.Option(min=0, help="The first layer before which tokens may leave.")
     ] = 2,
     tolerance: Annotated[
-        float | None, typer.Option(help="Quality given up (gsearch 0.01, vtw 0.003).")
+        float | None, typer.Option(help="Loss of quality to accept (gsearch 0.01, vtw 0.003).")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Of gsearch: bisect or bayes.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Variant of gsearch: bisect or bayes.")
+    ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Layers that share a count (gsearch: 1).")
+        int | None, typer.Option(help="Number of layers that share a count (gsearch: 1).")
     ] = None,
     grid: Annotated[
-        int | None, typer.Option(help="Counts are multiples of 1 / grid (gsearch: 32).")
+        int | None, typer.Option(help="Counts are multiples of 1/grid (gsearch: 32).")
     ] = None,
-    weight: Annotated[float | None, typer.Option(help="Of the cost (gsearch, bayes: 0.1).")] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Weight of the cost (gsearch, bayes: 0.1).")
+    ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Cost over unpruned (psigmoid, random, fitprune).")
+        float | None,
+        typer.Option(help="Cost relative to the unpruned model (psigmoid, random, fitprune)."),
     ] = None,
     cost: Annotated[
-        str, typer.Option("--budget-of", help=f"What costs: {', '.join(COSTS)}.")
+        str, typer.Option("--budget-of", help=f"Measure of cost for --budget: {', '.join(COSTS)}.")
     ] = "keep",
     trials: Annotated[
-        int | None, typer.Option(help="Schedules tried (psigmoid, random: 24).")
+        int | None, typer.Option(help="Number of schedules to try (psigmoid, random: 24).")
     ] = None,
     warm: Annotated[
-        str | None, typer.Option(help="A schedule whose fit psigmoid tries first.")
+        str | None, typer.Option(help="Schedule file whose fit psigmoid tries first.")
     ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, help="Examples per forward; fewer are given up sooner.")
+        int,
+        typer.Option(
+            min=1,
+            help="Number of examples per forward; a bad schedule is abandoned between forwards.",
+        ),
     ] = 8,
     cache_gb: Annotated[
-        float, typer.Option(min=0, help="Held between trials; the rest is run anew.")
+        float,
+        typer.Option(
+            min=0, help="Memory for states kept between trials, in GB; the rest is recomputed."
+        ),
     ] = 2.0,
-    seed: Annotated[int, typer.Option(help="Of what draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random choices.")] = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the schedule, as .png, .svg or .pdf.")
+        Path | None, typer.Option(help="Draw the schedule to this .png, .svg or .pdf file.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -134,9 +154,12 @@ def _finish(
                 "search": found.search,
             }
         )
-        return
-    _print(found, plan)
-    console.print(f"use it with: --method schedule:{out}", highlight=False)
+    else:
+        _print(found, plan)
+    wrote(out, f"the schedule; use it by --method schedule:{out}")
+    wrote(out.with_suffix(".trials.jsonl"), "every trial, to resume")
+    if plot is not None:
+        wrote(plot, "the schedule as a staircase")
 
 
 def _plan(**numbers: Any) -> Search:
@@ -201,11 +224,9 @@ def _run(
 
 
 def _print(found: ScheduleFile, plan: Search) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title="visual tokens kept, %", title_justify="left")
-    table.add_column("layer")
-    table.add_column("kept", justify="right")
+    table = Sheet("layer", ("kept",), title="visual tokens kept, %")
     for layer, share in enumerate(found.keep):
-        table.add_row(str(layer), f"{100 * share:.1f}")
+        table.add(str(layer), f"{100 * share:.1f}")
     console.print(table)
     costs = ", ".join(f"{name} {value:.3f}" for name, value in found.costs.items())
     console.print(f"cost over unpruned: {costs}", highlight=False)

@@ -16,8 +16,7 @@ from ..core.scores import RANKINGS
 from ..models.load import load
 from ..models.loaded import Loaded
 from ..processes import launched
-from ..tune.chats import folder_examples
-from ..tune.examples import Example, Examples, file_examples, scene_examples
+from ..tune.examples import Example, Examples, file_examples, folder_examples, scene_examples
 from ..tune.train.dyrate.adapting import Beside, compare
 from ..tune.train.dyrate.judge import HeldOut, calibrate, judge, ratio_of
 from ..tune.train.dyrate.plan import Plan
@@ -25,7 +24,7 @@ from ..tune.train.dyrate.train import ANSWERS, source_of, train
 from ..versions import versions
 from ..world.language import KINDS
 from . import options
-from .output import console, errors
+from .output import console, errors, wrote
 
 app = typer.Typer(help="Train what a method needs for a model.", no_args_is_help=True)
 _KINDS = tuple(kind for asked in KINDS for kind in ("description", "caption", asked))
@@ -38,12 +37,15 @@ def training() -> None:
 
 Data = Annotated[
     Path | None,
-    typer.Option(help="JSON lines of image, prompt, response; or a folder of chats; else scenes."),
+    typer.Option(
+        help="Learn from this file (JSON lines or a JSON list of image, prompt, response; or LLaVA's conversations), "
+        "or from a folder of such files; else from drawn scenes."
+    ),
 ]
 
 
 Budget = Annotated[
-    float, typer.Option(help="FLOPs of prefill and decode over the unpruned model's.")
+    float, typer.Option(help="FLOPs of prefill and decode, relative to the unpruned model.")
 ]
 Ranking = Annotated[str, typer.Option(help=f"Which tokens go first: {', '.join(RANKINGS)}.")]
 Decode = Annotated[
@@ -61,22 +63,29 @@ Exact = Annotated[
 ]
 Answers = Annotated[
     Path | None,
-    typer.Option(help="Where --exact keeps its answers, which serve every budget; else in --out."),
+    typer.Option(
+        help="Keep the answers of --exact, which serve every budget, in this file; else in --out."
+    ),
 ]
 
 
 @app.command("dyrate")
 def train_dyrate(
     out: Annotated[
-        Path, typer.Option(help="Folder for checkpoint and predictor; give it again to resume.")
+        Path,
+        typer.Option(
+            help="Write checkpoint and predictor to this folder; give it again to resume."
+        ),
     ],
     model: options.Model = "scenes",
     data: Data = None,
     budget: Budget = Plan.budget,
-    layer: Annotated[int, typer.Option(help="Decides before this layer.")] = Plan.layer,
+    layer: Annotated[
+        int, typer.Option(help="Layer before which the predictor decides.")
+    ] = Plan.layer,
     ranking: Ranking = Plan.ranking,
     num_rates: Annotated[
-        int, typer.Option(help="Rates to choose from: 0, 1/n, .. (n-1)/n.")
+        int, typer.Option(help="Number n of rates to choose from: 0, 1/n, .. (n-1)/n.")
     ] = Plan.num_rates,
     drop_all: Annotated[
         bool, typer.Option(help="Whether dropping all is a rate too (our extension).")
@@ -92,13 +101,14 @@ def train_dyrate(
         bool, typer.Option(help="Whether the response's share is a feature.")
     ] = Plan.response,
     steps: Annotated[
-        int, typer.Option(min=1, help="Optimiser steps; with --exact, batches of answers.")
+        int,
+        typer.Option(min=1, help="Number of optimiser steps; with --exact, of batches of answers."),
     ] = Plan.steps,
     batch: Annotated[
-        int, typer.Option(min=1, help="Examples per step, over all processes.")
+        int, typer.Option(min=1, help="Number of examples per step, over all processes.")
     ] = Plan.batch,
     parts: Annotated[
-        int, typer.Option(min=1, help="Work a batch off in so many parts, to save memory.")
+        int, typer.Option(min=1, help="Number of parts in which a batch is run, to save memory.")
     ] = Plan.parts,
     lr: Annotated[
         float, typer.Option(help="Learning rate at the start; a tenth of it at the end.")
@@ -106,14 +116,16 @@ def train_dyrate(
     kl: Annotated[
         float, typer.Option(help="Weight of the divergence from the unpruned model.")
     ] = Plan.kl,
-    weight: Annotated[float, typer.Option(help="Of the budget in the loss.")] = Plan.weight,
+    weight: Annotated[float, typer.Option(help="Weight of the budget in the loss.")] = Plan.weight,
     exact: Exact = Plan.exact,
     answers: Answers = None,
     cold: Annotated[
         float, typer.Option(help="Temperature of sampling at the end (2 at the start).")
     ] = Plan.cold,
-    seed: Annotated[int, typer.Option(help="Of the sampled rates.")] = Plan.seed,
-    held_out: Annotated[int, typer.Option(min=1, help="Held-out examples for the report.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled rates.")] = Plan.seed,
+    held_out: Annotated[
+        int, typer.Option(min=1, help="Number of held-out examples for the report.")
+    ] = 64,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -241,4 +253,4 @@ def _print(found: HeldOut, beside: Beside, plan: Plan, count: int, out: Path) ->
         "kept by step: " + ", ".join(f"{s}: {found.kept_by_step[s]:.0%}" for s in shown),
         highlight=False,
     )
-    console.print(f"use it with: --method dyrate:predictor={out}")
+    wrote(out, f"the predictor and its checkpoint; use it by --method dyrate:predictor={out}")

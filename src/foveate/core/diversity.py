@@ -24,7 +24,9 @@ class MaxMin(Rank):
         states = picture.states()
         alike = picture.cosines(states, states)
         far = 1 - (alike + alike.T) / 2  # exactly symmetric, so that ties are ties; (n n)
-        turn = torch.full((len(picture),), float(len(picture)), device=far.device)
+        turn = torch.full(
+            (len(picture),), float(len(picture)), device=far.device, dtype=torch.float32
+        )
         apart = far.fill_diagonal_(torch.inf).amin(
             1
         )  # the first is the one whose nearest neighbour is farthest
@@ -47,7 +49,7 @@ class Diverse(Score):
 
     def __call__(self, view: View, counts: Int[Tensor, B]) -> Float[Tensor, "B N"]:
         """Scores in (0, 1); 0 for images of earlier turns."""
-        scores = torch.zeros(view.visual.shape, device=view.visual.device)
+        scores = torch.zeros(view.visual.shape, device=view.visual.device, dtype=torch.float32)
         for picture in pictures(view):
             turn = -MaxMin()(picture, len(picture))
             scores[picture.sample, picture.places] = 1 - (turn + 0.5) / len(picture)

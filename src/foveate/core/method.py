@@ -173,9 +173,10 @@ class Method:
                 f"the schedule of {self.name} gave {counts.dtype}; expected whole numbers of tokens"
             )
         counts = counts.to(alive).clamp(min=0).minimum(alive)
-        if bool((counts == alive).all()):
+        same, some = torch.stack([(counts == alive).all(), counts.any()]).tolist()
+        if same:
             return None
-        if not bool(counts.any()):
+        if not some:
             return Selection(torch.zeros_like(view.mask), counts)
         scores = self.score(view, counts)
         if scores.shape != view.visual.shape:

@@ -88,16 +88,25 @@ def pictures(view: View) -> tuple[Picture, ...]:
 
 def _pictures(view: View) -> tuple[Picture, ...]:
     """As `pictures`, found anew."""
-    here, found = view.place() >= 0, []  # tokens whose hidden states run now
+    found = []
+    device = view.visual.device
+    # Which tokens are whose is worked out on the host, which waits twice and no more.
     owner = view.tokens.image.gather(1, view.visual.clamp(min=0))
-    for sample in range(view.visual.shape[0]):
-        for image in torch.unique(owner[sample][here[sample]]).tolist():
-            columns = (view.tokens.image[sample] == image).nonzero()[:, 0]
-            places = (here[sample] & (owner[sample] == image)).nonzero()[:, 0]
+    owner = torch.where(view.place() >= 0, owner, -1)  # of the tokens whose hidden states run now
+    owners, visual = torch.stack([owner, view.visual]).cpu()
+    images = view.tokens.image.cpu()
+    for sample in range(len(visual)):
+        for image in owners[sample].unique().tolist():
+            if image < 0:
+                continue
+            columns = (images[sample] == image).nonzero()[:, 0]
+            places = (owners[sample] == image).nonzero()[:, 0]
             # A token's number is the place of its column among all columns that the image came
             # with.
-            number = torch.searchsorted(columns, view.visual[sample][places].contiguous())
-            found.append(Picture(view, sample, image, places, number, int(columns.shape[0])))
+            number = torch.searchsorted(columns, visual[sample][places].contiguous())
+            found.append(
+                Picture(view, sample, image, places.to(device), number.to(device), columns.shape[0])
+            )
     return tuple(found)
 
 
@@ -167,7 +176,7 @@ class Into(Mix):
 
     def share(self, picture: Picture) -> Float[Tensor, n]:
         """What each token counts in the mean of its cluster; all the same by default."""
-        return torch.ones(len(picture), device=picture.places.device)
+        return torch.ones(len(picture), device=picture.places.device, dtype=torch.float32)
 
     def owners(
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
@@ -207,7 +216,10 @@ def allotted(view: View, count: Count, counts: Int[Tensor, B]) -> dict[tuple[int
             old + sum(kept),
         ):  # not this count's schedule: share out what it leaves
             left = max(0, wanted - old)
-            kept = quotas(torch.tensor([left]), torch.tensor([sizes]))[0].tolist()
+            kept = quotas(
+                torch.tensor([left], dtype=torch.long, device="cpu"),
+                torch.tensor([sizes], dtype=torch.long, device="cpu"),
+            )[0].tolist()
         found.update({(sample, p.image): n for p, n in zip(own, kept, strict=True)})
     return found
 
@@ -267,7 +279,7 @@ class EachImage(Schedule):
         gone = [0] * view.visual.shape[0]
         for picture in pictures(view):
             gone[picture.sample] += max(0, len(picture) - self.count(picture))
-        return view.alive - torch.tensor(gone, device=view.alive.device)
+        return view.alive - torch.tensor(gone, device=view.alive.device, dtype=torch.long)
 
     def plan(self, total: int, layers: int) -> list[int] | None:
         """As if all tokens were one image's: of several, each may round its share up."""
@@ -296,7 +308,7 @@ class ByImage(Score):
         """Scores: 3 for images of earlier turns, else in (1, 2) within the count and in (0, 1) past
         it.
         """
-        scores = torch.full(view.visual.shape, 3.0, device=view.visual.device)
+        scores = torch.full(view.visual.shape, 3.0, device=view.visual.device, dtype=torch.float32)
         shares = allotted(view, self.count, counts)
         for picture in pictures(view):
             count = shares[picture.sample, picture.image]
@@ -306,7 +318,7 @@ class ByImage(Score):
                 0, order, torch.arange(len(picture), device=order.device)
             )
             scores[picture.sample, picture.places] = (
-                (place < count) + 1 - (place + 0.5) / len(picture)
+                (place < count) + 1 - (place.float() + 0.5) / len(picture)
             )
         return scores
 
@@ -345,7 +357,7 @@ class MixImage(Merge):
         self, view: View, keep: Bool[Tensor, "B N"], counts: Int[Tensor, B]
     ) -> Int[Tensor, "B N"]:
         """Image by image; -1 for tokens of earlier turns."""
-        out = torch.full(view.visual.shape, -1, device=view.visual.device)
+        out = torch.full(view.visual.shape, -1, device=view.visual.device, dtype=torch.long)
         for picture in pictures(view):
             into = self.weights.owners(picture, picture.of(keep), counts)
             place = picture.places[into.clamp(min=0)]
@@ -358,7 +370,7 @@ def shared_out(into: Int[Tensor, n], weight: Float[Tensor, n]) -> Float[Tensor, 
 
     A row's weights sum to 1, or to 0 where nothing goes into it.
     """
-    spread = torch.zeros(len(into), len(into), device=weight.device)
+    spread = torch.zeros(len(into), len(into), device=weight.device, dtype=torch.float32)
     goes = (into >= 0).nonzero()[:, 0]
     spread[into[goes], goes] = weight[goes]  # [i, j]: what token j gives to token i
     return spread / spread.sum(1, keepdim=True).clamp(min=1e-30)

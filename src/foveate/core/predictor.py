@@ -53,7 +53,9 @@ class RatePredictor(nn.Module):
                 f"rates={tuple(rates)}; expected two or more ascending rates in [0, 1]"
             )
         self.heads, self.rates, self.response = heads, tuple(float(r) for r in rates), response
-        self.linear = nn.Linear(heads * (4 if response else 3), len(rates))
+        self.linear = nn.Linear(
+            heads * (4 if response else 3), len(rates), device="cpu", dtype=torch.float32
+        )
         nn.init.zeros_(self.linear.weight)  # at first, all rates are equally likely everywhere
         nn.init.zeros_(self.linear.bias)
 

@@ -114,7 +114,7 @@ def sum_over_rows(
         own: whether what a row pays to itself and to later columns counts.
         heads: the mean over heads, or in each row the most that any head pays.
     """
-    total = torch.zeros(view.tokens.kind.shape, device=queries.device)
+    total = torch.zeros(view.tokens.kind.shape, device=queries.device, dtype=torch.float32)
     for start in range(0, queries.shape[1], CHUNK):
         part = queries if queries.shape[1] <= CHUNK else queries[:, start : start + CHUNK]
         paid = view.attention(part)
@@ -203,7 +203,9 @@ class AnyOf(Score):
         """Scores <= 0: minus the best rank; ties between parts go to the earlier one."""
         ranks = []
         for index, part in enumerate(self.scores):
-            ranks.append(places(part(view, counts), view.mask) + index / (len(self.scores) + 1))
+            ranks.append(
+                places(part(view, counts), view.mask).float() + index / (len(self.scores) + 1)
+            )
         return -torch.stack(ranks).amin(0)
 
 

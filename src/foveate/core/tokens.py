@@ -134,9 +134,8 @@ def classify(
     kind = torch.full_like(visual, int(Kind.INSTRUCTION), dtype=torch.long)
     if opening:
         has_image = visual.any(1, keepdim=True)
-        kind[before & has_image] = int(Kind.SYSTEM)
-    kind[visual] = int(Kind.IMAGE)
-    kind[~real] = int(Kind.PADDING)
+        kind = kind.masked_fill(before & has_image, int(Kind.SYSTEM))
+    kind = kind.masked_fill(visual, int(Kind.IMAGE)).masked_fill(~real, int(Kind.PADDING))
     if per_image:
         number = (visual.long().cumsum(1) - 1) // per_image
     else:

@@ -189,7 +189,7 @@ class View:
         """
         batch, columns = self.tokens.kind.shape
         known = self.notes.get(key)
-        out = torch.zeros(batch, columns, device=self.tokens.kind.device)
+        out = torch.zeros(batch, columns, device=self.tokens.kind.device, dtype=torch.float32)
         if known is not None:
             out[:, : known.shape[1]] = known[:, :columns]
         return out

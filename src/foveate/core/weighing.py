@@ -246,7 +246,7 @@ class Uniform(Weigh):
         """The image's whole number, shared out evenly."""
         images = int(at.image.max().clamp(min=-1)) + 2  # one more, for what is of no image
         slot = at.image.clamp(min=-1) + 1
-        empty = torch.zeros((len(slot), images), device=slot.device)
+        empty = torch.zeros((len(slot), images), device=slot.device, dtype=torch.float32)
         whole = empty.scatter_add(1, slot, at.numbers * (at.keep | at.gone))
         kept = empty.scatter_add(1, slot, at.keep.float())
         return (whole / kept.clamp(min=1)).gather(1, slot) * at.keep

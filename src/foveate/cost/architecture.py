@@ -61,9 +61,17 @@ def architecture(config: Any, dtype: str = "auto") -> Architecture:
     name = str(config.dtype or "bfloat16").removeprefix("torch.") if dtype == "auto" else dtype
     if name not in _BYTES:
         raise ValueError(f"unknown dtype {name!r}; expected auto, {', '.join(_BYTES)}")
-    model = hollow(config)
+    return _measured(anatomy_of(hollow(config)), _BYTES[name])
+
+
+def architecture_of(model: Any) -> Architecture:
+    """As `architecture`, of a live model, whose own dtype is taken."""
     anatomy = anatomy_of(model)
-    shapes = Shapes(anatomy.shapes, anatomy.head_size, _BYTES[name], anatomy.whole_head)
+    return _measured(anatomy, anatomy.number_size)
+
+
+def _measured(anatomy: Anatomy, number_size: int) -> Architecture:
+    shapes = Shapes(anatomy.shapes, anatomy.head_size, number_size, anatomy.whole_head)
     return Architecture(
         anatomy.family,
         shapes,

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from ..files import read_text
 from ..models.load import BUNDLED
 
 _CLIP = {  # openai/clip-vit-large-patch14-336
@@ -107,7 +108,7 @@ def _config_of(name: str) -> Any:
     path = Path(BUNDLED["scenes"] if name == "scenes" else name)
     try:
         if path.is_file():
-            return _made(json.loads(path.read_text()))
+            return _made(json.loads(read_text(path)))
         return AutoConfig.from_pretrained(str(path))
     except (
         Exception

@@ -116,10 +116,13 @@ def cost_of_trace(
         tower: FLOPs of tower and projector, from `vision.vision_flops`.
         all_logits: whether the head ran on every row (a bare forward) or on the last alone
             (`generate`).
+
+    Raises:
+        ValueError: the trace has forgotten some forwards (`trace_last`).
     """
     total = Cost(tower=tower)
     kv = 0.0
-    for done in trace.passes:
+    for done in trace.whole():
         parts = _parts(shape, done, trace.layers, all_logits)
         kv = parts.pop("kv_bytes").sum().item()
         total += Cost(**{name: values.sum().item() for name, values in parts.items()})
@@ -139,7 +142,7 @@ def costs_of_samples(shape: Shapes, trace: Trace, lengths: Sequence[int]) -> lis
         lengths: new tokens of each sample, its end-of-sequence token included.
     """
     found = [Cost() for _ in lengths]
-    for number, done in enumerate(trace.passes):  # without a cache all are prefills, of step 0
+    for number, done in enumerate(trace.whole()):  # without a cache all are prefills, of step 0
         parts = {
             name: values.tolist()
             for name, values in _parts(shape, done, trace.layers, False).items()

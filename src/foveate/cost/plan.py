@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.method import Method
+from ..methods import as_methods
+from ..models.lengths import Length
 from .architecture import Architecture
 from .conventions import MLP, prefill
 from .flops import Cost, cost_of_counts, cuts_by, kept_by
@@ -77,7 +79,49 @@ def request(
     return Request(text, made if visual is None else visual, new_tokens, batch, pictures)
 
 
-def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ()) -> Cost:
+def request_of(
+    config: Any, found: Length, sizes: Sequence[Size], *, new_tokens: int, batch: int = 1
+) -> Request:
+    """The request of one prompt that was counted.
+
+    The tower's work on a picture is taken in closed form, where that makes as many tokens of it as
+    were counted; else the tower is left out (`pictures` is then empty).
+
+    Args:
+        config: of the model.
+        found: the prompt's tokens.
+        sizes: (width, height) of each picture in pixels.
+        new_tokens: tokens generated.
+        batch: such prompts at once.
+    """
+    pictures = _towers(config, found, sizes)
+    return Request(found.text, found.visual, new_tokens, batch, tuple(pictures))
+
+
+def _towers(config: Any, found: Length, sizes: Sequence[Size]) -> list[PictureSize]:
+    """The pictures on their way through the tower; none if one of them is not known."""
+    made: list[PictureSize] = []
+    for number, count in enumerate(found.pictures or ()):
+        size = sizes[number]
+        if found.grids:  # the processor has scaled the picture to so many patches
+            rows, columns = found.grids[number]
+            size = (
+                columns * config.vision_config.patch_size,
+                rows * config.vision_config.patch_size,
+            )
+        try:
+            one = picture(config, size)
+            if one.tokens and count % one.tokens == 0:  # as many tiles as the processor has made
+                one = picture(config, size, count // one.tokens)
+        except ValueError:
+            return []
+        if one.tokens != count:
+            return []
+        made.append(one)
+    return made
+
+
+def cost_of(model: Architecture, asked: Request, methods: Sequence[Method | str] = ()) -> Cost:
     """FLOPs and KV bytes of the whole batch; what ranking tokens takes is not foreseen and is left
     out.
 
@@ -96,25 +140,26 @@ def cost_of(model: Architecture, asked: Request, methods: Sequence[Method] = ())
         new_tokens=asked.new_tokens,
         visual=asked.visual,
         tower=tower,
-        cuts=cuts_by(methods, len(counts), asked.visual),
+        cuts=cuts_by(as_methods(methods), len(counts), asked.visual),
     )
     return Cost(**{name: asked.batch * value for name, value in vars(one).items()})
 
 
-def kept(model: Architecture, asked: Request, methods: Sequence[Method]) -> list[int]:
+def kept(model: Architecture, asked: Request, methods: Sequence[Method | str]) -> list[int]:
     """Visual tokens that each layer of the prefill sees.
 
     Raises:
         ValueError: as `cost_of`.
     """
     depth = len(model.shapes.layers)
-    for method in methods:
+    chosen = as_methods(methods)
+    for method in chosen:
         method.check(depth)
-    return kept_by(methods, depth, asked.visual)
+    return kept_by(chosen, depth, asked.visual)
 
 
 def papers(
-    model: Architecture, asked: Request, methods: Sequence[Method]
+    model: Architecture, asked: Request, methods: Sequence[Method | str]
 ) -> dict[str, dict[str, float]]:
     """Prefill in the papers' conventions: "flops" of one sample, and "ratio" to the unpruned model."""
     hidden = model.shapes.layers[0].hidden

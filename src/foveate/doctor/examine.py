@@ -117,7 +117,10 @@ def tokens_per_image(loaded: Loaded) -> Any:
         except Exception:  # processors are as many as families; the number is a courtesy
             return "depends on the picture or its processor"
         found[f"{side}x{side}"] = int(
-            torch.isin(ids.cpu(), torch.tensor(loaded.adapter.visual_tokens(config))).sum()
+            torch.isin(
+                ids.cpu(),
+                torch.tensor(loaded.adapter.visual_tokens(config), dtype=torch.long, device="cpu"),
+            ).sum()
         )
     counts = set(found.values())
     return counts.pop() if len(counts) == 1 else found

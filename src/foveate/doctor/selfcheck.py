@@ -55,17 +55,21 @@ def placeholder_inputs(
     image = anatomy.image_token
     barred = set(anatomy.visual_tokens)
     vocabulary = anatomy.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
 
     def words(count: int) -> list[int]:
         return torch.randint(
-            3, max(4, min(vocabulary, 1000)), (count,), generator=generator
+            3, max(4, min(vocabulary, 1000)), (count,), generator=generator, device="cpu"
         ).tolist()
 
     ids = words(text // 2)
     for _ in range(images):
         ids += [image] * tokens + words(text)
-    table = torch.tensor([[token if token == image or token not in barred else 3 for token in ids]])
+    table = torch.tensor(
+        [[token if token == image or token not in barred else 3 for token in ids]],
+        dtype=torch.long,
+        device="cpu",
+    )
     return {"input_ids": table, "attention_mask": torch.ones_like(table)}
 
 

@@ -73,7 +73,9 @@ class Anatomy:
 
     def visual(self, ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
         """Which input ids stand for tokens of images or of video frames; raises ValueError as `adapter`."""
-        return torch.isin(ids, torch.tensor(self.visual_tokens, device=ids.device))
+        return torch.isin(
+            ids, torch.tensor(self.visual_tokens, device=ids.device, dtype=torch.long)
+        )
 
     @property
     def layers(self) -> Any:

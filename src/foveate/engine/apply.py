@@ -1,12 +1,13 @@
-"""`apply`: run a stock transformers model with fewer visual tokens."""
+"""`apply` and `enable`: run a stock transformers model with fewer visual tokens."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +15,51 @@ from torch import Tensor, nn
 from ..core.method import Method
 from ..core.tokens import classify
 from ..core.view import View
+from ..methods import as_methods
 from .adapters import Adapter
-from .anatomy import anatomy_of
+from .anatomy import Anatomy, anatomy_of
 from .assumptions import Cache, DynamicCache, names_of
 from .cache.layer import KeptLayer, adopt, not_ours
 from .cache.ledger import Ledger
-from .checks import check_call, check_model, check_tower, check_weights, special_masks
+from .checks import (
+    check_call,
+    check_model,
+    check_tower,
+    check_weights,
+    check_whole_images,
+    special_masks,
+)
 from .deepstack import DeepStack
 from .forward import Forward, Setting
 from .handover import CallState, padding_mask, placeholders, regular
 from .modules import decoder_of
-from .occupied import occupied
+from .occupied import free, occupy
 from .tower.form import known_tower
 from .tower.watch import Watch, looked_at
 from .trace import Pass, Trace
 
+Threads = Literal["refuse", "wait"]
+TRACE_LAST = 256  # forwards that the trace of `enable` holds
+
+INSTEAD = (
+    "pass several methods to one apply: apply(model, first, second). What foveate.enable began ends by "
+    "foveate.disable(model)"
+)
+# What is on which model. The hooks hold the engine, so both go with the model.
+_ACTIVE: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Engine]] = weakref.WeakKeyDictionary()
+
 
 def apply(
-    model: nn.Module, *methods: Method, watch: Callable[[View], None] | None = None
-) -> AbstractContextManager[Trace]:
+    model: nn.Module,
+    *methods: Method | str,
+    watch: Callable[[View], None] | None = None,
+    trace_last: int | None = None,
+    threads: Threads = "refuse",
+) -> Handle:
     """Applies methods to a model for the length of a ``with`` block.
 
-    Inside, `model.generate(...)` and plain `model(...)` drop visual tokens as the methods decide.
+    Inside, `model.generate(...)`, plain `model(...)` and transformers' pipelines around the model
+    drop visual tokens as the methods decide.
     Logits and the last hidden state keep their shapes (dropped positions have a zero state there,
     so labels on the word after an image need that image's last token); `hidden_states` and
     `attentions` of each layer are as long as what ran in it. The last token of a prompt always
@@ -45,67 +69,195 @@ def apply(
 
     Args:
         model: a vision-language model of a supported family, on any device, in any dtype.
-        methods: what to apply; none at all only records a trace and uses the faster cache.
+        methods: what to apply, as `Method` objects or as text such as
+            ``"divprune:keep=0.125,weigh=nearest,merge=mean"``; none at all only records a trace and
+            uses the faster cache.
         watch: called with the `View` before every layer, before the methods decide there, and once
             more after the last (`view.layer == view.layers`, `view.hidden` is then the normalised
             output). It must change no tensor.
+        trace_last: how many forwards the trace holds; its means count all. None, the default, holds
+            all, which suits a block that ends.
+        threads: what happens to a thread that calls the model while another one runs it: "refuse"
+            raises RuntimeError; "wait" lets forwards take turns, as a threaded server needs.
 
     Returns:
-        A context manager; entering it gives the `Trace`.
+        A context manager; entering it gives the `Trace`. It may be entered again, one time after
+        the other, and starts a new trace each time.
 
     Raises:
         ValueError: a family, decoder, vision tower (where a score looks at it), attention backend
             or cache that is not supported, no visual tokens, a compiled model, gradient
-            checkpointing, a schedule that does not fit.
+            checkpointing, a schedule that does not fit, a text that names no method, or a
+            `trace_last` or `threads` out of range.
         UnsupportedTransformersError: a ValueError; the installed transformers, or the model's own
             code, calls something otherwise than the engine takes for granted
             (`engine/assumptions.py`).
-        RuntimeError: `apply` is already active on this model.
-        TypeError: something among `methods` is not a `Method`.
+        RuntimeError: when entered, if `apply` or `enable` is already active on this model.
+        TypeError: something among `methods` is neither a `Method` nor text.
 
-    While it is active, a forward raises ValueError if its cache was filled outside `apply`, if
-    sequences are packed, or if a prompt comes as embeddings in which no visual token can be told;
-    and RuntimeError if another thread is in the middle of a forward of the same model.
+    A prompt may come in pieces (chunked prefill). Each piece is judged by its own last token, which
+    stays, and by the images so far. So pieces equal the whole prompt where they end in text and
+    methods look at each image alone. An image in two pieces is refused.
+
+    While it is active, a forward raises ValueError if its cache was filled outside `apply`, if an
+    image comes in two pieces, if sequences are packed, or if a prompt comes as embeddings in which
+    no visual token can be told; and, with ``threads="refuse"``, RuntimeError if another thread is
+    in the middle of a forward of the same model.
     """
-    anatomy = anatomy_of(model)
-    adapter = anatomy.adapter
-    body = anatomy.body
-    _check_methods(methods, anatomy.depth, anatomy.family)
-    check_model(anatomy.model, body, adapter)
-    check_tower(body, looked_at(methods))
-    check_weights(anatomy.decoder, methods)
-    return _applied(adapter, body, methods, watch)
+    handle = Handle(model, as_methods(methods), watch, trace_last, threads)
+    handle.check()
+    return handle
 
 
-def _check_methods(methods: tuple[Method, ...], depth: int, family: str) -> None:
-    """Refuses what does not fit.
+def enable(
+    model: nn.Module,
+    *methods: Method | str,
+    watch: Callable[[View], None] | None = None,
+    trace_last: int | None = TRACE_LAST,
+    threads: Threads = "refuse",
+) -> Handle:
+    """Applies methods to a model until `Handle.disable` or `disable` ends it: `apply` without a block.
+
+    It is meant for servers and notebooks. A server whose threads share the model takes
+    ``threads="wait"``; the trace then has their forwards in the order in which they ran.
+
+    Args:
+        model: as for `apply`.
+        methods: as for `apply`.
+        watch: as for `apply`.
+        trace_last: as for `apply`, but 256 forwards by default, so that memory does not grow.
+        threads: as for `apply`.
+
+    Returns:
+        The switch: `handle.disable()`, `handle.trace`.
 
     Raises:
-        TypeError: something among them is no method.
-        ValueError: a method does not fit a decoder of `depth` layers.
+        ValueError, TypeError, RuntimeError: as `apply`, and as entering it.
     """
-    for method in methods:
-        if not isinstance(method, Method):
-            raise TypeError(
-                f"got {type(method).__name__} {method!r}; expected a Method, e.g. foveate.methods.fastv()"
+    handle = apply(model, *methods, watch=watch, trace_last=trace_last, threads=threads)
+    return handle.enable()
+
+
+def disable(model: nn.Module) -> None:
+    """Ends what `enable` began on a model; the model is then as it was.
+
+    Raises:
+        RuntimeError: nothing is enabled on it, or a with block of `apply` is active, which ends by itself.
+    """
+    found = _ACTIVE.get(anatomy_of(model).body)
+    engine = None if found is None else found()
+    if engine is None:
+        raise RuntimeError("nothing is enabled on this model; foveate.enable(model, ...) does it")
+    if engine.in_block:
+        raise RuntimeError(
+            "foveate.apply is active on this model in a with block, whose end takes the methods off"
+        )
+    engine.detach()
+
+
+class Handle(AbstractContextManager[Trace]):
+    """Methods for a model, which can be put on it and taken off, as often as wanted.
+
+    Made by `apply` and `enable`.
+
+    Attributes:
+        model: what they are for.
+        methods: in the order in which they are consulted.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: tuple[Method, ...],
+        watch: Callable[[View], None] | None,
+        trace_last: int | None,
+        threads: Threads,
+    ) -> None:
+        if threads not in get_args(Threads):
+            raise ValueError(f"threads={threads!r}; expected {' or '.join(get_args(Threads))}")
+        if trace_last is not None and (not isinstance(trace_last, int) or trace_last < 1):
+            raise ValueError(
+                f"trace_last={trace_last!r}; expected a number of forwards, 1 or more, or None"
             )
-        method.check(depth, family)
+        self.model = model
+        self.methods = methods
+        self._watch = watch
+        self._trace_last = trace_last
+        self._threads: Threads = threads
+        self._engine: Engine | None = None
 
+    def check(self) -> Anatomy:
+        """The model's parts; raises as `apply` does if the methods cannot be applied to it as it is now."""
+        anatomy = anatomy_of(self.model)
+        for method in self.methods:
+            method.check(anatomy.depth, anatomy.family)
+        check_model(anatomy.model, anatomy.body, anatomy.adapter)
+        check_tower(anatomy.body, looked_at(self.methods))
+        check_weights(anatomy.decoder, self.methods)
+        return anatomy
 
-@contextmanager
-def _applied(
-    adapter: Adapter, body: Any, methods: tuple[Method, ...], watch: Callable[[View], None] | None
-) -> Iterator[Trace]:
-    instead = "pass several methods to one apply: apply(model, first, second)"
-    with occupied(body, instead), ExitStack() as undo:
-        engine = Engine(adapter, body, methods, watch)
-        undo.callback(engine.detach)
-        engine.attach()
-        yield engine.trace
+    @property
+    def enabled(self) -> bool:
+        """Whether the methods are on the model now."""
+        return self._engine is not None and self._engine.attached
+
+    @property
+    def trace(self) -> Trace:
+        """What happened since the methods were last put on.
+
+        Raises:
+            RuntimeError: they never were.
+        """
+        if self._engine is None:
+            raise RuntimeError("there is no trace yet; enter the with block, or enable, first")
+        return self._engine.trace
+
+    def enable(self) -> Handle:
+        """Puts the methods on, and begins a new trace.
+
+        Raises:
+            RuntimeError: methods are already on this model.
+            ValueError: as `apply`, if the model was changed meanwhile.
+        """
+        self._put_on(in_block=False)
+        return self
+
+    def disable(self) -> None:
+        """Takes the methods off; waits for a forward that another thread is in. Nothing happens if they are off."""
+        if self._engine is not None:
+            self._engine.detach()
+
+    def __enter__(self) -> Trace:
+        self._put_on(in_block=True)
+        return self.trace
+
+    def __exit__(self, *error: object) -> None:
+        self.disable()
+
+    def _put_on(self, in_block: bool) -> None:
+        anatomy = self.check()
+        body = anatomy.body
+        occupy(body, INSTEAD)
+        try:
+            self._engine = Engine(
+                anatomy.adapter,
+                body,
+                self.methods,
+                self._watch,
+                trace_last=self._trace_last,
+                threads=self._threads,
+                in_block=in_block,
+            )
+            _ACTIVE[body] = weakref.ref(self._engine)
+            self._engine.attach()
+        except BaseException:
+            free(body)
+            self.disable()
+            raise
 
 
 class Engine:
-    """Hooks on one model, and what they share. Made by `apply`."""
+    """Hooks on one model, and what they share. Made by a `Handle`."""
 
     def __init__(
         self,
@@ -113,6 +265,10 @@ class Engine:
         body: Any,
         methods: tuple[Method, ...],
         watch: Callable[[View], None] | None = None,
+        *,
+        trace_last: int | None = None,
+        threads: Threads = "refuse",
+        in_block: bool = True,
     ) -> None:
         self.adapter = adapter
         self.body = body
@@ -120,9 +276,11 @@ class Engine:
         self.watch = watch
         self.decoder = decoder_of(body)
         self.depth = len(self.decoder.layers)
-        self.trace = Trace(self.depth, tuple(m.name for m in methods))
+        self.trace = Trace(self.depth, tuple(m.name for m in methods), last=trace_last)
         self.call = CallState()
         self.busy = threading.Lock()
+        self.turns = threading.Lock() if threads == "wait" else None
+        self.in_block = in_block
         self.handles: list[Any] = []
         self.names = names_of(body, self.decoder)
         self.reach = max([1, *(method.needs.back for method in methods)])
@@ -132,6 +290,11 @@ class Engine:
             if form is None
             else Watch(form, {form.index(layer) for layer in looked_at(methods)})
         )
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are on the model."""
+        return bool(self.handles)
 
     def attach(self) -> None:
         """Puts the hooks on."""
@@ -144,20 +307,33 @@ class Engine:
             self.handles.append(
                 layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True)
             )
+        if self.turns is not None:
+            self.handles.append(self.body.register_forward_hook(self._leave, always_call=True))
         if self.tower is not None:
             self.handles += self.tower.attach()
 
     def detach(self) -> None:
-        """Takes the hooks off."""
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
+        """Takes the hooks off, once no other thread is in the middle of a forward."""
         self._abandon()
+        self._leave()
+        with self.turns or nullcontext(), self.busy:
+            for handle in self.handles:
+                handle.remove()
+            self.handles = []
+        _ACTIVE.pop(self.body, None)
+        free(self.body)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """Refused: a copy of the model would carry hooks that nobody takes off."""
         raise RuntimeError(
-            "foveate.apply is active on this model; copy it outside of the with block"
+            "foveate.apply is active on this model; copy it outside of the with block, or after foveate.disable(model)"
+        )
+
+    def __reduce__(self) -> Any:
+        """Refused, as a copy is: what is written would hold the hooks."""
+        raise RuntimeError(
+            "foveate.apply is active on this model; save it whole outside of the with block "
+            "(its state_dict and save_pretrained work inside)"
         )
 
     def _abandon(self) -> None:
@@ -171,8 +347,25 @@ class Engine:
             forward.engage(False, whole=False)
             self.busy.release()
 
+    def _queue(self) -> None:
+        """Waits for this thread's turn, from the vision tower to the decoder's end, where threads take turns."""
+        if self.turns is None or self.call.turn:
+            return
+        self.turns.acquire()
+        if self.attached:
+            self.call.turn = True
+        else:  # taken off meanwhile, so that nothing would end this turn
+            self.turns.release()
+
+    def _leave(self, *called: object) -> None:
+        """Ends this thread's turn, if it has one."""
+        if self.turns is not None and self.call.turn:
+            self.call.turn = False
+            self.turns.release()
+
     def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes which columns of the call are visual."""
+        self._queue()
         given = {**dict(zip(self.names.body, args, strict=False)), **kwargs}
         visual = self.adapter.visual_tokens(self.body.config)
         ids = given.get("input_ids")
@@ -180,7 +373,9 @@ class Engine:
         self.call.ids, self.call.mask = ids, given.get("attention_mask")
         self.call.regular = regular(self.body.config, given)
         if ids is not None:
-            self.call.visual = torch.isin(ids, torch.tensor(visual, device=ids.device))
+            self.call.visual = torch.isin(
+                ids, torch.tensor(visual, device=ids.device, dtype=torch.long)
+            )
         elif embeds is not None:
             self.call.visual = placeholders(embeds, visual, self.body.get_input_embeddings())
 
@@ -198,8 +393,8 @@ class Engine:
             )
         if not self.busy.acquire(blocking=False):
             raise RuntimeError(
-                "two threads run the model at once under one foveate.apply; let them take turns, "
-                "or give each its own model"
+                "two threads run the model at once under one foveate.apply; let them take turns by "
+                'threads="wait", or give each its own model'
             )
         try:
             kwargs = self.names.by_name(args, kwargs)
@@ -246,6 +441,10 @@ class Engine:
                 "the prompt came as inputs_embeds, and none of them is the image placeholder's, so nobody can tell "
                 "which tokens are visual; give input_ids and pixel_values, or, for text alone, run outside of apply"
             )
+        if old is not None and old.step == 0 and self.methods:
+            check_whole_images(old, visual, self._per_image())
+        if old is not None and count == 1:
+            visual = torch.zeros_like(visual)  # a placeholder that the model said is a word
         real = None if mask is None else mask.to(visual.device).bool()
         ledger = self._ledger(old, visual, None if real is None else real[:, first:])
         if cache is None:
@@ -264,10 +463,10 @@ class Engine:
         )
         backend = self.decoder.config._attn_implementation
         special = special_masks(self.adapter, self.decoder.config)
-        sight = (
+        tower_outputs = (
             None
-            if self.tower is None
-            else self.tower.sight(kwargs["inputs_embeds"], visual, first, record.spend)
+            if self.tower is None or (old is not None and count == 1)
+            else self.tower.outputs(kwargs["inputs_embeds"], visual, first, record.spend)
         )
         setting = Setting(
             adapter=self.adapter,
@@ -288,8 +487,12 @@ class Engine:
             cache=cache,
             record=record,
             deep=deep,
-            sight=sight,
+            tower_outputs=tower_outputs,
         )
+
+    def _per_image(self) -> int | None:
+        """Visual tokens of every image of this call, where the configuration fixes them."""
+        return self.adapter.per_image(self.body.config) if self.call.regular else None
 
     def _ledger(self, old: Ledger | None, visual: Tensor, real: Tensor | None) -> Ledger:
         """The conversation with the columns of this forward added."""
@@ -301,7 +504,7 @@ class Engine:
         tokens = classify(
             visual,
             here,
-            per_image=self.adapter.per_image(self.body.config) if self.call.regular else None,
+            per_image=self._per_image(),
             grid=self.adapter.grid(self.body.config) if self.call.regular else None,
             opening=old is None,
         )
@@ -334,7 +537,7 @@ class Engine:
             last = forward.finish(self.names.last_state(output))
             if forward.cache is not None:
                 self.names.check_returned(output, forward.cache)
-            self.trace.passes.append(forward.record)
+            self.trace.add(forward.record)
             whole = True
             if isinstance(output, tuple):
                 return (last, *output[1:])

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Bool
 from torch import Tensor
 
 from ..core.method import Method
+from ..core.tokens import Kind
 from ..core.tower import Layer
 from .adapters import Adapter
 from .assumptions import check_assumptions, checkpointing_off, missing, takes_flex
 from .attention.flash import why_not
 from .attention.masks import SUPPORTED
+from .cache.ledger import Ledger
 from .decoders import PROVEN
 from .modules import decoder_of
 from .tower.form import known_tower
@@ -79,6 +82,29 @@ def check_weights(decoder: Any, methods: Sequence[Method]) -> None:
     reason = why_not(head, getattr(decoder.config, "attn_logit_softcapping", None))
     if reason is not None:
         raise ValueError(f"{weighing[0]} adds a bias to attention; {reason}, or leave out weigh=")
+
+
+def check_whole_images(known: Ledger, visual: Bool[Tensor, "B T"], per_image: int | None) -> None:
+    """Refuses a prompt that comes in pieces (chunked prefill) where an image is cut through.
+
+    A method decides about an image when its tokens come, so it would decide about each part of it.
+
+    Args:
+        known: the conversation before this forward.
+        visual: the columns of this forward.
+        per_image: visual tokens of every image, where they are known: images may touch then.
+
+    Raises:
+        ValueError: the last column so far and the first of this forward are of one image.
+    """
+    cut = known.tokens.with_responses(known.columns).are(Kind.IMAGE)[:, -1] & visual[:, 0]
+    if per_image:
+        cut = cut & (known.total % per_image != 0)
+    if bool(cut.any()):
+        raise ValueError(
+            "an image came in two pieces (chunked prefill), and a method decides about whole images. Give the prompt "
+            "at once (prefill_chunk_size=None), or let the pieces end between images"
+        )
 
 
 def _compiled(part: Any) -> bool:

@@ -27,7 +27,7 @@ from .cache.numbers import Numbers, each
 from .cache.slots import Slots
 from .deepstack import DeepStack
 from .positions import Positions
-from .tower.watch import Sight
+from .tower.watch import TowerOutputs
 from .trace import Pass
 
 
@@ -68,7 +68,7 @@ class Forward:
         cache: the cache, of `KeptLayer`s, or None.
         record: what the trace will keep of this forward.
         deep: DeepStack features that are added to visual rows on the way, or None.
-        sight: the vision tower's view of this forward's images, or None.
+        tower_outputs: the vision tower's view of this forward's images, or None.
         unsaid: the first column of answers that run along, teacher forced. Decisions see them as
             padding, for a prefill has not seen them; they always stay. None where there are none.
     """
@@ -84,7 +84,7 @@ class Forward:
         cache: Cache | None,
         record: Pass,
         deep: DeepStack | None = None,
-        sight: Sight | None = None,
+        tower_outputs: TowerOutputs | None = None,
         unsaid: int | None = None,
     ) -> None:
         self.setting = setting
@@ -99,7 +99,7 @@ class Forward:
         self.cache = cache
         self.record = record
         self.deep = deep
-        self.sight = sight
+        self.tower_outputs = tower_outputs
         self.unsaid = unsaid
         self.begun = 0  # the layer at which this forward begins
         self.device = (
@@ -109,8 +109,11 @@ class Forward:
         kept: list[Any] = [] if cache is None else cache.layers
         empty = Slots()
         self.past = [layer.slots or empty for layer in kept] or [empty] * self.layers
-        self.padded = real is not None and not bool(real[:, first:].all())
-        self.unmasked = real is None or bool(real[:, :first].all())
+        self.padded, self.unmasked = False, True
+        if real is not None:
+            whole = torch.stack([real[:, :first].all(), real[:, first:].all()])
+            self.unmasked, unpadded = whole.tolist()
+            self.padded = not unpadded
         self.ran: list[Slots] = []
         self.positions = Positions()
         self.masks: dict[tuple[Any, ...], tuple[Any, Tensor | None]] = {}  # holds its keys alive
@@ -295,11 +298,11 @@ class Forward:
         """Gathers the rows that stay, right-aligned; padding leaves with the first drop, for nobody
         reads it.
         """
+        if self.count == 1:
+            return hidden  # the newest token always stays
         columns = self.rows.columns(hidden.shape[0], alive.device)
         real = columns >= 0
         kept = alive.gather(1, columns.clamp(min=0))
-        if bool((kept | ~real).all()):
-            return hidden
         # Padding leaves with the first drop. The fullest sample decides how many rows remain; a
         # stable sort brings the rows that stay to the right, in order, so that each sample's newest
         # token is last. The others get fills.
@@ -308,29 +311,31 @@ class Forward:
             & real
             & (self.ledger.tokens.kind.gather(1, columns.clamp(min=0)) != int(Kind.PADDING))
         )
-        length = max(1, int(stay.sum(1).max()))
+        # The host waits once, for all numbers that it needs.
+        counts = stay.sum(1)
+        number = torch.arange(1, stay.shape[1] + 1, device=stay.device)
+        last_gone = (~stay.all(0) * number).max()  # of the rows that some sample loses, from 1
+        all_kept = (kept | ~real).all()
+        facts = torch.stack([all_kept.long(), counts.max(), counts.min(), last_gone])
+        whole, most, least, before_run = facts.tolist()
+        if whole:
+            return hidden
+        length = max(1, most)
         order = stay.long().argsort(dim=1, stable=True)[:, -length:]
-        valid = stay.gather(1, order)
-        table = torch.where(valid, columns.gather(1, order), -1)
-        masked = not bool(valid.all())
+        table = torch.where(stay.gather(1, order), columns.gather(1, order), -1)
         # Columns at the end that stay in every sample need no table: they are a run, and can be
         # taken back later.
-        run = self._run_at_the_end(stay)
+        run = self._run_at_the_end(stay.shape[1] - before_run)
+        masked = least < length
         self.rows = Slots(table[:, : length - run], masked, self.first + self.count - run, run)
         self.positions = Positions((table - self.first).clamp(min=0), self.backend)
         return take_rows(hidden, order.to(hidden.device))
 
-    def _run_at_the_end(self, stay: Tensor) -> int:
-        """Columns at the end of this forward that stay in every sample: they can be taken back from
-        a cache later.
+    def _run_at_the_end(self, rows: int) -> int:
+        """Columns at the end of this forward that stay in every sample, of so many such rows: they
+        can be taken back from a cache later.
         """
-        if self.rows.table is not None and self.rows.tail == 0:
-            return 0
-        gone = (
-            ~stay.all(0)
-        ).nonzero()  # rows that some sample loses; the run begins after the last of them
-        whole = stay.shape[1] if not len(gone) else stay.shape[1] - 1 - int(gone[-1])
-        return whole if self.rows.table is None else min(whole, self.rows.tail)
+        return rows if self.rows.table is None else min(rows, self.rows.tail)
 
     def _evict(self, index: int, alive: Tensor, method: Method) -> None:
         """Takes dropped columns out of the caches of this layer and all deeper ones; what stays may
@@ -393,7 +398,7 @@ class Forward:
             attend=self.seen.attend,
             cached=self.cache is not None,
             notes=self.notes,
-            look=None if self.sight is None else self.sight.look,
+            look=None if self.tower_outputs is None else self.tower_outputs.look,
             spend=self.record.spend,
             recall=self.seen.keys,
             project=self.seen.project,

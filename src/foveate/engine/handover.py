@@ -19,6 +19,7 @@ class CallState(threading.local):
         visual: which columns of the call are visual, from the multimodal body to the decoder.
         forward: the decoder's forward under way.
         refused: whether `Engine._begin` has just raised.
+        turn: whether it is this thread's turn, where threads wait for one another.
         ids: the call's `input_ids`, if it has any.
         mask: the call's `attention_mask`, as the caller gave it.
         regular: whether images have the number of tokens that the configuration tells.
@@ -28,6 +29,7 @@ class CallState(threading.local):
     visual: Tensor | None = None
     forward: Forward | None = None
     refused: bool = False
+    turn: bool = False
     ids: Tensor | None = None
     mask: Any = None
     regular: bool = True
@@ -81,7 +83,9 @@ def placeholders(
         if (
             token < table.num_embeddings
         ):  # some families' placeholders lie outside of the vocabulary
-            found |= (embeds == table(torch.tensor(token, device=embeds.device))).all(-1)
+            found |= (
+                embeds == table(torch.tensor(token, device=embeds.device, dtype=torch.long))
+            ).all(-1)
     return found
 
 

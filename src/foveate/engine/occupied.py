@@ -13,9 +13,8 @@ _OCCUPIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _ENTERING = threading.Lock()
 
 
-@contextmanager
-def occupied(body: nn.Module, instead: str) -> Iterator[None]:
-    """Within it nobody else puts hooks on this model.
+def occupy(body: nn.Module, instead: str) -> None:
+    """From now on nobody else puts hooks on this model.
 
     Args:
         body: of the model.
@@ -28,7 +27,18 @@ def occupied(body: nn.Module, instead: str) -> Iterator[None]:
         if body in _OCCUPIED:
             raise RuntimeError(f"foveate.apply is already active on this model; {instead}")
         _OCCUPIED.add(body)
+
+
+def free(body: nn.Module) -> None:
+    """Ends what `occupy` began."""
+    _OCCUPIED.discard(body)
+
+
+@contextmanager
+def occupied(body: nn.Module, instead: str) -> Iterator[None]:
+    """`occupy`, for the length of a block."""
+    occupy(body, instead)
     try:
         yield
     finally:
-        _OCCUPIED.discard(body)
+        free(body)

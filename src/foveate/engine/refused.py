@@ -8,6 +8,15 @@ RECURRENT += "token's neighbours would change, so dropping would not be masking"
 PER_LAYER = "every decoder layer gets inputs of its own per token, which the engine does not gather"
 CODES = "images are codes of the vocabulary, and no placeholder id tells them from text"
 
+INNER = "run foveate.apply on the model inside it (`.module`), before or after wrapping"
+WRAPPERS: dict[str, str] = {
+    "DataParallel": "it copies the model to every device at each forward, and the copies would share one record of "
+    "what was kept. Run one process per GPU (torchrun), or spread one model with device_map",
+    "DistributedDataParallel": INNER,
+    "FullyShardedDataParallel": INNER,
+}
+"""What wraps models from outside, by its class; each with what to do instead."""
+
 REFUSED: dict[str, str] = {
     "mllama": CROSS,
     "idefics": CROSS,

@@ -5,6 +5,7 @@ Nobody else writes that formula down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -150,11 +151,12 @@ def layer_shape(layer: Any, family: str = "this model") -> LayerShape:
             f"the decoder layers of {family} ({type(layer).__name__}) have no self_attn.q_proj and k_proj, as Llama's, "
             "Mistral's, Qwen's and Gemma's have; their cost is not known"
         )
-    query, hidden = attention.q_proj.weight.shape
+    query, hidden = _outputs_inputs(attention.q_proj)
+    key, _ = _outputs_inputs(attention.k_proj)
     dense = sum(_matrices(layer))
     experts = _experts(layer)
     if not experts:
-        return LayerShape(dense, query, attention.k_proj.weight.shape[0], hidden)
+        return LayerShape(dense, query, key, hidden)
     used = next(
         (int(m.top_k) for m in layer.modules() if isinstance(getattr(m, "top_k", None), int)), None
     )
@@ -169,7 +171,7 @@ def layer_shape(layer: Any, family: str = "this model") -> LayerShape:
     return LayerShape(
         dense + active,
         query,
-        attention.k_proj.weight.shape[0],
+        key,
         hidden,
         stored - active,
         1 - used / count,
@@ -182,7 +184,9 @@ def _matrices(layer: nn.Module) -> Iterator[int]:
     They are linear maps, and routers, which hold their matrix bare.
     """
     for module in layer.modules():
-        if isinstance(module, nn.Linear) or hasattr(module, "top_k"):
+        if _is_linear(module):
+            yield math.prod(_outputs_inputs(module))
+        elif hasattr(module, "top_k"):
             yield from (p.numel() for p in module.parameters(recurse=False) if p.ndim == 2)
 
 
@@ -215,9 +219,7 @@ def tower_shape(
         layers=tuple(LayerShape(_linear(block), width, width, width) for block in blocks),
         full=tuple(full is None or i in full for i in range(len(blocks))),
         patches=0 if convolution is None else convolution.weight.numel(),
-        projector=sum(
-            p.numel() for part in projectors for p in part.parameters() if p.ndim in (2, 4)
-        ),
+        projector=sum(_per_token(m) for part in projectors for m in part.modules()),
         extra=sum(_classes(m) for m in modules),
         pool=next((_pool(m) for m in modules if hasattr(m, "probe")), None),
     )
@@ -234,7 +236,29 @@ def _pool(head: Any) -> LayerShape:
 
 def _linear(module: nn.Module) -> int:
     """Parameters of the matrices that multiply every token."""
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+    return sum(math.prod(_outputs_inputs(m)) for m in module.modules() if _is_linear(m))
+
+
+def _per_token(module: nn.Module) -> int:
+    """Parameters of the module's own matrix, or of its convolution, which run once per token."""
+    if _is_linear(module):
+        return math.prod(_outputs_inputs(module))
+    return sum(p.numel() for p in module.parameters(recurse=False) if p.ndim in (2, 4))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it multiplies by one matrix, in whatever form it holds it.
+
+    Quantised layers pack the matrix, or have none of that name; their numbers of features are those
+    of the plain layer. An adapter's wrapper is not one: the layers inside it are.
+    """
+    features = (getattr(module, name, None) for name in ("in_features", "out_features"))
+    return all(isinstance(n, int) for n in features) and not hasattr(module, "base_layer")
+
+
+def _outputs_inputs(module: Any) -> tuple[int, int]:
+    """Height and width of a linear map's matrix."""
+    return int(module.out_features), int(module.in_features)
 
 
 def _attends(stack: nn.ModuleList) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..files import write_text
 
 
 class Row(NamedTuple):
@@ -75,21 +77,55 @@ class Pass:
 
 
 @dataclass
+class Mean:
+    """A mean of values of which none is kept."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float | None) -> None:
+        """Takes a value in; None is none."""
+        if value is not None:
+            self.total += value
+            self.count += 1
+
+
+@dataclass
 class Trace:
-    """The record of an `apply`. It grows while the model runs.
+    """The record of an `apply`. It grows while the model runs, up to `last` forwards.
 
     Attributes:
         layers: depth of the decoder.
         methods: names of the methods applied.
-        passes: every forward that has ended.
+        passes: the forwards that have ended; only the newest `last` of them.
+        last: how many forwards are held. Older ones count in the means alone. None holds all.
+        forgotten: how many forwards have left `passes`.
     """
 
     layers: int
     methods: tuple[str, ...] = ()
     passes: list[Pass] = field(default_factory=list)
+    last: int | None = None
+    forgotten: int = 0
+    _kept: Mean = field(default_factory=Mean)
+    _lost: Mean = field(default_factory=Mean)
+
+    def add(self, done: Pass) -> None:
+        """Takes in a forward that has ended. Of one that leaves, the means keep what they need."""
+        self.passes.append(done)
+        while self.last is not None and len(self.passes) > self.last:
+            oldest = self.passes.pop(0)
+            self._kept.add(self._share_kept(oldest))
+            self._lost.add(_share_lost(oldest))
+            self.forgotten += 1
+
+    @property
+    def calls(self) -> int:
+        """Forwards that have ended since `apply`, the forgotten ones included."""
+        return self.forgotten + len(self.passes)
 
     def __iter__(self) -> Iterator[Row]:
-        for call, done in enumerate(self.passes):
+        for call, done in enumerate(self.passes, self.forgotten):
             fresh, cached = done.visual(self.layers)
             for layer, counts in enumerate((fresh + cached).tolist()):
                 for sample, kept in enumerate(counts):
@@ -97,56 +133,85 @@ class Trace:
 
     @property
     def kept(self) -> list[Row]:
-        """All rows (call, step, layer, sample, kept)."""
+        """All rows (call, step, layer, sample, kept) of the forwards that are held."""
         return list(self)
 
     def prefill(self, call: int = 0) -> list[list[int]]:
         """Visual tokens seen per layer and sample in the prefill that was forward number `call`.
 
         Raises:
-            ValueError: there is no such forward.
+            ValueError: there is no such forward, or it is forgotten.
         """
-        if not 0 <= call < len(self.passes):
-            raise ValueError(
-                f"the trace holds {len(self.passes)} forwards; there is no number {call}"
-            )
-        fresh, cached = self.passes[call].visual(self.layers)
+        self._check_held(call)
+        fresh, cached = self.passes[call - self.forgotten].visual(self.layers)
         return (fresh + cached).tolist()
+
+    def _check_held(self, call: int) -> None:
+        if not 0 <= call < self.calls:
+            raise ValueError(f"the trace holds {self.calls} forwards; there is no number {call}")
+        if call < self.forgotten:
+            raise ValueError(
+                f"forward {call} has left the trace, which holds the newest {self.last}; give a larger trace_last, "
+                "or None to hold all"
+            )
+
+    def whole(self) -> list[Pass]:
+        """All forwards since `apply`, for what adds up over them.
+
+        Raises:
+            ValueError: some are forgotten.
+        """
+        if self.forgotten:
+            self._check_held(0)
+        return self.passes
 
     def mean_kept(self) -> float:
         """Share of the visual tokens that a layer sees in the prefills, mean over layers, samples
-        and prefills.
+        and prefills; forgotten ones count, too.
         """
-        shares = []
-        for done in (p for p in self.passes if p.step == 0):
-            fresh, cached = done.visual(self.layers)
-            start = done.total.cpu()
-            has = start > 0
-            if bool(has.any()):
-                shares.append(((fresh + cached)[:, has] / start[has]).mean().item())
-        return sum(shares) / len(shares) if shares else 1.0
+        return self._mean(self._kept, self._share_kept, 1.0)
 
     def lost(self) -> float:
         """Share of the visual tokens that nobody speaks for at the end, mean over samples and
-        forwards that cut.
+        forwards that cut; forgotten ones count, too.
 
         It is 0 without weights. A method that weighs lets every kept token speak for what joined
         it. What an image held is lost if the image keeps nothing.
         """
-        shares = []
+        return self._mean(self._lost, _share_lost, 0.0)
+
+    def _mean(self, before: Mean, share: Callable[[Pass], float | None], none: float) -> float:
+        """Of the forgotten forwards and those held; `none` where there is no share to take."""
+        found = replace(before)
         for done in self.passes:
-            gone = sum(tokens for _, tokens in done.lost)
-            has = done.total > 0
-            if isinstance(gone, Tensor) and bool(has.any()):
-                shares.append((gone[has] / done.total[has]).mean().item())
-        return sum(shares) / len(shares) if shares else 0.0
+            found.add(share(done))
+        return found.total / found.count if found.count else none
+
+    def _share_kept(self, done: Pass) -> float | None:
+        """Of one prefill, mean over layers and samples; None of a decode step or without images."""
+        if done.step:
+            return None
+        fresh, cached = done.visual(self.layers)
+        start = done.total.cpu()
+        has = start > 0
+        return ((fresh + cached)[:, has] / start[has]).mean().item() if bool(has.any()) else None
 
     def save(self, path: str | Path) -> None:
-        """Writes the rows as JSON."""
+        """Writes the rows of the forwards that are held, as JSON."""
         body = {
             "layers": self.layers,
             "methods": self.methods,
+            "forgotten": self.forgotten,
             "fields": Row._fields,
             "kept": self.kept,
         }
-        Path(path).write_text(json.dumps(body))
+        write_text(path, json.dumps(body))
+
+
+def _share_lost(done: Pass) -> float | None:
+    """Of one forward, mean over samples; None where no method that weighs has cut."""
+    gone = sum(tokens for _, tokens in done.lost)
+    has = done.total > 0
+    if isinstance(gone, Tensor) and bool(has.any()):
+        return (gone[has] / done.total[has]).mean().item()
+    return None

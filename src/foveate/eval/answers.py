@@ -49,7 +49,7 @@ def fingerprint(model: Any) -> str:
 def answer(
     loaded: Loaded,
     samples: Sequence[Sample],
-    methods: Sequence[Method],
+    methods: Sequence[Method | str],
     shape: Shapes,
     lengths: Sequence[int] | None = None,
     decoding: Decoding = GREEDY,
@@ -65,7 +65,10 @@ def answer(
         decoding: how. The work of all beams is their sample's; what is kept is told of the first.
     """
     model = loaded.model
-    inputs = loaded.encode([(sample.images(), sample.prompt) for sample in samples])
+    inputs = loaded.encode(
+        [(sample.images(), sample.prompt) for sample in samples],
+        earlier=[sample.earlier for sample in samples],
+    )
     longest = max(lengths) if lengths else samples[0].max_new_tokens
     least = {"min_new_tokens": longest} if lengths else {}
     with apply(model, *methods) as trace, decoding.seeded(samples[0].key):
@@ -115,7 +118,7 @@ def evaluate(
     loaded: Loaded,
     samples: Sequence[Sample],
     spec: str,
-    methods: Sequence[Method],
+    methods: Sequence[Method | str],
     size: int,
     *,
     among: Processes = ALONE,

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..core.method import SOON, Method
 from ..engine.apply import apply
 from ..engine.assumptions import cache_name
+from ..methods import as_methods
 from ..models.loaded import Loaded
 
 
@@ -74,9 +75,9 @@ def reference(loaded: Loaded, inputs: dict[str, Tensor], max_new_tokens: int) ->
 
 
 @torch.inference_mode()
-def divergence(loaded: Loaded, given: Reference, methods: Sequence[Method]) -> Divergence:
+def divergence(loaded: Loaded, given: Reference, methods: Sequence[Method | str]) -> Divergence:
     """How far the model under `methods` is from the unpruned one on a reference."""
-    got = _forced(loaded, given.inputs, given.answer, methods)
+    got = _forced(loaded, given.inputs, given.answer, as_methods(methods))
     kl = (given.wanted.exp() * (given.wanted - got)).sum(-1)
     same = given.wanted.argmax(-1) == got.argmax(-1)
     return Divergence(kl.mean().item(), same.float().mean().item(), kl.max().item())

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import append_text, read_text, write_text
+
 
 @dataclass(frozen=True)
 class Record:
@@ -56,7 +58,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     """
     path = folder / "run.json"
     if path.is_file():
-        there = json.loads(path.read_text())
+        there = _identity(path)
         other = [key for key in identity if there.get(key) != identity[key]]
         if other:
             found = ", ".join(f"{key} {there.get(key)!r} (now {identity[key]!r})" for key in other)
@@ -66,15 +68,23 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(identity, indent=1))
+    write_text(part, json.dumps(identity, indent=1))
     part.replace(path)
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """What a folder's run is of."""
+    try:
+        return dict(json.loads(read_text(path)))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); give another folder") from error
 
 
 def read(folder: Path, sizes: Sequence[int]) -> dict[int, list[Record]]:
     """Whole batches of one method by number; `sizes` are the samples of each. Torn lines and batches are left out."""
     found: dict[int, dict[int, Record]] = {}
     for path in sorted(folder.glob("process-*.jsonl")):
-        for line in path.read_text().splitlines():
+        for line in read_text(path).splitlines():
             with suppress(json.JSONDecodeError, TypeError):
                 record = Record(**json.loads(line))
                 found.setdefault(record.batch, {})[record.sample] = record
@@ -86,7 +96,4 @@ def append(folder: Path, process: int, records: Sequence[Record]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"process-{process}.jsonl"
     torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a") as file:
-        file.write("\n" * torn + "".join(json.dumps(asdict(r)) + "\n" for r in records))
-        file.flush()
-        os.fsync(file.fileno())
+    append_text(path, "\n" * torn + "".join(json.dumps(asdict(r)) + "\n" for r in records))

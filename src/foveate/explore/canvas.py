@@ -7,6 +7,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from ..files import writing
+
 COLORS = {"system": "#8c8c8c", "image": "#d1495b", "instruction": "#30638e", "response": "#edae49"}
 
 
@@ -30,4 +32,5 @@ def save(figure: Any, path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
-    figure.savefig(path, dpi=150)
+    with writing(path):
+        figure.savefig(path, dpi=150)

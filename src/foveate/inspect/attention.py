@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,41 @@ from torch import nn
 
 from ..core.features import shares_by_type
 from ..core.method import Method
+from ..core.tokens import Kind
 from ..core.view import View
 from ..engine.apply import apply
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Paid:
+    """Attention that the newest token of each step paid, mean over heads.
+
+    Attributes:
+        shares: to the four types, by layer.
+        tokens: to each visual token of the prompt, mean over layers too; 0 where it was dropped.
+    """
+
+    shares: Float[np.ndarray, "S L 4"]
+    tokens: Float[np.ndarray, "S N"]
+
+
 def attention_shares(
-    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method
+    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method | str
 ) -> Float[np.ndarray, "S L 4"]:
     """Shares of the four types for every step and layer of one greedy answer, mean over heads.
+
+    Args and Raises: as `attention_paid`.
+    """
+    return attention_paid(model, inputs, max_new_tokens, *methods).shares
+
+
+@torch.inference_mode()
+def attention_paid(
+    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method | str
+) -> Paid:
+    """Attention at every step of one greedy answer.
+
+    The rows that this recomputes are counted in the trace of the run; take costs from another one.
 
     Args:
         model: of a supported family, as for `apply`.
@@ -36,18 +63,22 @@ def attention_shares(
         raise ValueError(
             f"inputs hold {samples} samples; give one at a time, for answers differ in length"
         )
-    steps: list[list[np.ndarray]] = []
+    shares: list[list[np.ndarray]] = []
+    tokens: list[list[np.ndarray]] = []
 
     def record(view: View) -> None:
         if view.layer == 0:
-            steps.append([])
-        else:
-            steps[-1].append(shares_by_type(view).mean(1)[0].cpu().numpy())
+            shares.append([])
+            tokens.append([])
+            return
+        shares[-1].append(shares_by_type(view).mean(1)[0].cpu().numpy())
+        row = view.attention(view.newest)[0, :, 0].mean(0)  # of the layer before (C)
+        tokens[-1].append(row[view.tokens.are(Kind.IMAGE)[0]].cpu().numpy())
 
     chosen: Any = model
     with apply(model, *methods, watch=record):
         chosen.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return np.array(steps)
+    return Paid(np.array(shares), np.array(tokens).mean(1))
 
 
 def mean_over_answers(answers: list[np.ndarray]) -> Float[np.ndarray, "S L 4"]:

@@ -8,33 +8,45 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
-from torch import nn
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
 from ..core.method import Method
+from ..core.scores import Even
 from ..core.tokens import Kind
 from ..core.view import View
 from ..engine.apply import apply
+from ..engine.trace import Trace
 
 
 @dataclass(frozen=True)
 class KeptSets:
-    """The tokens alive in the last layer at each step of one answer.
+    """The visual tokens of the prompt, in order, at each step of one answer.
 
     Attributes:
-        alive: over all visual tokens of the prompt, in order.
+        reached: how many layers attended to each token. A layer holds no token that a layer before
+            it has dropped, so this says for every layer what it kept.
+        layers: depth of the decoder.
         grid: (rows, columns) of each image's tokens, or None where they form no grid.
         answer: token ids of the answer; step t ran with its first t words known.
+        trace: of the run; its last method is the onlooker that noted the rest.
     """
 
-    alive: Bool[np.ndarray, "S N"]
+    reached: Int[np.ndarray, "S N"]
+    layers: int
     grid: tuple[int, int] | None
     answer: list[int]
+    trace: Trace
+
+    @property
+    def alive(self) -> Bool[np.ndarray, "S N"]:
+        """The tokens that the last layer attended to."""
+        return self.reached == self.layers
 
 
 @torch.inference_mode()
 def kept_sets(
-    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method
+    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, *methods: Method | str
 ) -> KeptSets:
     """Records one greedy answer.
 
@@ -52,16 +64,21 @@ def kept_sets(
     steps: list[np.ndarray] = []
     grids: list[tuple[int, int] | None] = []
 
-    def record(view: View) -> None:
-        if view.layer != view.layers:
-            return
+    def look(view: View) -> Int[Tensor, " B"]:
         columns = view.tokens.are(Kind.IMAGE)[0].nonzero()[:, 0]
-        steps.append(torch.isin(columns, view.visual[0][view.mask[0]]).cpu().numpy())
-        grids.append(view.tokens.grid)
+        if view.layer == 0:
+            steps.append(np.zeros(len(columns), dtype=np.int64))
+            grids.append(view.tokens.grid)
+        steps[-1] += torch.isin(columns, view.visual[0][view.mask[0]]).cpu().numpy()
+        return view.alive
 
+    # The last method sees what the others have decided before each layer. It keeps all itself, so
+    # it never ranks.
+    onlooker = Method(Even(), look, name="onlooker")
     chosen: Any = model
-    with apply(model, *methods, watch=record):
+    with apply(model, *methods, onlooker) as trace:
         out = chosen.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    if not steps[0].size:
+    if not steps or not steps[0].size:
         raise ValueError("the prompt holds no visual tokens")
-    return KeptSets(np.stack(steps), grids[0], out[0, inputs["input_ids"].shape[1] :].tolist())
+    answer = out[0, inputs["input_ids"].shape[1] :].tolist()
+    return KeptSets(np.stack(steps), trace.layers, grids[0], answer, trace)

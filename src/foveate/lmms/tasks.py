@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..eval.tasks import bundled
+from ..files import write_text
 from ..world.draw import draw
 from ..world.scenes import sample
 
@@ -53,12 +54,13 @@ def write(folder: Path, samples: int = 200) -> None:
         for s in asked
     ]
     data = folder / "questions.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "visuals.py").write_text(
-        "from foveate.lmms.tasks import doc_to_visual, process_results  # noqa: F401\n"
+    write_text(data, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(
+        folder / "visuals.py",
+        "from foveate.lmms.tasks import doc_to_visual, process_results  # noqa: F401\n",
     )
-    (folder / "foveate_questions.yaml").write_text(
-        _YAML.format(data=json.dumps(str(data.resolve())))
+    write_text(
+        folder / "foveate_questions.yaml", _YAML.format(data=json.dumps(str(data.resolve())))
     )
 
 

@@ -28,7 +28,7 @@ from .psigmoid import psigmoid as psigmoid
 from .random import random as random
 from .schedule import schedule as schedule
 from .sparsevlm import sparsevlm as sparsevlm
-from .spec import knobs, parse, score_of
+from .spec import as_methods, knobs, parse, score_of
 from .st3 import st3 as st3
 from .tome import tome as tome
 from .visionzip import visionzip as visionzip
@@ -41,6 +41,7 @@ Factory = Callable[..., Method]
 
 __all__ = [
     "Factory",
+    "as_methods",
     "cdpruner",
     "dart",
     "divprune",

@@ -1,4 +1,4 @@
-"""CDPruner: a determinantal point process over the tokens, conditioned on the instruction."""
+"""CDPruner: diverse tokens that suit the instruction."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
@@ -31,7 +32,9 @@ class Determinantal(Rank):
         states = picture.states()
         weight = self.relevance(picture, states)
         kernel = weight[:, None] * picture.cosines(states, states).fill_diagonal_(1.0) * weight
-        turn = torch.full((len(picture),), float(len(picture)), device=kernel.device)
+        turn = torch.full(
+            (len(picture),), float(len(picture)), device=kernel.device, dtype=torch.float32
+        )
         gain = kernel.diagonal().clone()
         basis = kernel[:0]
         for number in range(min(count, len(picture))):
@@ -54,12 +57,13 @@ class Determinantal(Rank):
             rows >= 0
         )
         if not self.relevant or not bool(asking.any()):
-            return torch.ones(len(picture), device=states.device)
+            return torch.ones(len(picture), device=states.device, dtype=torch.float32)
         words = picture.view.hidden[picture.sample][asking].float()
         near = picture.cosines(states, words).mean(1)
         return (near - near.min() + 1e-6) / (near.max() - near.min()).clamp(min=1e-6)
 
 
+@checked
 def cdpruner(
     layer: int = 0,
     keep: float | int = 0.25,
@@ -71,6 +75,8 @@ def cdpruner(
     Paper: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in
     MLLMs", Zhang et al., arXiv 2506.10967 (conditional determinantal point process, fast greedy
     MAP). Checked against the authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: the paper's relevance compares patches with the instruction in CLIP's shared space,
     and its code takes the *negative* of that cosine, as CLIP's patches have it. Stock models hold

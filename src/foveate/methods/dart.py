@@ -1,4 +1,4 @@
-"""DART: keep what duplicates a few pivot tokens least."""
+"""DART: tokens that duplicate a few pivots least."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs, Score
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import asking
@@ -48,7 +49,7 @@ class LeastDuplicate(Score):
         left = (counts - (old | first).sum(1)).clamp(min=0)
         turns = valid.sum(1)
         rank = valid.cumsum(1) - 1
-        score = old * (picks.shape[1] + 2.0) + first * (picks.shape[1] + 1.0)
+        score = old.float() * (picks.shape[1] + 2) + first.float() * (picks.shape[1] + 1)
         # The pivots take turns: of what the budget leaves, each takes an equal share of those least
         # like it, and the first of them one more each where it does not divide. Later turns choose
         # among what has no score yet.
@@ -57,7 +58,7 @@ class LeastDuplicate(Score):
                 left // turns.clamp(min=1) + (rank[:, turn] < left % turns.clamp(min=1))
             ) * valid[:, turn]
             chosen = top(-alike[:, turn], here & (score == 0), share)
-            score = score + chosen * float(picks.shape[1] - turn)
+            score = score + chosen.float() * (picks.shape[1] - turn)
         return score
 
     def _pivots(
@@ -83,12 +84,15 @@ class LeastDuplicate(Score):
         return torch.cat([seen, said], 1), torch.cat([first.gather(1, order), columns >= 0], 1)
 
 
+@checked
 def dart(layer: int = 2, keep: float | int = 0.25, pivots: int = 4, text_pivots: int = 4) -> Method:
     """Before layer `layer`, keep a few pivots and the visual tokens that duplicate them least.
 
     Paper: "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters
     More", Wen et al., arXiv 2502.11494: pivots by the norm of their keys; of the rest those whose
     cosine similarity to a pivot is least, each pivot choosing an equal share in turn.
+
+    Where: inside the language model; layer 2.
 
     Deviations: keys are rotated ones, of the layer before; similarity is of the states that enter
     the layer, as the paper writes it (the code passes them through the decoder's last norm first).

@@ -1,19 +1,23 @@
-"""DivPrune: the tokens that lie farthest from one another."""
+"""DivPrune: tokens farthest from one another."""
 
 from __future__ import annotations
 
 from ..core.diversity import MaxMin
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, Share
 from ..core.schedules import spelled
 
 
+@checked
 def divprune(layer: int = 0, keep: float | int = 0.25) -> Method:
     """Before layer `layer`, keep the visual tokens of each image that are most diverse.
 
     Paper: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", Alvar et
     al., arXiv 2503.02175, (max-min diversity, solved greedily; distance is one minus the cosine of
     the tokens). Checked against the authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: each image of a sample is a problem of its own. Original positions are kept.
 

@@ -1,18 +1,22 @@
-"""Plain spatial downsampling: the control that often wins."""
+"""Downsample: tokens spread evenly over the image."""
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import Even
 from ..core.weighing import Cell, Mean
 
 
+@checked
 def downsample(layer: int = 0, keep: float | int = 0.25, pool: bool = False) -> Method:
     """Before layer `layer`, keep an evenly spread subset of each image's tokens.
 
     Paper: none; a mandatory control, since it often beats published methods (VTC-Bench, arXiv
     2510.07143).
+
+    Where: before the language model; layer 0.
 
     Deviations: tokens are thinned out after the tower, in the order of Bayer's dither matrix (a
     quarter is every second row and column); VTC-Bench shrinks the picture itself. Where a family's

@@ -1,12 +1,14 @@
-"""DyMU: simple images merge into fewer tokens than complex ones."""
+"""DyMU: merges alike tokens, by a threshold."""
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.matching import IntoOwners, Left, LeftFirst, Matching
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, MixImage, Share
 
 
+@checked
 def dymu(layer: int = 0, threshold: float = 0.9) -> Method:
     """Before layer `layer`, merge all visual tokens of an image that are more alike than a
     threshold.
@@ -14,6 +16,8 @@ def dymu(layer: int = 0, threshold: float = 0.9) -> Method:
     Paper: "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs", Wang et al., arXiv
     2504.17040: bipartite matching as in ToMe, but by a threshold, so that an image's count follows
     its complexity. Checked with the authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: done after the tower, not between its layers, by the keys of the layer whose output
     the model reads. The paper sets a threshold per layer from a batch of images so that a wished

@@ -1,14 +1,16 @@
-"""FastV: one cut, by what the last prompt token looks at."""
+"""FastV: what the last prompt token attends to."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import Cut, spelled
 from ..core.scores import RANKINGS, Ranking
 
 
+@checked
 def fastv(
     layer: int = 2,
     keep: float | int | None = None,
@@ -19,6 +21,8 @@ def fastv(
     """Before layer `layer`, keep the visual tokens that the last prompt token attends to most.
 
     Paper: "An Image is Worth 1/2 Tokens After Layer 2", Chen et al., arXiv 2403.06764 (K, R).
+
+    Where: inside the language model; layer 2.
 
     Deviations: the score is the last prompt token's attention in layer K-1, mean over heads, as in
     the authors' code; ``ranking="received"`` is what the text says. Original positions are kept.

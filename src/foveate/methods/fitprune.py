@@ -1,4 +1,4 @@
-"""FitPrune: a few tokens leave at every layer, as many as attention statistics allow."""
+"""FitPrune: some leave at every layer; fitted counts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs, Schedule, Score
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import PerLayer, number_kept, spelled, tokens_kept
 from ..core.scores import asking, packed, sum_over_rows
@@ -96,6 +97,7 @@ class Published(Schedule):
         return 1.0 - sum(LEAVE[: layer * len(LEAVE) // layers]) / 576
 
 
+@checked
 def fitprune(keep: tuple[float, ...] | None = None) -> Method:
     """At every layer some tokens leave: those that neither visual tokens nor the instruction attend
     to.
@@ -105,6 +107,8 @@ def fitprune(keep: tuple[float, ...] | None = None) -> Method:
     maximum over heads, multiplied; counts by the statistics recipe, which is
     `foveate.tune.fit_prune`, and `foveate search --algorithm fitprune` for any budget. Read in the
     abstract and in the authors' code.
+
+    Where: inside the language model; each layer.
 
     Deviations: a token leaves before the next layer, not between a layer's attention and its MLP as
     in the authors' code, so that what leaves in layer l here is missing from layer l + 1 on.

@@ -1,4 +1,4 @@
-"""FlowCut-like: what flows through a token over the tower's depth."""
+"""FlowCut-like: tokens through which most flows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
@@ -26,7 +27,7 @@ class Flow(Rank):
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Scores in [0, 1]."""
-        total = torch.zeros(len(picture), device=picture.places.device)
+        total = torch.zeros(len(picture), device=picture.places.device, dtype=torch.float32)
         for layer in self.own.tower:
             strength = picture.of(picture.view.tower.values(layer)).abs().sum(
                 (-1, -2)
@@ -36,6 +37,7 @@ class Flow(Rank):
         return total
 
 
+@checked
 def flowcut(layer: int = 0, keep: float | int = 0.25, fade: float = 0.5) -> Method:
     """Before layer `layer`, keep the tokens through which most flows in the vision tower, counted
     over its depth.
@@ -43,6 +45,8 @@ def flowcut(layer: int = 0, keep: float | int = 0.25, fade: float = 0.5) -> Meth
     Paper: "FlowCut: Rethinking Redundancy via Information Flow for Efficient Vision-Language
     Models", Tong et al., arXiv 2505.19536: importance from the strength of [CLS] attention and the
     size of values, accumulated over layers.
+
+    Where: before the language model; layer 0.
 
     Deviations: FlowCut-like, beside the authors' code: that prunes inside the tower, at every
     second layer, at a rate set by the entropy of attention; to the attention it adds how like [CLS]

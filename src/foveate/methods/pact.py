@@ -1,6 +1,4 @@
-"""PACT: unimportant tokens leave, the others are clustered, and every cluster weighs as many tokens
-as it holds.
-"""
+"""PACT: clusters important tokens and weighs them."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, Count, EachImage, Into, MixImage, Picture, Rank, Share
 from ..core.schedules import spelled
@@ -121,6 +120,7 @@ def distance_bounded(distance: Float[Tensor, "m m"], cutoff: float) -> Bool[Tens
     return centres
 
 
+@checked
 def pact(layer: int = 4, important: float = 0.55, cutoff: float = 0.21) -> Method:
     """Before layer `layer`, cluster the important visual tokens of each image by their keys, and
     weigh the clusters.
@@ -131,6 +131,8 @@ def pact(layer: int = 4, important: float = 0.55, cutoff: float = 0.21) -> Metho
     unimportant ones within 1.5 cutoffs of a centre are taken back into mean and weight, and others
     vanish. Clustering was checked against the authors' code; the importance is from notes on the
     paper.
+
+    Where: inside the language model; layer 4.
 
     Deviations: each image of a sample is a problem of its own, and important tokens are a share of
     it. Keys are those of the layer about to run, rotated, as in the code; queries and keys of the

@@ -1,15 +1,17 @@
-"""PyramidDrop: a share of what is left leaves after each stage of the decoder."""
+"""PyramidDrop: drops a share after each decoder stage."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import spelled
 from ..core.scores import LastQuery
 from ..core.stairs import Stairs
 
 
+@checked
 def pdrop(
     keep: float = 0.5,
     layers: tuple[float | int, ...] = (0.25, 0.5, 0.75),
@@ -22,6 +24,8 @@ def pdrop(
     Paper: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual
     Redundancy Reduction", Xing et al., arXiv 2410.17247: stage s runs with lambda^s of the tokens,
     ranked by the query of the last instruction token against the visual keys.
+
+    Where: inside the language model; stages.
 
     Deviations: the authors' code ranks by the projections of the layer about to run
     (``rank="own"``, the default, which projects that layer's keys once more); ``rank="before"`` is

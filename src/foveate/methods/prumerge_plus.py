@@ -1,18 +1,22 @@
-"""PruMerge+: PruMerge's outliers, and evenly spaced tokens beside them."""
+"""PruMerge+: outliers and a grid; merges the rest."""
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.method import Method
 from .prumerge import outliers_kept
 from .prumerge.outliers import Merging
 
 
+@checked
 def prumerge_plus(layer: int = 0, merging: Merging = "nearest") -> Method:
     """Before layer `layer`, keep outliers of the tower's attention and evenly spaced tokens, and
     merge the rest.
 
     Paper: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", Shang
     et al., arXiv 2403.15388 (PruMerge+). Checked against the authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: the paper does not say how many tokens are spaced; as in the authors' code their
     distance is a third of the mean distance of the outliers, so that there are about three for

@@ -1,4 +1,4 @@
-"""P-Sigmoid's curve: shares that fall over the decoder's depth, at a given mean."""
+"""P-Sigmoid: shares that fall like a sigmoid."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core.contract import Schedule
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import check_keep, number_kept, spelled, tokens_kept
 from ..core.scores import RANKINGS, Ranking
@@ -74,6 +75,7 @@ class Sigmoid(Schedule):
         return falling(layers, self.mean, self.slope, self.floor, self.first)
 
 
+@checked
 def psigmoid(
     keep: float = 0.5,
     slope: float = 0.5,
@@ -87,6 +89,8 @@ def psigmoid(
     Paper: "Accelerating Multimodel Large Language Models by Searching Optimal Vision Token
     Reduction", Zhao et al., arXiv 2412.00556, P-Sigmoid: keep(l) = 1 / (1 + exp(k (l - alpha))), k
     > 0; alpha follows from the budget.
+
+    Where: inside the language model; each layer.
 
     Deviations: only the paper's abstract is public to us, so the method is a reconstruction. The
     slope is given here; the paper finds it by Bayesian optimisation. The budget is the mean share

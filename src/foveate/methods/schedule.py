@@ -1,4 +1,4 @@
-"""A searched schedule from its file: G-Search, P-Sigmoid, and whatever else `foveate search` finds."""
+"""Searched schedule: the share that a search found per layer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from ..artefacts.schedules import ScheduleFile, load_schedule
+from ..core.knobs import checked
 from ..core.method import MergeKind, Method, WeighKind
 from .spec import score_of
 
 
+@checked
 def schedule(
     path: str | ScheduleFile,
     ranking: str | None = None,
@@ -26,12 +28,15 @@ def schedule(
     Reduction", Zhao et al., arXiv 2412.00556; `foveate search` is its G-Search and P-Sigmoid, and
     other searches beside them.
 
+    Where: inside the language model; each layer.
+
     Deviations: only the paper's abstract is public to us, so the method is a reconstruction. Tokens
     are ranked anew before every layer that drops some, by the attention of the layer before.
     Original positions are kept.
 
     Args:
-        path: the JSON file that `foveate search` wrote, or what `foveate.load_schedule` read.
+        path: the JSON file that `foveate search` wrote, the name of a bundled one, such as
+            scenes-gsearch, or what `foveate.load_schedule` read.
         ranking: by what tokens are ranked, if not as in the search; a ranking of
             `core.scores.RANKINGS`, or a method, whose score it is then. What that method makes of
             dropped tokens is left out.

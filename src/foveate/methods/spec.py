@@ -186,6 +186,32 @@ def parse(text: str) -> list[Method]:
     return made
 
 
+def as_methods(given: Iterable[Method | str] | str) -> tuple[Method, ...]:
+    """Methods as they are, and those that texts name, in order.
+
+    Args:
+        given: methods, and texts as `parse` takes them; or one text alone.
+
+    Raises:
+        TypeError: something is neither.
+        ValueError: a text is wrong; see `parse`.
+    """
+    found: list[Method] = []
+    for one in [given] if isinstance(given, str) else given:
+        if isinstance(one, str):
+            found += parse(one)
+        elif isinstance(one, Method):
+            found.append(one)
+        else:
+            name = getattr(one, "__name__", "")
+            call = f"; call it: {name}()" if name in methods.factories() else ""
+            raise TypeError(
+                f"got {type(one).__name__} {one!r}{call}. Expected a Method, such as foveate.methods.fastv(), or text, "
+                "such as 'fastv:keep=0.5'"
+            )
+    return tuple(found)
+
+
 def score_of(text: str) -> Score:
     """The score that `text` names: a ranking (`core.scores.RANKINGS`), or a method's, as ``dart``
     or ``dart:pivots=8``.

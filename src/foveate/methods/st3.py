@@ -1,6 +1,4 @@
-"""ST3-like: fewer visual tokens from stage to stage of the decoder, and from word to word of the
-answer.
-"""
+"""ST3-like: fewer per stage, fewer as answers grow."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core.contract import Schedule
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import check_depth, check_keep, number_kept, spelled, tokens_kept
 from ..core.scores import LastQuery
@@ -82,6 +81,7 @@ class Annealed(Schedule):
         return self.floor + (1.0 - self.floor) * left
 
 
+@checked
 def st3(
     layer: int = 2,
     stride: int = 2,
@@ -97,6 +97,8 @@ def st3(
     Paper: "ST3: Accelerating Multimodal Large Language Model by Spatial-Temporal Visual Token
     Trimming", Zhuang et al., arXiv 2412.20105: progressive pruning over layers, annealing over
     generated tokens.
+
+    Where: while the answer grows; stages.
 
     Deviations: built from the paper's abstract alone, so this is a method of its kind. Layers that
     skip attention are not modelled. Tokens are ranked by the newest token's attention in the layer

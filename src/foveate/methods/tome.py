@@ -1,13 +1,15 @@
-"""ToMe: tokens that are alike merge, two by two."""
+"""ToMe: merges the most alike tokens in pairs."""
 
 from __future__ import annotations
 
+from ..core.knobs import checked
 from ..core.matching import IntoOwners, LeftFirst, Matching
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, MixImage, Share
 from ..core.schedules import spelled
 
 
+@checked
 def tome(layer: int = 0, keep: float | int = 0.25, rounds: int = 8) -> Method:
     """Before layer `layer`, merge the visual tokens of each image whose keys in the vision tower
     are most alike.
@@ -15,6 +17,8 @@ def tome(layer: int = 0, keep: float | int = 0.25, rounds: int = 8) -> Method:
     Paper: "Token Merging: Your ViT But Faster", Bolya et al., arXiv 2210.09461: bipartite soft
     matching by keys (mean over heads), the most similar pairs of a round become their mean,
     weighted by size.
+
+    Where: before the language model; layer 0.
 
     Deviations: done after the tower, not between its layers: stock towers and projectors give as
     many tokens as the prompt has places, so the tower's own cost stays what it was. All rounds

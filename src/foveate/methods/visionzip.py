@@ -1,4 +1,4 @@
-"""VisionZip: the tokens that the tower itself looks at, and a few that stand for the rest."""
+"""VisionZip: what the tower attends to; rest merged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import (
     ByImage,
@@ -57,8 +58,8 @@ class DominantContextual(Rank):
         )
         dominant = ~targets & (place < count - int(targets.sum()))
         return (
-            dominant * 2.0
-            + targets * 1.0
+            dominant.float() * 2.0
+            + targets.float()
             + attention / attention.max().clamp(min=1e-30) * ~targets / 2
         )
 
@@ -76,7 +77,7 @@ class IntoContextual(Mix):
         self, picture: Picture, stay: Bool[Tensor, n], counts: Int[Tensor, B]
     ) -> Float[Tensor, "n n"]:
         """Weights of the merge."""
-        itself = torch.eye(len(picture), device=stay.device)
+        itself = torch.eye(len(picture), device=stay.device, dtype=torch.float32)
         targets = self._targets(picture, stay, counts)
         if not bool(targets.any()):
             return itself
@@ -114,6 +115,7 @@ class IntoContextual(Mix):
         return self.base.targets(picture, shares[picture.sample, picture.image]) & stay
 
 
+@checked
 def visionzip(
     layer: int = 0,
     keep: float | int = 0.25,
@@ -127,6 +129,8 @@ def visionzip(
     arXiv 2412.04467: dominant tokens by attention from [CLS], or from all where there is none; of
     the others, evenly spaced targets take in those most similar to them by key. Checked against the
     authors' code.
+
+    Where: before the language model; layer 0.
 
     Deviations: tokens merge after the projector, not before it, and the [CLS] token, which stock
     models do not pass on, is not among the dominant. ``merging="sum"`` is the authors' code, which

@@ -1,4 +1,4 @@
-"""VisPruner: important tokens by the tower's attention, and diverse ones among the rest."""
+"""VisPruner: attended by the tower, plus diverse ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import ByImage, EachImage, Picture, Rank, Share
 from ..core.schedules import spelled
@@ -34,7 +35,7 @@ class ImportantDiverse(Rank):
         rest = order[first:]
         diverse = count - first
         turn = 0
-        score = torch.zeros(len(picture), device=states.device)
+        score = torch.zeros(len(picture), device=states.device, dtype=torch.float32)
         score[order[:first]] = 2.0
         while len(rest) > max(1, diverse):
             # Every second token is compared with the others; those most like one of them leave, a
@@ -52,6 +53,7 @@ class ImportantDiverse(Rank):
         return score
 
 
+@checked
 def vispruner(layer: int = 0, keep: float | int = 0.25, important: float = 0.5) -> Method:
     """Before layer `layer`, keep the tokens the vision tower attends to, and diverse ones among the
     rest.
@@ -59,6 +61,8 @@ def vispruner(layer: int = 0, keep: float | int = 0.25, important: float = 0.5) 
     Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in
     VLMs", Zhang et al., arXiv 2412.01818: of the tokens that are not important, those most like
     another are removed, a few at a time, by matching every second token with the others.
+
+    Where: before the language model; layer 0.
 
     Deviations: checked against the authors' code. Between rounds the rest stays in the order of its
     attention; the code reorders it. An odd count's half is rounded up (the code: down). Attention

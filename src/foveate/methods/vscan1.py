@@ -1,4 +1,4 @@
-"""VScan's first stage: what the whole image shows, and what each part of it shows."""
+"""VScan, first stage: what the whole image and its parts show."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.contract import Needs
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.pictures import (
     ByImage,
@@ -73,6 +74,7 @@ class IntoSimilar(Into):
         return nearest(picture.cosines(states, states), stay)
 
 
+@checked
 def vscan1(
     layer: int = 0,
     keep: float | int = 0.25,
@@ -85,6 +87,8 @@ def vscan1(
 
     Paper: "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models",
     Zhang et al., arXiv 2505.22654: the first of two stages; compose with `vscan2` for the second.
+
+    Where: before the language model; layer 0.
 
     Deviations: read in the abstract and in the authors' code, as which the local scan chooses first
     and the global one among the rest, and windows are a fixed number per side (4 of 6 x 6 tokens).

@@ -1,15 +1,17 @@
-"""VScan's second stage: one cut in the middle of the decoder."""
+"""VScan, second stage: last prompt token's attention, mid-depth."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from ..core.knobs import checked
 from ..core.method import Method
 from ..core.schedules import spelled
 from ..core.scores import LastQuery
 from ..core.stairs import Stairs
 
 
+@checked
 def vscan2(
     keep: float | int = 0.5, layer: int | None = None, rank: Literal["before", "own"] = "before"
 ) -> Method:
@@ -20,6 +22,8 @@ def vscan2(
     at a middle layer, 16 of LLaVA-1.5-7B's 32), since early layers favour late positions and middle
     ones look at the image. Its first stage, in the vision tower, is a method of its own; give both
     as ``vscan1:...+vscan2:...``.
+
+    Where: inside the language model; mid-depth.
 
     Deviations: the attention is that of the layer before the cut, mean over heads, as for FastV;
     the authors' code ranks by the projections of the layer about to run (``rank="own"``, which

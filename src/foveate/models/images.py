@@ -65,7 +65,14 @@ def check_image(source: Any) -> None:
 
 def beside(name: str, folder: Path) -> str | Path:
     """A picture named in a file of `folder`: a path is relative to the folder, anything else stays as it is."""
-    return name if _on_web(name) or name.startswith(("file://", "data:")) else folder / name
+    if _on_web(name) or name.startswith(("file://", "data:")):
+        return name
+    return folder / _at_home(name)
+
+
+def _at_home(name: str) -> Path:
+    """The path of a name, in which `~/` is the user's folder."""
+    return Path(name).expanduser() if name.startswith("~/") else Path(name)
 
 
 def _on_web(source: Any) -> bool:
@@ -95,12 +102,9 @@ def _guarded(shown: str, read: Callable[[], Image.Image]) -> Image.Image:
         raise ValueError(
             f"cannot read {shown!r} as an image: its format is unknown, or it is damaged"
         ) from error
-    except (
-        OSError,
-        SyntaxError,
-        EOFError,
-        MemoryError,
-    ) as error:  # Pillow's words for damaged and truncated files
+    except ValueError:
+        raise
+    except Exception as error:  # decoders raise whatever they like, of damaged and truncated files
         raise ValueError(f"cannot read {shown!r} as an image: {error}") from error
 
 
@@ -116,13 +120,13 @@ def _read(source: str | Path, shown: str) -> Image.Image:
         return _from_file(Path(url2pathname(unquote(urlsplit(source).path))))
     if source.startswith("data:"):
         return _from_data_uri(source, shown)
-    return _from_file(Path(source)) if names_file(source) else _from_base64(source, shown)
+    return _from_file(_at_home(source)) if names_file(source) else _from_base64(source, shown)
 
 
 def names_file(text: str) -> bool:
     """Whether there is a file of that name. A long prompt or a base64 text is too long for a name."""
     try:
-        return Path(text).is_file()
+        return _at_home(text).is_file()
     except (OSError, ValueError):
         return False
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from ..engine.anatomy import hollow
 from .loaded import Loaded
 from .processors import load_processor, pictures_only, pictures_only_note
 from .smol.assemble import LEARNED, load_smol
@@ -66,6 +67,33 @@ def load(
     if pictures_only(processor):
         print(f"note: {name}: {pictures_only_note(processor)}", file=sys.stderr)
     return Loaded(model.to(device).eval(), processor, name, revision)
+
+
+def without_weights(name: str, revision: str | None = None) -> Loaded:
+    """A model without its weights, and its processor: enough to count tokens and costs.
+
+    Of "smol" the whole is loaded, since its processor is put together with its language model.
+
+    Args:
+        name: as for `load`.
+        revision: of a hub id.
+
+    Raises:
+        ValueError: there is no such model, it is no vision-language model, or it has no processor.
+    """
+    source = str(BUNDLED.get(name, name))
+    if (Path(source) / LEARNED).is_file():
+        return load(name)
+    config = _config(name, source, revision)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(f"{name!r} is a {config.model_type} model, not a vision-language model")
+    try:
+        processor = load_processor(source, revision, config)
+    except Exception as error:  # as in `_stock`
+        raise ValueError(
+            f"cannot load the processor of {name!r}: {type(error).__name__}: {error}"
+        ) from error
+    return Loaded(hollow(config), processor, name, revision)
 
 
 def _stock(

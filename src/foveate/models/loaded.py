@@ -12,7 +12,9 @@ from ..engine.adapters import Adapter
 from ..engine.anatomy import Anatomy, anatomy_of
 from . import prompts
 from .images import open_image
+from .lengths import Length, length
 from .processors import pictures_only
+from .prompts import Turn
 
 Chat = tuple[Sequence[Any], str]  # pictures, and what is asked about them
 
@@ -73,13 +75,20 @@ class Loaded:
         """Whether the processor was built without its part for videos."""
         return pictures_only(self.processor)
 
-    def prompt(self, images: Sequence[Any] | int, text: str, system: str | None = None) -> str:
-        """The chat prompt of one user turn, as text.
+    def prompt(
+        self,
+        images: Sequence[Any] | int,
+        text: str,
+        system: str | None = None,
+        earlier: Sequence[Turn] = (),
+    ) -> str:
+        """The chat prompt of one user turn, after those before it, as text.
 
         Args:
             images: the pictures, or how many; they stand before the text.
             text: what the user says.
             system: what the system says; the chat template's own default if None.
+            earlier: former turns, (user, assistant) each, to the first of which the pictures belong.
 
         Raises:
             ValueError: there is no processor, or its chat template refuses, as some do a system text.
@@ -89,7 +98,7 @@ class Loaded:
                 f"{self.name} has no processor here; give one: foveate.Loaded(model, processor)"
             )
         count = images if isinstance(images, int) else len(images)
-        return prompts.prompt(self.processor, count, text, system)
+        return prompts.prompt(self.processor, count, text, system, earlier)
 
     def inputs(
         self, images: Sequence[Any], text: str, system: str | None = None
@@ -106,7 +115,27 @@ class Loaded:
         """
         return self.encode([(images, text)], system)
 
-    def encode(self, chats: Sequence[Chat], system: str | None = None) -> dict[str, Tensor]:
+    def length(self, images: Sequence[Any], text: str, system: str | None = None) -> Length:
+        """How many tokens a prompt takes, and what brings them; nothing is run.
+
+        Args:
+            images: pictures, as `open_image` takes them.
+            text: what the user says.
+            system: as in `prompt`.
+
+        Raises:
+            ValueError: a picture cannot be read, there is no processor, or the chat template refuses.
+        """
+        pictures = [open_image(one) for one in images]
+        self.prompt(pictures, text, system)  # refuses where there is no processor
+        return length(self.model, self.processor, pictures, text, system)
+
+    def encode(
+        self,
+        chats: Sequence[Chat],
+        system: str | None = None,
+        earlier: Sequence[Sequence[Turn]] | None = None,
+    ) -> dict[str, Tensor]:
         """The model's inputs for several chats (B T), padded on the left, on its device and in its dtype.
 
         The tokenizer is left as it was.
@@ -114,12 +143,17 @@ class Loaded:
         Args:
             chats: (pictures, text) each; pictures as `open_image` takes them.
             system: as in `prompt`.
+            earlier: former turns of each chat, as in `prompt`; none if None.
 
         Raises:
             ValueError: a picture cannot be read, the chat template refuses, or the tokenizer cannot pad.
         """
         pictures = [[open_image(one) for one in images] for images, _ in chats]
-        texts = [self.prompt(len(images), text, system) for images, text in chats]
+        before = earlier or [()] * len(chats)
+        texts = [
+            self.prompt(len(images), text, system, turns)
+            for (images, text), turns in zip(chats, before, strict=True)
+        ]
         return self.moved(prompts.tensors(self.processor, pictures, texts))
 
     def moved(self, inputs: dict[str, Any]) -> dict[str, Any]:

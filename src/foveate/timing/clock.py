@@ -17,10 +17,16 @@ from ..engine.trace import Trace
 
 
 class Stopwatch(BaseStreamer):
-    """Notes when tokens arrive; pass it as `streamer`. On a GPU it waits for the device at each token."""
+    """Notes when tokens arrive; pass it as `streamer`. On a GPU it waits for the device at each token.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: of the model.
+        then: another streamer, which is given all that this one is given.
+    """
+
+    def __init__(self, device: torch.device, then: BaseStreamer | None = None) -> None:
         self.device = device
+        self.then = then
         self.times: list[float] = []
         self.begin = self._now()
 
@@ -32,9 +38,13 @@ class Stopwatch(BaseStreamer):
     def put(self, value: Tensor) -> None:
         """Called with the prompt, then with every token."""
         self.times.append(self._now())
+        if self.then is not None:
+            self.then.put(value)
 
     def end(self) -> None:
         """Called when generation stops."""
+        if self.then is not None:
+            self.then.end()
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,17 @@ class Timed:
 
 @torch.inference_mode()
 def generate_timed(
-    model: Any, inputs: dict[str, Tensor], methods: Sequence[Method] | None, max_new_tokens: int
+    model: Any,
+    inputs: dict[str, Tensor],
+    methods: Sequence[Method | str] | None,
+    max_new_tokens: int,
+    streamer: BaseStreamer | None = None,
 ) -> Timed:
-    """Greedy generation of a batch. `methods` None runs the plain model, untouched and with its own cache."""
-    watch = Stopwatch(model.device)
+    """Greedy generation of a batch. `methods` None runs the plain model, untouched and with its own cache.
+
+    `streamer` is given the tokens as they come.
+    """
+    watch = Stopwatch(model.device, streamer)
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": watch}
     trace = None
     if methods is None:

@@ -76,7 +76,7 @@ def inputs(
         image += tokens if begin is None or end is None else [begin, *tokens, end]
     words = _words(config, asked.batch, asked.text - (len(image) - asked.visual))
     half = words.shape[1] // 2
-    middle = torch.tensor(image).expand(asked.batch, -1)
+    middle = torch.tensor(image, dtype=torch.long, device="cpu").expand(asked.batch, -1)
     ids = torch.cat([words[:, :half], middle, words[:, half:]], 1).long()
     given = {
         "input_ids": ids,
@@ -101,9 +101,11 @@ def _words(config: Any, batch: int, count: int) -> Tensor:
         if name.endswith(("token_id", "token_index"))
     }
     plain = torch.tensor(
-        [i for i in range(16, min(4096, config.get_text_config().vocab_size)) if i not in special]
+        [i for i in range(16, min(4096, config.get_text_config().vocab_size)) if i not in special],
+        dtype=torch.long,
+        device="cpu",
     )
-    return plain[torch.randint(len(plain), (batch, count))]
+    return plain[torch.randint(len(plain), (batch, count), device="cpu")]
 
 
 def _pixels(config: Any, asked: Request, size: Size | None) -> dict[str, Tensor]:
@@ -115,32 +117,64 @@ def _pixels(config: Any, asked: Request, size: Size | None) -> dict[str, Tensor]
         unit = vision.patch_size * merge
         wide, high = (max(1, round(side / unit)) * merge for side in size)
         values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        grid = torch.tensor([[1, high, wide]] * many)
-        return {"pixel_values": torch.randn(many * first.tiles[0], values), "image_grid_thw": grid}
+        grid = torch.tensor([[1, high, wide]] * many, dtype=torch.long, device="cpu")
+        return {
+            "pixel_values": torch.randn(
+                many * first.tiles[0], values, dtype=torch.float32, device="cpu"
+            ),
+            "image_grid_thw": grid,
+        }
     side = vision.image_size[0] if isinstance(vision.image_size, Sequence) else vision.image_size
     if config.model_type in ANYRES and size is not None:
-        tiles = torch.randn(many, len(first.tiles), 3, side, side)
-        return {"pixel_values": tiles, "image_sizes": torch.tensor([[size[1], size[0]]] * many)}
+        tiles = torch.randn(
+            many, len(first.tiles), 3, side, side, dtype=torch.float32, device="cpu"
+        )
+        return {
+            "pixel_values": tiles,
+            "image_sizes": torch.tensor(
+                [[size[1], size[0]]] * many, dtype=torch.long, device="cpu"
+            ),
+        }
     if getattr(config, "scale_factor", None):
         return {
             "pixel_values": torch.randn(
-                asked.batch, len(asked.pictures) * len(first.tiles), 3, side, side
+                asked.batch,
+                len(asked.pictures) * len(first.tiles),
+                3,
+                side,
+                side,
+                dtype=torch.float32,
+                device="cpu",
             )
         }
-    return {"pixel_values": torch.randn(many * len(first.tiles), 3, side, side)}
+    return {
+        "pixel_values": torch.randn(
+            many * len(first.tiles), 3, side, side, dtype=torch.float32, device="cpu"
+        )
+    }
 
 
 def in_turn(
-    runs: Mapping[str, Callable[[], T]], repeats: int, tick: Callable[[], None] | None = None
+    runs: Mapping[str, Callable[[], T]],
+    repeats: int,
+    tick: Callable[[], None] | None = None,
+    warm_up: int = 1,
 ) -> dict[str, list[T]]:
-    """Every contestant `repeats` times, all once in each turn after a warm-up; the order rotates from turn to turn."""
+    """Every contestant `repeats` times, all once in each turn after a warm-up; the order rotates from turn to turn.
+
+    Args:
+        runs: contestants by name.
+        repeats: turns that count.
+        tick: called after every run.
+        warm_up: turns before them, whose results are thrown away; 0 where all have run already.
+    """
     order = list(runs.items())
     found: dict[str, list[T]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
+    for turn in range(repeats + warm_up):
         gc.collect()
         for name, run in order[turn % len(order) :] + order[: turn % len(order)]:
             done = run()
-            if turn:
+            if turn >= warm_up:
                 found[name].append(done)
             if tick is not None:
                 tick()
@@ -161,7 +195,7 @@ class Found:
         further: per token after it.
         throughput: new tokens per second of the whole batch.
         ratio: "first", "further" and "total" times faster.
-        cap: what "first" and "further" cannot pass on any device.
+        cap: what these cannot pass on any device. "total" cannot pass the larger of the other two.
         exceeded: which of them do, by more than the noise that `SLACK` allows: measurement errors.
         memory: peak bytes on the GPU beyond what was held before, or None on a CPU.
         kept: visual tokens per layer of the prefill, mean over samples.
@@ -184,7 +218,7 @@ def race(
     sizes: Architecture,
     asked: Request,
     given: dict[str, Tensor],
-    methods: Mapping[str, Sequence[Method]],
+    methods: Mapping[str, Sequence[Method | str]],
     repeats: int,
     tick: Callable[[], None] | None = None,
 ) -> dict[str, Found]:
@@ -199,10 +233,15 @@ def race(
         repeats: timed turns.
         tick: called after every run.
     """
-    lineup: dict[str, Sequence[Method] | None] = {PLAIN: None, AGAIN: None, KEEP_ALL: [], **methods}
+    lineup: dict[str, Sequence[Method | str] | None] = {
+        PLAIN: None,
+        AGAIN: None,
+        KEEP_ALL: [],
+        **methods,
+    }
     peaks: dict[str, float] = {}
 
-    def runner(name: str, chosen: Sequence[Method] | None) -> Callable[[], Timed]:
+    def runner(name: str, chosen: Sequence[Method | str] | None) -> Callable[[], Timed]:
         def run() -> Timed:
             before = _reset_peak(model.device)
             timed = generate_timed(model, given, chosen, asked.new_tokens)
@@ -250,17 +289,17 @@ def _found(
     speed = asked.batch * asked.new_tokens / every
     out = Found(statistics.median(first), statistics.median(further), speed, ratio, memory=peak)
     if runs[0].trace is not None:
-        out.kept, out.last = _counts(runs[0].trace, 0), _counts(runs[0].trace, -1)
-        out.cap = {
-            k: v for k, v in caps(sizes, asked, tower, out.kept, out.last).items() if k in ratio
-        }
+        out.kept, out.last = counts(runs[0].trace, 0), counts(runs[0].trace, -1)
+        most = caps(sizes, asked, tower, out.kept, out.last)
+        out.cap = {part: most[part] for part in ("first", "further") if part in ratio}
+        out.cap["total"] = max(out.cap.values())
         out.exceeded = [part for part, most in out.cap.items() if ratio[part] > SLACK * most]
     return out
 
 
-def _counts(trace: Trace, call: int) -> list[float]:
+def counts(trace: Trace, call: int) -> list[float]:
     """Visual tokens per layer in one forward, mean over samples."""
-    fresh, cached = trace.passes[call].visual(trace.layers)
+    fresh, cached = trace.whole()[call].visual(trace.layers)
     return (fresh + cached).double().mean(1).tolist()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +15,9 @@ from torch import Tensor
 
 from ..engine.anatomy import Anatomy
 from ..models import prompts
-from ..models.images import beside, check_image, open_image
+from ..models.images import check_image, open_image
 from ..models.loaded import Loaded
+from ..models.rows import CHATS, pictures_of, rows, turns_of
 from ..world import language
 from ..world.draw import draw
 from ..world.scenes import Scene, sample
@@ -71,36 +71,72 @@ def _drawn(scene: Scene) -> list[Image.Image]:
 
 
 def file_examples(path: Path) -> Examples:
-    """A JSON-lines file of ``image`` (or ``images``), ``prompt`` and ``response``; paths are relative to the file.
+    """The examples of a data file, as `models.rows` reads it; paths are relative to the file.
+
+    A row has ``image`` or ``images``, and ``prompt`` and ``response``, or a chat: ``conversations``,
+    as LLaVA's data have them, or ``messages``. Every answer of a chat is an example, with the turns
+    before it.
 
     Raises:
         ValueError: there is no such file, or not one usable row in it.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    found = Examples([])
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found.rows.append(_row(json.loads(line), path.parent))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            found.unusable.append(f"{path.name}:{number}: {type(error).__name__}: {error}")
-    if not found.rows:
-        first = found.unusable[0] if found.unusable else "it is empty"
+    return _usable(_examples([path]), path, "row")
+
+
+def folder_examples(folder: Path) -> Examples:
+    """The examples of a folder's ``*.jsonl`` and ``*.json`` files, in the order of their names; see `file_examples`.
+
+    Raises:
+        ValueError: there are no such files, or not one usable row in them.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jsonl"))
+    if not files:
         raise ValueError(
-            f"{path} has no usable row; expected JSON lines of image, prompt and response. {first}"
+            f"{folder} holds no .json or .jsonl file; expected chats of images, user and assistant"
+        )
+    return _usable(_examples(files), folder, "chat")
+
+
+def _examples(files: Sequence[Path]) -> Examples:
+    found = Examples([])
+    for file in files:
+        for number, row in rows(file):
+            try:
+                if isinstance(row, Exception):
+                    raise row
+                found.rows.extend(_of_row(row, file.parent))
+            except (KeyError, TypeError, ValueError) as error:
+                found.unusable.append(f"{file.name}:{number}: {type(error).__name__}: {error}")
+    return found
+
+
+def _usable(found: Examples, source: Path, what: str) -> Examples:
+    """Raises ValueError if there are no examples."""
+    if not found.rows:
+        first = found.unusable[0] if found.unusable else "It is empty"
+        raise ValueError(
+            f"{source} has no usable {what}; expected image, prompt and response, or LLaVA's conversations. {first}"
         )
     return found
 
 
-def _row(row: dict[str, Any], folder: Path) -> Example:
-    names = row["images"] if "images" in row else [row["image"]]
-    prompt = row["prompt"]
-    answer = row["response"]
+def _of_row(row: Any, folder: Path) -> list[Example]:
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, got {type(row).__name__}")
+    names, sources = pictures_of(row, folder)
+    if "prompt" not in row and any(name in row for name in CHATS):
+        load = pictures(sources)
+        turns = turns_of(row, len(names))
+        return [
+            Example(load, asked, answer, tuple(turns[:number]))
+            for number, (asked, answer) in enumerate(turns)
+        ]
+    prompt, answer = row["prompt"], row["response"]
+    if not names:
+        raise KeyError("image")
     if not (isinstance(prompt, str) and isinstance(answer, str) and answer.strip()):
         raise ValueError("prompt and response must be text, the response not empty")
-    return Example(pictures([beside(name, folder) for name in names]), prompt, answer)
+    return [Example(pictures(sources), prompt, answer)]
 
 
 def pictures(sources: Sequence[str | Path]) -> Callable[[], list[Image.Image]]:
@@ -148,8 +184,12 @@ def answered(
     """
     ids = inputs["input_ids"]
     longest = max(map(len, answers))
-    padded = torch.tensor([[*a, *[pad] * (longest - len(a))] for a in answers])
-    there = torch.tensor([[1] * len(a) + [0] * (longest - len(a)) for a in answers])
+    padded = torch.tensor(
+        [[*a, *[pad] * (longest - len(a))] for a in answers], dtype=torch.long, device="cpu"
+    )
+    there = torch.tensor(
+        [[1] * len(a) + [0] * (longest - len(a)) for a in answers], dtype=torch.long, device="cpu"
+    )
     grown = {
         "input_ids": padded,
         "attention_mask": there,

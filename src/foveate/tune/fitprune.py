@@ -136,7 +136,7 @@ class Recipe:
             spare = _Spare(tolerance, received, self.first)
             with apply(self.model, Method(spare.needed, spare)) as trace:
                 self.model(**batch, use_cache=False)
-            counts = torch.tensor(trace.prefill(), dtype=torch.float64).sum(1)
+            counts = torch.tensor(trace.prefill(), dtype=torch.float64, device="cpu").sum(1)
             kept = counts if kept is None else kept + counts
             self.total += int(trace.passes[0].total.sum())
             self.samples += len(trace.passes[0].total)

@@ -77,7 +77,9 @@ def _last_distribution(model: Any, batch: dict[str, Tensor]) -> Tensor:
     logits = model(**batch, use_cache=False).logits
     mask = batch.get("attention_mask")
     if mask is None:
-        last = torch.full((len(logits),), logits.shape[1] - 1, device=logits.device)
+        last = torch.full(
+            (len(logits),), logits.shape[1] - 1, device=logits.device, dtype=torch.long
+        )
     else:
         last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(1)
     picked: Tensor = logits[torch.arange(len(logits), device=logits.device), last]

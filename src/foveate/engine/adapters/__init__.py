@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from ..refused import REFUSED
+from ..refused import REFUSED, WRAPPERS
 from .adapter import Adapter
 from .table import TABLE
 
@@ -27,6 +27,8 @@ def adapter_for(model: Any) -> Adapter:
     known = adapters()
     if kind in known:
         return known[kind]
+    if kind in WRAPPERS:
+        raise ValueError(f"{kind} is not supported: {WRAPPERS[kind]}.")
     if kind in REFUSED:
         raise ValueError(f"{kind} ({type(model).__name__}) is not supported: {REFUSED[kind]}")
     supported = f"Supported families: {', '.join(sorted(known))}."

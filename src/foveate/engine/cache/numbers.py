@@ -29,7 +29,7 @@ class Numbers:
     @staticmethod
     def ones(batch: int, columns: int, device: torch.device) -> Numbers:
         """Every column speaks for itself."""
-        one = torch.ones(batch, columns, device=device)
+        one = torch.ones(batch, columns, device=device, dtype=torch.float32)
         return Numbers(one, torch.zeros_like(one))
 
     def extended(self, columns: int) -> Numbers:

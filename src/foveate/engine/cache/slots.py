@@ -92,19 +92,20 @@ class Slots:
         device = alive.device
         columns = self.columns(batch, device)
         stay = alive.gather(1, columns.clamp(min=0)) & (columns >= 0)
-        if bool((stay | (columns < 0)).all()):
-            return self, None
         # The fullest sample decides how many slots remain. What stays beyond them moves into the
-        # holes before them.
+        # holes before them. The host waits once, for all numbers that it needs.
         count = stay.sum(1)
-        length = int(count.max())
         index = torch.arange(columns.shape[1], device=device)
-        mover = stay & (index >= length)
-        hole = ~stay & (index < length)
+        mover = stay & (index >= count.max())
+        hole = ~stay & (index < count.max())
+        all_stay = (stay | (columns < 0)).all()
+        facts = torch.stack([all_stay.long(), count.max(), count.min(), mover.sum(1).max()])
+        whole, length, least, moves = facts.tolist()
+        if whole:
+            return self, None
         # A stable sort brings the marked slots to the front in order: first mover to first hole,
         # and so on. A sample has at least as many holes as movers, for all that stays fits into
         # `length` slots.
-        moves = int(mover.sum(1).max())
         source = (~mover).long().argsort(dim=1, stable=True)[:, :moves]
         target = (~hole).long().argsort(dim=1, stable=True)[:, :moves]
         # Samples with fewer moves than others copy a slot onto itself: the last one, which is cut
@@ -120,9 +121,7 @@ class Slots:
         start = (
             self.start + self.tail
         )  # of the next run: no column of the old one is known to be everywhere
-        return Slots(table, self.masked or bool((table < 0).any()), start, 0), Move(
-            source, target, length
-        )
+        return Slots(table, self.masked or least < length, start, 0), Move(source, target, length)
 
     def reindexed(self, rows: Gather) -> Slots:
         """The slots of other samples of the batch, as `rows` picks them."""

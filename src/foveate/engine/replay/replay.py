@@ -33,7 +33,7 @@ from ..forward import Forward, Setting
 from ..handover import regular
 from ..occupied import occupied
 from ..tower.form import known_tower
-from ..tower.watch import Sight, Watch
+from ..tower.watch import TowerOutputs, Watch
 from ..trace import Pass
 from ..until import until
 from .call import DecoderCall
@@ -52,7 +52,7 @@ class Taught:
         tokens: what every column is; answers are responses.
         real: which columns are no padding.
         prompt: columns of the prompts.
-        sight: what the vision tower made of the pictures, where that was asked for.
+        tower_outputs: what the vision tower made of the pictures, where that was asked for.
         special: whether layers' masks are more than causal order and padding.
     """
 
@@ -62,7 +62,7 @@ class Taught:
     tokens: TokenMap
     real: Bool[Tensor, "B T"]
     prompt: int
-    sight: Sight | None
+    tower_outputs: TowerOutputs | None
     special: bool
 
     @property
@@ -219,9 +219,9 @@ class Replay:
             per_image=adapter.per_image(config) if fixed else None,
             grid=adapter.grid(config) if fixed else None,
         )
-        sight = None
+        tower_outputs = None
         if watch is not None:
-            sight = watch.sight(given["inputs_embeds"], visual, 0, lambda _: None)
+            tower_outputs = watch.outputs(given["inputs_embeds"], visual, 0, lambda _: None)
         deep, without = DeepStack.taken_from(given)
         return Taught(
             call=DecoderCall.of(self.anatomy.decoder, self.names, given),
@@ -230,7 +230,7 @@ class Replay:
             tokens=tokens.responding_from(prompt),
             real=real,
             prompt=prompt,
-            sight=sight,
+            tower_outputs=tower_outputs,
             special=special_masks(adapter, self.anatomy.decoder.config),
         )
 
@@ -325,7 +325,7 @@ class Replay:
             cache=None,
             record=Pass(0, text, nothing, total, [(0, total, nothing)], total, cached=False),
             deep=taught.deep,
-            sight=taught.sight,
+            tower_outputs=taught.tower_outputs,
             unsaid=taught.prompt,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class TowerForm:
         summary: whether a [CLS] row comes before the patches.
         packed: whether all images run as one sequence, and each run of patches becomes a token (Qwen), in place of each
             square of an image's grid (pixel shuffle).
+        pool: what the family makes of a video's tokens after the projector, (F P D) to (F p D), one channel like
+            another; None where it makes nothing of them.
     """
 
     layers: Any
@@ -41,6 +44,7 @@ class TowerForm:
     projector: nn.Module
     summary: bool
     packed: bool
+    pool: Callable[[Tensor], Tensor] | None = None
 
     def index(self, layer: Layer) -> int:
         """The layer's number.
@@ -72,18 +76,20 @@ class TowerForm:
             ValueError: a projector that resamples, whose tokens have no patches of their own.
         """
         if tokens and count % tokens == 0 and (self.packed or count == tokens):
-            return torch.arange(count).view(tokens, -1)
+            return torch.arange(count, device="cpu").view(tokens, -1)
         each = count // pictures
         own = tokens // pictures
-        first = (torch.arange(pictures) * each)[:, None, None]
+        first = (torch.arange(pictures, device="cpu") * each)[:, None, None]
         if self.summary and own == each + 1:
-            inside = torch.arange(-1, each)[None, :, None]
+            inside = torch.arange(-1, each, device="cpu")[None, :, None]
             return torch.where(inside < 0, -1, inside + first).flatten(0, 1)
         side = math.isqrt(each)
         ratio = math.isqrt(each // max(own, 1))
         if own and side * side == each and ratio * ratio * own == each and side % ratio == 0:
             squares = (
-                torch.arange(each).view(side // ratio, ratio, side // ratio, ratio).transpose(1, 2)
+                torch.arange(each, device="cpu")
+                .view(side // ratio, ratio, side // ratio, ratio)
+                .transpose(1, 2)
             )
             return (squares.reshape(1, own, -1) + first).flatten(0, 1)
         raise ValueError(
@@ -121,6 +127,7 @@ def known_tower(body: Any) -> TowerForm:
         projector,
         summary,
         hasattr(first_of(layers[0], ATTENTIONS), "qkv"),
+        getattr(body, "apply_pooling", None),
     )
 
 

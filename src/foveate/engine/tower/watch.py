@@ -1,4 +1,4 @@
-"""The vision tower without eager mode: attention rows, keys and states, recomputed from what hooks kept.
+"""The vision tower without eager mode: attention rows, keys and states, from what hooks kept.
 
 A token finds its patches by content: what the projector gave out is looked up among the embeddings that the decoder
 receives. So tiles, newlines between them, beams, and images encoded before `generate` need no case of their own.
@@ -18,28 +18,48 @@ from torch import Tensor, nn
 
 from ...core.method import Method
 from ...core.tower import Layer, What
-from ..attention.rows import beside
 from ..modules import first_of
-from .form import ATTENTIONS, NORMS, TowerForm
+from .form import ATTENTIONS, TowerForm
 
+PROJECTIONS = ("qkv", *(f"{part}_{what}" for part in "qkv" for what in ("proj", "norm")))
 CHUNK = 64  # query rows at a time where there is no [CLS], so that no whole attention matrix ever exists
 
 
 @dataclass
 class Seen:
-    """What a layer was given and gave: hidden states (I T D), or (S D) where images are packed."""
+    """What a layer made of its input: (I T ...), or (S ...) where images are packed.
 
-    hidden: Tensor
+    The tensors are the ones that the layer's own modules gave out. So they are right in whatever
+    form the weights are: quantised, offloaded, fused, sharded, wrapped by an adapter.
+
+    Attributes:
+        made: outputs of the projections by module's name, such as `q_proj`; of a norm after one
+            where there is one.
+        named: the layer's arguments by name.
+        out: the layer's output.
+    """
+
+    made: dict[str, Tensor]
     named: dict[str, Any]
     out: Tensor
 
 
 @dataclass
 class Run:
-    """One run of the tower. `tokens` is what the projector made of it, (R D)."""
+    """One run of the tower.
+
+    Attributes:
+        seen: of each layer that has run.
+        made: by the projections of the layer that is running.
+        tokens: what the projector made of the run, (R D).
+        pooled: what the family makes of these if they are a video's, (r D).
+        pictures: that went through together.
+    """
 
     seen: dict[int, Seen] = field(default_factory=dict)
+    made: dict[str, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
+    pooled: Tensor | None = None
     pictures: int = 1
 
 
@@ -61,8 +81,13 @@ class Watch(threading.local):
         """Puts the hooks on."""
         handles = [self.form.projector.register_forward_hook(self._tokens)]
         for index in self.wanted:
-            hook = _Keep(self, index)
-            handles.append(self.form.layers[index].register_forward_hook(hook, with_kwargs=True))
+            layer = self.form.layers[index]
+            hook = _KeepLayer(self, index)
+            handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+            attention = first_of(layer, ATTENTIONS)
+            for name in (name for name in PROJECTIONS if hasattr(attention, name)):
+                keep = _KeepProjection(self, name)
+                handles.append(getattr(attention, name).register_forward_hook(keep))
         return handles
 
     def open(self) -> Run:
@@ -77,15 +102,18 @@ class Watch(threading.local):
     def _tokens(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run = self.open()
         run.pictures = 1 if self.form.packed else output.shape[0]
-        run.tokens = output.detach().reshape(-1, output.shape[-1])
+        made = output.detach()
+        run.tokens = made.reshape(-1, made.shape[-1])
+        if self.form.pool is not None:
+            run.pooled = self.form.pool(made).flatten(0, 1)
 
-    def sight(
+    def outputs(
         self,
         embeds: Float[Tensor, "B T D"],
         visual: Bool[Tensor, "B T"],
         first: int,
         spend: Callable[[float], None],
-    ) -> Sight | None:
+    ) -> TowerOutputs | None:
         """What was seen of the images in a forward whose columns start at `first`; None if it has none.
 
         FLOPs are told to `spend`.
@@ -96,7 +124,10 @@ class Watch(threading.local):
         if not bool(visual.any()):
             return None
         self.used = True
-        tokens = [run.tokens for run in self.runs if run.tokens is not None]
+        # A run's pooled tokens follow its own, here as in `TowerOutputs`.
+        tokens = [
+            made for run in self.runs for made in (run.tokens, run.pooled) if made is not None
+        ]
         rows = embeds.detach()[visual.to(embeds.device)]
         if not tokens or tokens[0].shape[1] != rows.shape[1]:
             raise ValueError(
@@ -105,12 +136,25 @@ class Watch(threading.local):
             )
         # Which patch a column shows: the decoder's embeddings are, bit for bit, rows of what the projector gave out.
         found = _find(rows, torch.cat(tokens).to(rows))
-        index = torch.full((visual.shape[0], first + visual.shape[1]), -1, device=visual.device)
+        index = torch.full(
+            (visual.shape[0], first + visual.shape[1]), -1, device=visual.device, dtype=torch.long
+        )
         index[:, first:][visual] = found.to(visual.device)
-        return Sight(self.form, self.runs, index, spend)
+        return TowerOutputs(self.form, self.runs, index, spend)
 
 
-class _Keep:
+class _KeepProjection:
+    """Forward hook of a projection inside a tower's layer."""
+
+    def __init__(self, watch: Watch, name: str) -> None:
+        self.watch = watch
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.watch.open().made[self.name] = output.detach()
+
+
+class _KeepLayer:
     """Forward hook of a tower's layer."""
 
     def __init__(self, watch: Watch, index: int) -> None:
@@ -120,14 +164,15 @@ class _Keep:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         if mask is not None:
             raise ValueError(
                 "the vision tower runs with an attention mask (padded patches), whose rows are not recomputed"
             )
         out = output[0] if isinstance(output, tuple) else output
-        self.watch.open().seen[self.index] = Seen(hidden.detach(), kwargs, out.detach())
+        run = self.watch.open()
+        run.seen[self.index] = Seen(run.made, kwargs, out.detach())
+        run.made = {}
 
 
 def _find(rows: Float[Tensor, "V D"], tokens: Float[Tensor, "R D"]) -> Int[Tensor, V]:
@@ -150,13 +195,16 @@ def _mark(rows: Float[Tensor, "R D"]) -> Int[Tensor, R]:
     """A number for every row, from the bits of 64 of its entries: exact, whatever the order of summation."""
     some = rows[:, :: max(1, rows.shape[1] // 64)].contiguous()
     bits = some.view(torch.int32 if some.element_size() == 4 else torch.int16).long()
-    factors = torch.randint(2**62, (bits.shape[1],), generator=torch.Generator().manual_seed(0)).to(
-        bits.device
-    )
+    factors = torch.randint(
+        2**62,
+        (bits.shape[1],),
+        generator=torch.Generator(device="cpu").manual_seed(0),
+        device="cpu",
+    ).to(bits.device)
     return (bits * factors).sum(1)
 
 
-class Sight:
+class TowerOutputs:
     """The tower's view of one forward's images, computed when asked.
 
     Args:
@@ -200,55 +248,56 @@ class Sight:
                 "own = foveate.Needs(tower=(...))"
             )
         seen = run.seen[index]
-        layer = self.form.layers[index]
+        attention = first_of(self.form.layers[index], ATTENTIONS)
         skip = int(self.form.summary)
-        if what == "states":
-            found = seen.out if self.form.packed else seen.out[:, skip:].flatten(0, 1)
-        elif what == "attention":
-            found = self._received(layer, seen)
+        if what == "attention":
+            found = self._received(attention, seen)
         else:
-            found = self._project(layer, what[0], seen.hidden, seen.named)
-            found = found if self.form.packed else found[:, skip:].flatten(0, 1)
+            every = seen.out if what == "states" else self._projected(attention, what[0], seen)
+            found = every if self.form.packed else every[:, skip:].flatten(0, 1)
         # A token that the projector made of several patches has their mean. [CLS] (-1 here) has 0.
         groups = self.form.patches(
             len(found), 0 if run.tokens is None else len(run.tokens), run.pictures
         ).to(found.device)
         values = found.float()[groups.clamp(min=0)]
-        return (values * (groups >= 0).view(*groups.shape, *([1] * (values.ndim - 2)))).mean(1)
+        values = (values * (groups >= 0).view(*groups.shape, *([1] * (values.ndim - 2)))).mean(1)
+        if self.form.pool is None or run.pooled is None:
+            return values
+        # What a video's pooled tokens have is pooled as they were, every entry a channel.
+        flat = values.reshape(run.pictures, -1, values[0].numel())
+        return torch.cat([values, self.form.pool(flat).reshape(-1, *values.shape[1:])])
 
-    def _project(self, layer: Any, which: str, hidden: Tensor, named: dict[str, Any]) -> Tensor:
-        """Queries, keys or values (... H E) of rows of the layer's input; of all rows where they are rotated."""
-        attention = first_of(layer, ATTENTIONS)
-        norm = first_of(layer, NORMS)
-        states = norm(beside(hidden, norm))
-        if hasattr(attention, "qkv"):
-            # One fused matrix: project with the third of it that is asked for, and spend nothing on the others.
-            size = attention.qkv.weight.shape[0] // 3
-            part = slice("qkv".index(which) * size, ("qkv".index(which) + 1) * size)
-            bias = attention.qkv.bias
-            made = nn.functional.linear(
-                states, attention.qkv.weight[part], None if bias is None else bias[part]
+    def _projected(self, attention: Any, which: str, seen: Seen) -> Float[Tensor, "*I T H E"]:
+        """The layer's queries, keys or values of all rows, rotated where the tower rotates.
+
+        Raises:
+            ValueError: the projection did not run as a module of its own.
+        """
+        names = ("qkv", f"{which}_norm", f"{which}_proj")
+        name = next((name for name in names if name in seen.made), None)
+        if name is None:
+            raise ValueError(
+                f"the vision tower's {type(attention).__name__} calls no {which}_proj or qkv (a fused kernel?), so its "
+                "attention cannot be read. Load the tower without it, or use a method that needs no tower, such as "
+                "divprune."
             )
-        else:
-            made = getattr(attention, f"{which}_proj")(states)
-            made = getattr(attention, f"{which}_norm", nn.Identity())(made)
-        self.spend(2.0 * states.numel() * made.shape[-1])
-        made = made.view(*made.shape[:-1], attention.num_heads, -1)
-        turn = named.get("position_embeddings")
+        made = seen.made[name]
+        if name == "qkv":
+            made = made.chunk(3, dim=-1)["qkv".index(which)]
+        made = made.reshape(*seen.out.shape[:-1], attention.num_heads, -1)
+        turn = seen.named.get("position_embeddings")
         if turn is None or which == "v":
             return made
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
         return rotate(made, made, *turn)[0]
 
-    def _received(self, layer: Any, seen: Seen) -> Float[Tensor, "P H"]:
-        attention = first_of(layer, ATTENTIONS)
+    def _received(self, attention: Any, seen: Seen) -> Float[Tensor, "P H"]:
         scale = getattr(attention, "scale", None) or attention.scaling
-        keys = self._project(layer, "k", seen.hidden, seen.named)
+        queries, keys = (self._projected(attention, which, seen) for which in "qk")
         if self.form.summary:  # a tower with [CLS]: how much that one row looks at each patch
-            asked = self._project(layer, "q", seen.hidden[:, :1], seen.named)
-            return self._rows(asked, keys, scale)[:, :, 0, 1:].transpose(1, 2).flatten(0, 1)
+            rows = self._rows(queries[:, :1], keys, scale)
+            return rows[:, :, 0, 1:].transpose(1, 2).flatten(0, 1)
         # A tower without [CLS]: how much all patches of the image (or of its window) look at each, on average.
-        queries = self._project(layer, "q", seen.hidden, seen.named)
         ends = seen.named.get("cu_seqlens")
         if ends is None:
             pieces = [(queries[i], keys[i]) for i in range(len(keys))]

@@ -1,15 +1,18 @@
-"""A user's own task: JSON lines of images, a prompt, references and a metric."""
+"""A user's own task: questions about images in JSON lines or a JSON list, or LLaVA's conversations."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ...models.images import beside, check_image, open_image
+from ...models.images import check_image, open_image
+from ...models.rows import CHATS, pictures_of, rows, turns_of
 from ..metrics import METRICS, named
 from .sample import Sample
 
@@ -25,31 +28,39 @@ _KNOWN = (
     "max_new_tokens",
     "key",
 )
+_LONGEST = 200  # characters of a picture's name in a group; a base64 text is longer
 
 
-def from_file(path: Path, limit: int | None = None) -> list[Sample]:
-    """Reads a JSON-lines file; paths of images are relative to it.
+def from_file(path: Path, limit: int | None = None, metric: str | None = None) -> list[Sample]:
+    """Reads a file of JSON lines or of one JSON list, in UTF-8 or UTF-16; paths of images are relative to it.
 
-    Each line has ``image`` (or ``images``), ``prompt``, ``reference`` (or ``references``), ``metric`` (one or a list,
-    see `METRICS`), and, if wanted, ``kind``, ``group`` (samples drawn as one in the bootstrap; by default those on the
-    same images), ``max_new_tokens`` and ``key``.
+    Each row has ``image`` (or ``images``), ``prompt``, ``reference`` (or ``references``; texts or
+    numbers), ``metric`` (one or a list, see `METRICS`), and, if wanted, ``kind``, ``group`` (samples
+    drawn as one in the bootstrap; by default those on the same images), ``max_new_tokens`` and
+    ``key``. In place of prompt and references it may have a chat (``conversations`` as in LLaVA's
+    data, or ``messages``): each of its answers is then a sample of its own, with the turns before it
+    as they are written. Further fields of such rows are ignored.
 
     Args:
         path: of the file; its stem is the task's name.
-        limit: samples, from the first line on; None for all.
+        limit: samples, from the first row on; None for all.
+        metric: of rows that name none; several by commas.
 
     Raises:
-        ValueError: there is no such file, it is empty, or a line is not of this form. Nothing is skipped.
+        ValueError: there is no such file, it is empty, or a row is not of this form. Nothing is skipped.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
     samples: list[Sample] = []
-    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
-        if line.strip() and (limit is None or len(samples) < limit):
-            try:
-                samples.append(_sample(json.loads(line), path, number))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path.name}:{number}: {error}") from error
+    for number, row in rows(path):
+        if limit is not None and len(samples) >= limit:
+            break
+        try:
+            if isinstance(row, Exception):
+                raise row
+            samples += _samples(row, path, number, metric)
+        except KeyError as error:
+            raise ValueError(f"{path.name}:{number}: {error} is missing") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path.name}:{number}: {error}") from error
     if not samples:
         raise ValueError(
             f"{path} has no rows; expected JSON lines of image, prompt, references and metric"
@@ -59,52 +70,91 @@ def from_file(path: Path, limit: int | None = None) -> list[Sample]:
         raise ValueError(
             f"{path.name}: {twice} keys are there twice; give every row its own, or none"
         )
-    return samples
+    return samples[:limit]
 
 
-def _sample(row: Any, path: Path, number: int) -> Sample:
+def _samples(row: Any, path: Path, number: int, metric: str | None) -> list[Sample]:
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, got {type(row).__name__}")
-    unknown = [key for key in row if key not in _KNOWN]
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}; expected some of {', '.join(_KNOWN)}")
-    names = _texts(row, "images", "image")
-    references = _texts(row, "references", "reference")
-    metrics = tuple(name for text in _texts(row, "metric", "metric") for name in named(text))
-    prompt = row.get("prompt")
+    names, files = pictures_of(row, path.parent)
+    if not names:
+        raise ValueError("the row has no image; expected image or images")
+    asked = _asked(row, len(names))
+    metrics = _metrics(row, metric)
     longest = row.get("max_new_tokens", 64)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"prompt={prompt!r}; expected text")
     if not isinstance(longest, int) or longest < 1:
         raise ValueError(f"max_new_tokens={longest!r}; expected a whole number, 1 or more")
-    for name in metrics:
-        METRICS[name].check(references)
-    files = [beside(name, path.parent) for name in names]
+    for prompt, references in asked:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"prompt={prompt!r}; expected text")
+        for name in metrics:
+            METRICS[name].check(references)
     for file in files:
         check_image(file)
-    group = str(row.get("group", "|".join(names)))
     key = str(row.get("key", number))
-    load = partial(_load, files)
-    return Sample(
+    first = Sample(
         f"{path.stem}/{key}",
         path.stem,
-        load,
-        prompt,
-        references,
+        partial(_load, files),
+        "",
+        (),
         metrics,
-        group,
+        str(row.get("group", "|".join(map(_short, names)))),
         str(row.get("kind", "")),
         longest,
     )
+    return [
+        replace(
+            first,
+            key=first.key if turn == 0 else f"{first.key}-{turn + 1}",
+            prompt=prompt,
+            references=references,
+            earlier=tuple((before, answer) for before, (answer, *_) in asked[:turn]),
+        )
+        for turn, (prompt, references) in enumerate(asked)
+    ]
+
+
+def _asked(row: dict[str, Any], pictures: int) -> list[tuple[Any, tuple[str, ...]]]:
+    """What is asked with its references, once or turn by turn."""
+    if "prompt" not in row and any(name in row for name in CHATS):
+        return [(prompt, (answer,)) for prompt, answer in turns_of(row, pictures)]
+    unknown = [key for key in row if key not in _KNOWN]
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; expected some of {', '.join(_KNOWN)}")
+    return [(row.get("prompt"), _texts(row, "references", "reference"))]
+
+
+def _metrics(row: dict[str, Any], default: str | None) -> tuple[str, ...]:
+    """Names of the row's metrics."""
+    if default is None and "metric" not in row:
+        raise ValueError(
+            f"the row names no metric; add one, or give --metric: one of {', '.join(METRICS)}"
+        )
+    given = (
+        default.split(",")
+        if default is not None and "metric" not in row
+        else _texts(row, "metric", "metric")
+    )
+    return tuple(name for text in given for name in named(text.strip()))
+
+
+def _short(name: str) -> str:
+    """A picture's name; of a long one, as base64, its hash."""
+    return name if len(name) <= _LONGEST else hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _texts(row: dict[str, Any], several: str, one: str) -> tuple[str, ...]:
-    """Texts under `several`, or the one under `one`."""
+    """Texts under `several`, or the one under `one`; a number is its digits."""
     found = row[several] if several in row else row.get(one)
-    found = [found] if isinstance(found, str) else found
-    if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{several}={found!r}; expected text or a list of texts")
-    return tuple(found)
+    listed: Sequence[Any] = found if isinstance(found, list) else [found]
+    if not listed or not all(_is_text(text) for text in listed):
+        raise ValueError(f"{several}={found!r}; expected text, a number, or a list of them")
+    return tuple(map(str, listed))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _load(files: list[str | Path]) -> list[Image.Image]:

@@ -24,6 +24,7 @@ class Sample:
         group: what is drawn as one in the bootstrap, as all questions about one picture.
         kind: within the task; figures are given for each kind too, and MME's score adds them up.
         max_new_tokens: longest answer.
+        earlier: former turns of the chat, (prompt, answer) each; the pictures belong to the first.
     """
 
     key: str
@@ -35,12 +36,16 @@ class Sample:
     group: str
     kind: str = ""
     max_new_tokens: int = 64
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 def identity(samples: Sequence[Sample]) -> str:
     """A hash of all that is asked (pictures by their keys), so that runs on other data are told apart."""
     lines = (
-        json.dumps([s.key, s.prompt, s.references, s.metrics, s.group, s.kind, s.max_new_tokens])
+        json.dumps(
+            [s.key, s.prompt, s.references, s.metrics, s.group, s.kind, s.max_new_tokens]
+            + [s.earlier] * bool(s.earlier)
+        )
         for s in samples
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

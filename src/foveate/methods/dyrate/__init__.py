@@ -1,4 +1,4 @@
-"""DyRate: a learned prune rate, chosen anew at every generation step."""
+"""DyRate: learns how many to keep, step by step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ...artefacts.predictors import Card, from_pretrained
 from ...core.contract import Schedule, Score
 from ...core.features import shares_by_type
+from ...core.knobs import checked
 from ...core.method import MergeKind, Method, WeighKind
 from ...core.predictor import RatePredictor
 from ...core.schedules import ByStep, check_layer
@@ -95,7 +96,9 @@ class LearnedRate(Schedule):
             return (view.total.double() * left + 1e-6).floor().long()
         choice = self.predictor.to(view.hidden.device)(shares_by_type(view)).argmax(-1)
         if self.deeper:  # a note has a place per column; a rate is the same in all of a sample's
-            chosen = torch.tensor(self.predictor.rates, device=choice.device)[choice]
+            chosen = torch.tensor(self.predictor.rates, device=choice.device, dtype=torch.float32)[
+                choice
+            ]
             view.notes[self._key] = chosen[:, None].expand(view.tokens.kind.shape)
         return self.predictor.keep(view.total).gather(1, choice[:, None].to(view.total.device))[
             :, 0
@@ -117,6 +120,7 @@ class LearnedRate(Schedule):
             )
 
 
+@checked
 def dyrate(
     predictor: str | RatePredictor, layer: int | None = None, ranking: Ranking | None = None,
     semantics: Semantics = "cached", every: int = 1, adapt: Adapt = "input", deeper: float = 0.0,
@@ -131,6 +135,8 @@ def dyrate(
     arXiv 2501.14204, Section III. Features: per head, the share of attention that the newest token
     gives to system, image, instruction and response (III-B); rates r_k = (k-1)/K (eq. 1); the
     tokens that FastV's score ranks last go.
+
+    Where: while the answer grows; each step.
 
     Deviations: eq. 3's mask keeps nothing at rate 0 as printed; here rate 0 keeps all. The paper
     does not say whether a later step can have dropped tokens back: with ``semantics="cached"``

@@ -41,7 +41,9 @@ class Sparing(Score):
         """Marks what the newest token looks at, if it is the answer's."""
         key = self._key(view)
         if view.step == 0:
-            view.notes[key] = torch.zeros(view.tokens.kind.shape, device=view.tokens.kind.device)
+            view.notes[key] = torch.zeros(
+                view.tokens.kind.shape, device=view.tokens.kind.device, dtype=torch.float32
+            )
             return
         paid = self.watched(view, view.alive)
         even = paid.sum(1, keepdim=True) / view.alive.clamp(min=1)[:, None]

@@ -1,12 +1,14 @@
-"""LLaVA-PruMerge: as many tokens as stand out, and the rest merged into them."""
+"""LLaVA-PruMerge: keeps outliers, merges the rest."""
 
 from __future__ import annotations
 
+from ...core.knobs import checked
 from ...core.method import Method
 from ...core.pictures import ByImage, EachImage, MixImage
 from .outliers import MERGES, Merging, Outliers, OutliersFirst
 
 
+@checked
 def prumerge(layer: int = 0, merging: Merging = "nearest") -> Method:
     """Before layer `layer`, keep the tokens whose attention in the tower stands out, and merge the
     rest into them.
@@ -14,6 +16,8 @@ def prumerge(layer: int = 0, merging: Merging = "nearest") -> Method:
     Paper: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", Shang
     et al., arXiv 2403.15388: outliers of [CLS] attention by the interquartile range; the others are
     merged. Checked against the authors' code; the paper's own words on merging were not at hand.
+
+    Where: before the language model; layer 0.
 
     Deviations: attention and keys are those of the layer whose output the model reads, as in the
     paper; the authors' code takes the tower's last, as one head of the tower's whole width. By

@@ -54,7 +54,7 @@ class OutliersFirst(Rank):
 
     def __call__(self, picture: Picture, count: int) -> Float[Tensor, n]:
         """Scores >= 0."""
-        return picture.attention() + self.outliers.chosen(picture) * 2.0
+        return picture.attention() + self.outliers.chosen(picture).float() * 2.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class WithNeighbours(Mix):
         similar = picture.cosines(keys, keys)
         order = similar.fill_diagonal_(-torch.inf).argsort(dim=1, descending=True, stable=True)
         near = order[:, : min(NEIGHBOURS, len(picture) - 1)]
-        itself = torch.eye(len(picture), device=similar.device)
+        itself = torch.eye(len(picture), device=similar.device, dtype=torch.float32)
         return itself.scatter(1, near, _attention(picture)[near])
 
 

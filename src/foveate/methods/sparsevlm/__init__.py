@@ -1,6 +1,4 @@
-"""SparseVLM: the words that concern the picture rate its tokens, and the best of the dropped are
-recycled.
-"""
+"""SparseVLM: rated by relevant words; some recycled."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ...core.contract import Schedule
+from ...core.knobs import checked
 from ...core.method import Method
 from ...core.schedules import spelled
 from ...core.stairs import Stairs
@@ -53,6 +52,7 @@ class RankAdaptive(Schedule):
         )
 
 
+@checked
 def sparsevlm(
     keep: tuple[float | int, ...] = KEEP,
     layers: tuple[float | int, ...] = LAYERS,
@@ -67,6 +67,8 @@ def sparsevlm(
     Zhang et al., arXiv 2410.04417: raters r >= mean(r), counts N = lambda (L_v - rank(P)),
     recycling by density peaks. Checked against the authors' code, which has no ranks; that rule is
     from notes on the paper.
+
+    Where: inside the language model; 3 layers.
 
     Deviations: counts are a table by default, as in the authors' code, with the code's numbers as
     shares of the image and of the depth; ``scale`` is the paper's lambda and rule (it gives neither

@@ -69,10 +69,10 @@ def _raters(view: View) -> Float[Tensor, "B C"]:
     # what a word gets.
     alike = (seen @ said.mT).masked_fill((text < 0)[:, None], -torch.inf).softmax(2)
     mean = (alike * here[..., None]).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
-    average = here.any(1, keepdim=True) / (text >= 0).sum(
+    average = here.any(1, keepdim=True).float() / (text >= 0).sum(
         1, keepdim=True
     )  # what the softmax sums to, shared out
     chosen = (mean >= average) & (text >= 0)
-    return torch.zeros(view.tokens.kind.shape, device=mean.device).scatter_add(
+    return torch.zeros(view.tokens.kind.shape, device=mean.device, dtype=torch.float32).scatter_add(
         1, text.clamp(min=0), chosen.float()
     )

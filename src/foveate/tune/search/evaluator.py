@@ -85,7 +85,7 @@ class Evaluator:
         if objective.by_word:
             answers = (loaded.tokenizer(e.answer, add_special_tokens=False) for e in examples)
             weights = [len(answer["input_ids"]) + 1 for answer in answers]  # 1: end of sequence
-        self.weights = torch.tensor(weights, dtype=torch.float64)
+        self.weights = torch.tensor(weights, dtype=torch.float64, device="cpu")
 
     def hold(self, prefix: Keep) -> None:
         """Says that schedules to come begin with `prefix`.

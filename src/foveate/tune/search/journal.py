@@ -6,10 +6,11 @@ What was found is never run again, however the search was stopped.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ...files import append_text, writing
 
 
 class Journal:
@@ -37,7 +38,8 @@ class Journal:
             self._read(path, whole, plan)
         if self.path is not None:
             if len(whole) != len(lines):
-                self.path.write_bytes(b"".join(whole))
+                with writing(self.path):
+                    self.path.write_bytes(b"".join(whole))
             if not whole:
                 self._append({"plan": plan})
 
@@ -79,9 +81,5 @@ class Journal:
 
     def _append(self, row: dict[str, Any]) -> None:
         """Writes a line and waits until it is on the disk."""
-        if self.path is None:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if self.path is not None:
+            append_text(self.path, json.dumps(row) + "\n")

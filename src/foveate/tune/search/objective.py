@@ -110,7 +110,7 @@ def exact(trial: Trial) -> Float[Tensor, " B"]:
     """1 where the greedy answer is the right one, word for word."""
     pairs = zip(trial.said(), trial.wanted, strict=True)
     same = [float(answer.strip() == right.strip()) for answer, right in pairs]
-    return torch.tensor(same, dtype=torch.float64)
+    return torch.tensor(same, dtype=torch.float64, device="cpu")
 
 
 def metric(name: str, judge: Callable[[str, str], float], ceiling: float = 1.0) -> Objective:
@@ -122,7 +122,7 @@ def metric(name: str, judge: Callable[[str, str], float], ceiling: float = 1.0) 
     def of(trial: Trial) -> Float[Tensor, " B"]:
         pairs = zip(trial.said(), trial.wanted, strict=True)
         values = [float(judge(answer, right)) for answer, right in pairs]
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
 
     return Objective(name, of, by_word=False, ceiling=ceiling)
 

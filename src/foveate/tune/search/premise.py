@@ -151,7 +151,7 @@ def _scores(runner: Runner, loaded: Loaded, examples: Sequence[Example]) -> list
 def kendall(scores: Float[Tensor, "L N"]) -> Float[np.ndarray, "L L"]:
     """Kendall's tau-b between the rows: agreements of all pairs' signs, ties allowed for."""
     layers, count = scores.shape
-    agree = torch.zeros(layers, layers, dtype=torch.float64)
+    agree = torch.zeros(layers, layers, dtype=torch.float64, device="cpu")
     for first in range(count - 1):  # the pairs of one token with all later ones at a time
         signs = (scores[:, first, None] - scores[:, first + 1 :]).sign().double()
         agree += signs @ signs.T  # agreements minus disagreements of each two layers
@@ -167,7 +167,9 @@ def overlaps(scores: Float[Tensor, "L N"], share: float) -> Float[np.ndarray, "L
     """
     count = max(1, round(scores.shape[1] * share))
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
-    top = torch.zeros(scores.shape, dtype=torch.float64).scatter_(1, best, 1.0)  # 1 in the top
+    top = torch.zeros(scores.shape, dtype=torch.float64, device="cpu").scatter_(
+        1, best, 1.0
+    )  # 1 in the top
     out: np.ndarray = (top @ top.T / count).numpy()
     return out
 

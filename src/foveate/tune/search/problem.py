@@ -113,12 +113,12 @@ class Problem:
 
     def _quality(self, found: dict[str, Any]) -> float:
         """The objective's value, of a trial that was not given up."""
-        parts = torch.tensor(found["parts"], dtype=torch.float64)
+        parts = torch.tensor(found["parts"], dtype=torch.float64, device="cpu")
         return float(parts.sum() / self.judge.weights.sum())
 
     def parts(self, keep: Keep) -> torch.Tensor:
         """Each calibration example's sum."""
-        return torch.tensor(self._found(keep, None)["parts"], dtype=torch.float64)
+        return torch.tensor(self._found(keep, None)["parts"], dtype=torch.float64, device="cpu")
 
     def recipe(self, tolerance: float) -> Sequence[float]:
         """What each layer keeps if it may miss this share of its attention.

@@ -105,7 +105,7 @@ def hindsight(
         ratio: FLOPs over unpruned.
         group: answers of one number (from 0 on) get one rate; without it, each has its own.
     """
-    group = torch.arange(len(table.loss)) if group is None else group
+    group = torch.arange(len(table.loss), device="cpu") if group is None else group
     members = F.one_hot(group).double().T  # (G E): members[g, e] = 1 if answer e is of group g
     loss = members @ table.loss.double()  # (G K), sums over the group
     spent = members @ table.flops.double() / table.full.double().sum()
@@ -142,7 +142,7 @@ def compare(
         ratio: the predictor's FLOPs over unpruned.
     """
     table = tabulate(loaded, examples, plan, path, source)
-    highest_rate = torch.full((len(examples),), len(plan.rates) - 1)
+    highest_rate = torch.full((len(examples),), len(plan.rates) - 1, dtype=torch.long, device="cpu")
     ratio = max(ratio, of_choice(table, highest_rate).ratio)
     fixed_loss = fixed(table, ratio).loss
     hindsight_loss = of_choice(table, hindsight(table, ratio)).loss

@@ -69,7 +69,7 @@ def _meet(predictor: RatePredictor, table: Table, budget: float) -> None:
     The shift is in proportion to the rate, so that a larger one favours higher rates.
     """
     logits = predictor(table.shares)  # (E K)
-    rates = torch.tensor(predictor.rates)
+    rates = torch.tensor(predictor.rates, dtype=torch.float32, device="cpu")
     low = -60.0
     high = 60.0
     for _ in range(50):

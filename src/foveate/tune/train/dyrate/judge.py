@@ -51,7 +51,9 @@ def judge(
     loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan
 ) -> HeldOut:
     """What the predictor does with its likeliest rates, as inference takes them."""
-    sums = torch.zeros(4, dtype=torch.float64)  # FLOPs, unpruned FLOPs, loss, unpruned loss
+    sums = torch.zeros(
+        4, dtype=torch.float64, device="cpu"
+    )  # FLOPs, unpruned FLOPs, loss, unpruned loss
     kept = []  # of each answer, the shares alive at its own steps
     for start in range(0, len(examples), plan.batch):
         made = batch_of(loaded, examples[start : start + plan.batch])
@@ -69,7 +71,7 @@ def judge(
         loss = float(answer_losses(found.logits, batch).sum())
         unpruned_loss = float(answer_losses(unpruned_logits(loaded.model, batch), batch).sum())
         ours, full = _spent(loaded.model, made, found.kept, plan)
-        sums += torch.tensor([ours, full, loss, unpruned_loss], dtype=torch.float64)
+        sums += torch.tensor([ours, full, loss, unpruned_loss], dtype=torch.float64, device="cpu")
         for row, there, whole in zip(found.kept, batch.answered, total.tolist(), strict=True):
             kept.append([count / max(1, whole) for count in row[there].tolist()])
     ours, full, loss, unpruned_loss = sums.tolist()
@@ -107,7 +109,7 @@ def calibrate(
     Returns:
         The ratio then met on `examples`.
     """
-    rates = torch.tensor(predictor.rates, device=loaded.model.device)
+    rates = torch.tensor(predictor.rates, device=loaded.model.device, dtype=torch.float32)
     base = predictor.linear.bias.detach().clone()
     low = -30.0
     high = 30.0
@@ -133,7 +135,7 @@ def ratio_of(
     loaded: Loaded, predictor: RatePredictor, examples: Sequence[Example], plan: Plan
 ) -> float:
     """`HeldOut.ratio` alone, without running what only the loss needs."""
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     for start in range(0, len(examples), plan.batch):
         made = batch_of(loaded, examples[start : start + plan.batch])
         kept = counts(
@@ -146,7 +148,9 @@ def ratio_of(
             plan.decode,
             plan.weighting,
         )
-        sums += torch.tensor(_spent(loaded.model, made, kept, plan), dtype=torch.float64)
+        sums += torch.tensor(
+            _spent(loaded.model, made, kept, plan), dtype=torch.float64, device="cpu"
+        )
     return float(sums[0] / sums[1])
 
 

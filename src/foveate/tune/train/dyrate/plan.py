@@ -17,6 +17,7 @@ from torch import Tensor
 from ....artefacts.weighting import UNWEIGHED, Weighting
 from ....core.contract import Score
 from ....core.predictor import RatePredictor, rate_grid
+from ....files import writing
 from ....methods.dyrate import ranked
 
 
@@ -144,8 +145,9 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None
     """A safetensors file in place of the old one, which stays whole until the new one is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    save_file(tensors, new, facts)
-    os.replace(new, path)
+    with writing(path):
+        save_file(tensors, new, facts)
+        os.replace(new, path)
 
 
 def resume(

@@ -294,7 +294,7 @@ def _run_above(views: Steps, chosen: _Chosen, method: Method) -> Tensor:
     # the columns of text. Entries past a sample's tokens write to a spare last column.
     index = torch.where(views.present, views.columns, length)  # (B N)
     index = index[:, None].expand(-1, length, -1)  # (B T N), the same for all rows
-    weight = torch.ones(batch, length, length + 1, device=device)
+    weight = torch.ones(batch, length, length + 1, device=device, dtype=torch.float32)
     weight = weight.scatter(2, index, by_row)[..., :length]  # (B T T)
     # A row sees itself in any case, so that no row, padding's included, has an empty softmax.
     own = torch.eye(length, dtype=torch.bool, device=device)

@@ -135,6 +135,7 @@ class Steps:
         """What the engine shows before the prune layer at `step`."""
         tokens = self.tokens_at(step)
         prompt = self.prompt
+        seen = self.at.taught.tower_outputs
         columns = torch.arange(prompt, device=alive.device).expand(len(alive), -1)  # (B P)
         if step == 0:  # the whole prompt runs
             running = slice(prompt)
@@ -154,5 +155,5 @@ class Steps:
             tokens=tokens,
             attend=lambda index, queries: self.attend(tokens, alive, index, queries),
             notes=self.notes,
-            look=None if step or self.at.taught.sight is None else self.at.taught.sight.look,
+            look=None if step or seen is None else seen.look,
         )

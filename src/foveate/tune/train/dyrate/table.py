@@ -91,7 +91,7 @@ def tabulate(
         last = step + 1 == len(batches)
         if new:
             found = _run(loaded, [examples[i] for i in batch], plan, shape)
-            found["at"] = torch.tensor(batch)
+            found["at"] = torch.tensor(batch, dtype=torch.long, device="cpu")
             rows = _appended(rows, found)
             if path is not None and (step % _SAVE_EVERY == 0 or last):
                 write(path, rows, facts)

@@ -163,14 +163,18 @@ def _step(
     share = range(plan.batch)[together.index :: together.count]
     tau = plan.hot + (plan.cold - plan.hot) * step / max(1, plan.steps - 1)
     # A seed of its own for every step and process: a run that is resumed draws what it would have.
-    noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 4096 + together.index)
+    noise = torch.Generator(device="cpu").manual_seed(
+        (plan.seed * 1_000_003 + step) * 4096 + together.index
+    )
     optimizer.zero_grad(set_to_none=True)
     seen: dict[str, float] = {}
     parts = [share[start :: plan.parts] for start in range(min(plan.parts, len(share)))]
     for part in parts:
         chosen = [examples[(step * plan.batch + i) % len(examples)] for i in part]
         made = batch_of(loaded, chosen)
-        uniform = torch.rand(len(part), len(plan.rates), generator=noise)
+        uniform = torch.rand(
+            len(part), len(plan.rates), generator=noise, dtype=torch.float32, device="cpu"
+        )
         found = through_masks(loaded.model, predictor, made, plan, shape, uniform, tau)
         _add(found.gradients, predictor, len(part) / len(share))
         for key, value in found.figures.items():
