@@ -14,6 +14,7 @@ can show is checked in the run: the cache that the engine prepared must be the o
 | `inputs_embeds`, `attention_mask` are arguments | the decoder | 5.17 to 5.24 |
 | `position_ids`, `use_cache` are arguments | the decoder | 5.17 to 5.24 |
 | `hidden_states` comes first | a layer | 5.17 to 5.24 |
+| it returns hidden states alone, no tuple | a layer | 5.24 |
 | `attention_mask`, `position_embeddings` are arguments | a layer | 5.17 to 5.24 |
 | the cache's argument is `past_key_values` | decoder, layer, attention | 5.17 to 5.23 |
 | the cache's argument is `cache` | decoder, layer, attention | 5.24 |
