@@ -79,7 +79,11 @@ OLD = (  # (part of a test's file, part of its name, why it cannot run on transf
     ("test_loading", "module_without_sdpa", "the module takes sdpa there"),
     ("test_loading", "only_text", WANTS),  # these two are of SmolVLM
     ("test_loading", "saved_again", WANTS),
-    *(("commands", family, WANTS) for family in ("smolvlm", "idefics2", "idefics3", "ovis2")),
+    *(
+        (file, family, WANTS)
+        for file in ("commands", "test_places")
+        for family in ("smolvlm", "idefics2", "idefics3", "ovis2")
+    ),
 )
 
 

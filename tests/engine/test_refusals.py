@@ -206,7 +206,7 @@ def test_a_model_that_is_pruned_is_copied_and_saved_whole_outside_only(method: M
 
 
 def test_wrappers_for_several_devices_say_what_to_do_instead(tmp_path: Path) -> None:
-    made, data = copy.deepcopy(model("llava")), batch("llava", LAYOUTS["one"])
+    made, data = AutoModelForImageTextToText.from_config(llava()), batch("llava", LAYOUTS["one"])
     with pytest.raises(ValueError, match=r"DataParallel is not supported: it copies.*torchrun"):
         foveate.apply(torch.nn.DataParallel(made), fastv())
     store = f"file://{tmp_path}/store"

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from typer.core import TyperCommand
 
 from ..files import decoded, read_text
 from ..models.images import names_file
+from ..models.loaded import Loaded
+from .output import errors
 
 
 class DashedPrompt(TyperCommand):
@@ -24,7 +27,7 @@ class DashedPrompt(TyperCommand):
             at
             for at, word in enumerate(args)
             if word.startswith("-") and len(word.split()) > 1
-            if at == 0 or args[at - 1] not in valued
+            if word.partition("=")[0] not in valued and (at == 0 or args[at - 1] not in valued)
         ]
         if dashed and "--" not in args:
             kept = [word for at, word in enumerate(args) if at not in dashed]
@@ -90,3 +93,12 @@ def shown(image: str) -> str:
 def shortened(text: str, longest: int = 60) -> str:
     """The beginning of a long text, for an error."""
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
+
+
+def warn_of_length(
+    loaded: Loaded, pictures: list[Any], paths: list[str], asked: str, new: int
+) -> None:
+    """Says which part brought how many tokens, where prompt and answer are longer than the model was made for."""
+    long = loaded.length(pictures, asked).too_long(new, [shown(path) for path in paths])
+    if long is not None:
+        errors.print(f"[yellow]warning:[/yellow] {escape(long)}.", highlight=False)

@@ -165,7 +165,7 @@ def _print(body: dict[str, Any]) -> None:
         caption=f"x: times faster than plain; (cap): at most, on any device.{noise}",
     )
     for name, one in body["found"].items():
-        memory = "-" if one["memory"] is None else f"{one['memory'] / 2**20:.0f} MB"
+        memory = "-" if one["memory"] is None else f"{one['memory'] / 1e6:.0f} MB"
         total = f"{one['ratio']['total']:.2f}{_mark(one, 'total')}"
         times = (*_timed(one, "first"), *_timed(one, "further"))
         table.add(name, *times, f"{one['throughput']:.1f}", total, memory)

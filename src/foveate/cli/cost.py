@@ -14,7 +14,6 @@ from ..cost import plan
 from ..cost.architecture import Architecture, architecture
 from ..cost.configurations import SHAPES, config_of
 from ..methods import parse
-from ..models.images import open_image
 from ..models.lengths import Length
 from ..models.load import without_weights
 from . import options
@@ -136,7 +135,7 @@ def _counted(name: str, images: list[str], prompt: str, asked: options.Asked) ->
             f"{name} is a shape without a processor, so nothing can be counted; give a model's folder or hub id, or "
             "--image-size"
         )
-    pictures = [open_image(one) for one in images]
+    pictures = [options.picture(one) for one in images]
     loaded = without_weights(name)
     found = loaded.length(pictures, prompt)
     config = loaded.model.config

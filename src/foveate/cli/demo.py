@@ -75,7 +75,7 @@ _NEXT = (
         "the same page for your picture",
     ),
     ("foveate generate IMAGE PROMPT --model MODEL --method METHOD", "answer with your own model"),
-    ("foveate advise --model MODEL", "what pruning can gain on it"),
+    ("foveate advise MODEL", "what pruning can gain on it"),
     ("foveate methods", "all methods, a line each"),
 )
 
@@ -130,6 +130,8 @@ def demo(
     page = out / "demo.html"
     cells = {row.spec: row_cells(row, table[0], found.get(row.spec, {})) for row in table}
     legend = _LEGEND.format(held_out=more, repeats=repeats)
+    if any("!" in text for row in cells.values() for text in row.values()):
+        legend += " ! lies above the cap: the measurement is wrong there."
     html.write(_report(model, recorded, cells, legend), page)
     if as_json:
         done = [comparison.as_dict(row, table[0]) for row in table]
@@ -143,7 +145,7 @@ def demo(
         said = {labels.get(row.spec, row.spec): row.answers[index] for row in table}
         _print_answers(str(out / name), scene, said)
     console.rule("what it costs, and what is lost")
-    console.print(_sheet(table, labels, cells, legend))
+    console.print(_sheet(labels, cells, legend))
     for spec in (row.spec for row in table if row.spec in LABELS[model]):
         console.print(f"  [bold]{labels[spec]}[/bold] is {escape(spec)}", highlight=False)
     console.rule("next")
@@ -218,7 +220,7 @@ def row_cells(row: Contestant, unpruned: Contestant, found: dict[str, Any]) -> d
     ratio = row.cost.ratio(unpruned.cost)
     plain = {
         "flops": flops(row.cost.flops),
-        "kv_bytes": f"{row.cost.kv_bytes / len(row.answers) / 2**20:.1f} MB",
+        "kv_bytes": f"{row.cost.kv_bytes / len(row.answers) / 1e6:.1f} MB",
     }
     for key, title in SIZES.items():
         cells[title] = plain[key] if row is unpruned else f"{ratio[key]:.2f}x"
@@ -228,22 +230,17 @@ def row_cells(row: Contestant, unpruned: Contestant, found: dict[str, Any]) -> d
         cells[title] = (
             f"{1e3 * sum(seconds) / len(seconds):.1f} ms"
             if measured is None
-            else f"{measured[0]:.1f}x/{measured[1]:.1f}x"
+            else f"{measured[0]:.1f}x/{measured[1]:.1f}x{'!' * (part in row.exceeded)}"
         )
     return cells
 
 
-def _sheet(
-    table: list[Contestant], labels: dict[str, str], cells: dict[str, dict[str, str]], legend: str
-) -> Sheet:
-    """The table for a terminal, in which a ratio above its cap is marked."""
-    noise = " ! lies above the cap: the measurement is wrong there."
-    marked = any(part in TIMES for row in table for part in row.exceeded)
-    out = Sheet("method", tuple(cells[table[0].spec]), caption=legend + noise * marked)
-    for row in table:
-        above = {TIMES.get(part) for part in row.exceeded}
-        shown = [text + ABOVE * (title in above) for title, text in cells[row.spec].items()]
-        out.add(labels.get(row.spec, row.spec), *shown)
+def _sheet(labels: dict[str, str], cells: dict[str, dict[str, str]], legend: str) -> Sheet:
+    """The table for a terminal."""
+    out = Sheet("method", tuple(next(iter(cells.values()))), caption=legend)
+    for spec, row in cells.items():
+        shown = [text.replace("!", ABOVE) for text in row.values()]
+        out.add(labels.get(spec, spec), *shown)
     return out
 
 

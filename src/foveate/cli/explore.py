@@ -16,7 +16,7 @@ from ..explore.report import Hint, Report, Run, Sample, Table
 from ..methods import parse
 from ..models.load import load
 from . import options
-from .asked import images_and_prompt
+from .asked import images_and_prompt, warn_of_length
 from .output import console, errors, print_json, wrote
 
 DEFAULT = ("divprune:keep=0.25,weigh=nearest,merge=mean",)  # if no method is given
@@ -48,6 +48,7 @@ def explore(
     methods = {UNPRUNED: [], **{spec: parse(spec) for spec in specs}}
     pictures = [options.picture(path) for path in paths]
     loaded = load(model, device=device, dtype=dtype)
+    warn_of_length(loaded, pictures, paths, prompt, max_new_tokens)
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("answering", total=len(methods))
         seen = sample(
@@ -95,7 +96,7 @@ def figures(seen: Sample) -> Table:
         rows.append(tuple(row))
     note = (
         "Tokens kept are a mean over layers. FLOPs and KV cache are parts of the unpruned model's; "
-        "they are computed from the trace, not timed. This is one prompt: `foveate eval` measures quality."
+        "they are computed from the trace, not timed. This is one prompt: foveate eval measures quality."
     )
     return Table("This prompt in figures", tuple(columns), tuple(rows), note)
 

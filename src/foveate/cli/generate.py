@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -13,10 +13,9 @@ from transformers import TextStreamer
 
 from ..cost.flops import Cost
 from ..models.load import load
-from ..models.loaded import Loaded
 from ..timing import comparison
 from . import options, tables
-from .asked import images_and_prompt, shown
+from .asked import images_and_prompt, warn_of_length
 from .output import console, errors, print_json, wrote
 
 
@@ -70,7 +69,7 @@ def generate(
     pictures = [options.picture(path) for path in paths]
     loaded = load(model, device=device, dtype=dtype)
     encoded = loaded.inputs(pictures, asked)
-    _warn_of_length(loaded, encoded["input_ids"].shape[1], pictures, paths, asked, max_new_tokens)
+    warn_of_length(loaded, pictures, paths, asked, max_new_tokens)
     told = {"model": model, "prompt": asked, "images": paths}
     if compare or len(specs) > 1:
         with Progress(console=errors, transient=True) as progress:
@@ -94,18 +93,6 @@ def generate(
     else:
         _print_facts(row, unpruned)
     _save(trace, [row])
-
-
-def _warn_of_length(
-    loaded: Loaded, tokens: int, pictures: list[Any], paths: list[str], asked: str, new: int
-) -> None:
-    """Says which part brought how many tokens, where prompt and answer are longer than the model was made for."""
-    most = getattr(loaded.decoder.config, "max_position_embeddings", None)
-    if most is None or tokens + new <= most:
-        return
-    names = [shown(path) for path in paths]
-    long = loaded.length(pictures, asked).too_long(new, names)
-    errors.print(f"[yellow]warning:[/yellow] {escape(str(long))}.", highlight=False)
 
 
 class _Printer(TextStreamer):

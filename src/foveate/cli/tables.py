@@ -34,7 +34,7 @@ def compared(rows: Sequence[Contestant]) -> Sheet:
             sizes = [
                 flops(row.cost.prefill),
                 flops(row.cost.flops),
-                f"{row.cost.kv_bytes / 2**20:.1f} MB",
+                f"{row.cost.kv_bytes / 1e6:.1f} MB",
             ]
         else:
             sizes = [f"{ratio[key]:.2f}x" for key in ("prefill", "flops", "kv_bytes")]

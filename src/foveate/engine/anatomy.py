@@ -22,6 +22,8 @@ from .adapters import Adapter, adapter_for
 from .modules import decoder_of, multimodal_body, projectors_of, tower_of, unwrapped
 from .sizes import LayerShape, TowerShape, layer_shape, tower_shape
 
+_CAP = "final_logit_softcapping"
+
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
@@ -110,8 +112,14 @@ class Anatomy:
     def logits(self, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """Logits of the decoder's normalised states, as the whole model gives them."""
         found: Tensor = self.head(states)
-        cap = getattr(self.decoder.config, "final_logit_softcapping", None)  # PaliGemma 2 has one
-        return found if cap is None else cap * torch.tanh(found / cap)
+        cap = getattr(self.decoder.config, _CAP, None)  # PaliGemma 2 has one
+        return found if cap is None or not self._caps_logits else cap * torch.tanh(found / cap)
+
+    @property
+    def _caps_logits(self) -> bool:
+        """Whether the model's forward reads the cap: before transformers 5.18, PaliGemma's does not."""
+        code = inspect.unwrap(type(self.model).forward).__code__
+        return _CAP in (*code.co_names, *code.co_consts)
 
     @property
     def words(self) -> Any:
@@ -197,8 +205,13 @@ def anatomy_of(model: Any) -> Anatomy:
     """The anatomy of a live model, or of a hollow one; of a PEFT wrapper, that of the model inside.
 
     Raises:
-        ValueError: there is no language model inside that takes visual tokens.
+        ValueError: it is no model, or has no language model inside that takes visual tokens.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"got {type(model).__name__}; expected a model of transformers, such as `.model` of what foveate.load "
+            "returns"
+        )
     model = unwrapped(model)
     body = multimodal_body(model)
     if not hasattr(body, "language_model") and not hasattr(body, "text_model"):

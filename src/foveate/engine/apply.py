@@ -224,11 +224,15 @@ class Handle(AbstractContextManager[Trace]):
 
     def disable(self) -> None:
         """Takes the methods off; waits for a forward that another thread is in. Nothing happens if they are off."""
-        if self._engine is not None:
+        if self._engine is not None and self._engine.attached:
             self._engine.detach()
 
     def __enter__(self) -> Trace:
-        self._put_on(in_block=True)
+        """Puts the methods on for the block; what `enable` put on ends with the block, too."""
+        if not self.enabled:
+            self._put_on(in_block=True)
+        elif self._engine is not None and self._engine.in_block:
+            raise RuntimeError(f"foveate.apply is already active on this model; {INSTEAD}")
         return self.trace
 
     def __exit__(self, *error: object) -> None:
@@ -251,8 +255,8 @@ class Handle(AbstractContextManager[Trace]):
             _ACTIVE[body] = weakref.ref(self._engine)
             self._engine.attach()
         except BaseException:
+            _ACTIVE.pop(body, None)
             free(body)
-            self.disable()
             raise
 
 
@@ -332,8 +336,8 @@ class Engine:
     def __reduce__(self) -> Any:
         """Refused, as a copy is: what is written would hold the hooks."""
         raise RuntimeError(
-            "foveate.apply is active on this model; save it whole outside of the with block "
-            "(its state_dict and save_pretrained work inside)"
+            "foveate.apply is active on this model; save it whole outside of the with block, or after "
+            "foveate.disable(model) (its state_dict and save_pretrained work inside)"
         )
 
     def _abandon(self) -> None:

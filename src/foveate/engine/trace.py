@@ -194,7 +194,11 @@ class Trace:
         fresh, cached = done.visual(self.layers)
         start = done.total.cpu()
         has = start > 0
-        return ((fresh + cached)[:, has] / start[has]).mean().item() if bool(has.any()) else None
+        return (
+            ((fresh + cached)[:, has].double() / start[has]).mean().item()
+            if bool(has.any())
+            else None
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes the rows of the forwards that are held, as JSON."""
@@ -213,5 +217,5 @@ def _share_lost(done: Pass) -> float | None:
     gone = sum(tokens for _, tokens in done.lost)
     has = done.total > 0
     if isinstance(gone, Tensor) and bool(has.any()):
-        return (gone[has] / done.total[has]).mean().item()
+        return (gone[has].double() / done.total[has]).mean().item()
     return None

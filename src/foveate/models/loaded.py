@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from ..engine.adapters import Adapter
@@ -146,8 +148,16 @@ class Loaded:
             earlier: former turns of each chat, as in `prompt`; none if None.
 
         Raises:
-            ValueError: a picture cannot be read, the chat template refuses, or the tokenizer cannot pad.
+            ValueError: a picture cannot be read, the chat template refuses, the tokenizer cannot pad, or something
+                is not a list of pictures, or no text.
         """
+        for images, text in chats:
+            if isinstance(images, str | Path | Image.Image):
+                raise ValueError(
+                    f"got {type(images).__name__} for the pictures; expected a list of them, such as [picture]"
+                )
+            if not isinstance(text, str):
+                raise ValueError(f"got {type(text).__name__} for the prompt; expected text")
         pictures = [[open_image(one) for one in images] for images, _ in chats]
         before = earlier or [()] * len(chats)
         texts = [
