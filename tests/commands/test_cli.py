@@ -395,3 +395,19 @@ def test_the_laboratory_refuses_alike(
     assert run(args, laboratory) == 2
     err = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err).split())
     assert said in err and "Traceback" not in err and "error:" in err
+
+
+def test_an_option_with_a_value_of_several_words_is_no_prompt(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["generate", picture, "--max-new-tokens", "1", "--json"]
+    assert run([*args, f"--prompt={QUESTION}"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == QUESTION
+    place = tmp_path / "two words.json"
+    assert run([*args, QUESTION, f"--trace={place}"]) == 0 and place.is_file()
+    assert json.loads(capsys.readouterr().out)["prompt"] == QUESTION
+
+
+def test_a_picture_alone_is_no_list_of_pictures(scenes: Any) -> None:
+    with pytest.raises(ValueError, match="got str for the pictures; expected a list"):
+        scenes.inputs("picture.png", "what?")

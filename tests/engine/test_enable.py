@@ -19,6 +19,7 @@ import foveate
 from foveate.core.method import Method
 from foveate.core.scores import Even
 from foveate.cost.flops import cost_of_trace, shapes
+from foveate.engine.anatomy import anatomy_of
 from foveate.engine.apply import TRACE_LAST
 from foveate.engine.trace import Pass, Trace
 from foveate.methods import divprune, fastv, vtw
@@ -316,3 +317,50 @@ def test_mistakes_are_told_in_one_clear_line() -> None:
         strict=True,
     ):
         assert part in line
+
+
+def test_a_handle_that_is_off_takes_nothing_off() -> None:
+    made = model("llava")
+    first = foveate.enable(made, "divprune:keep=0.25")
+    first.disable()
+    second = foveate.enable(made, "fastv:layer=1,keep=0.5")
+    first.disable()
+    assert second.enabled
+    with pytest.raises(RuntimeError, match="already active"):
+        foveate.enable(made, "vtw:layer=2")
+    foveate.disable(made)
+    assert not second.enabled
+
+
+def test_what_enable_put_on_may_end_with_a_block() -> None:
+    made, data = model("llava"), batch("llava", LAYOUTS["one"])
+    with torch.no_grad():
+        made(**data.inputs)  # transformers puts hooks of its own on the tower in its first forward
+    plain = hooks(made)
+    with torch.no_grad(), foveate.enable(made, "fastv:layer=1,keep=0.5") as trace:
+        made(**data.inputs)
+    assert hooks(made) == plain and trace.prefill()[-1] == [8]
+    handle = foveate.apply(made, "fastv:layer=1,keep=0.5")
+    with handle, pytest.raises(RuntimeError, match="already active"), handle:
+        pass
+    assert hooks(made) == plain
+
+
+def test_means_are_exact_under_a_default_of_half_precision() -> None:
+    made, data = model("llava"), batch("llava", LAYOUTS["several"])
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.no_grad(), foveate.apply(made, "fastv:layer=1,keep=0.3") as trace:
+                made(**data.inputs)
+            found.append(trace.mean_kept())
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert found[0] == found[1] < 1
+
+
+@pytest.mark.parametrize("given", ["scenes", 3, object()])
+def test_what_is_no_model_is_told(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"got \w+; expected a model of transformers"):
+        anatomy_of(given)
