@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -298,7 +299,7 @@ def test_every_task_gives_samples_that_its_metrics_can_judge() -> None:
     for name in TASKS:
         for made in bundled([name], 2, first=3):
             assert made.images()[0].size == (224, 224) and made.references[0] and made.prompt
-    same = bundled(["questions"], 3)
+    same = bundled(["questions"], 12)
     rows = [
         records.Record(i, 0, s.key, s.references[0], 1, 1, 2, [2, 1], 1, asdict(Cost()))
         for i, s in enumerate(same)
@@ -318,6 +319,9 @@ def test_every_task_gives_samples_that_its_metrics_can_judge() -> None:
     assert found["third"]["questions exact"]["difference"]["value"] == 0
     assert found["unpruned"]["questions exact"]["against"]["low"] == 100
     assert "against" not in found["other"]["questions exact"]
+    alone = report.figures(same[:3], {"unpruned": rows[:3], "other": wrong[:3]}, "words")
+    gap = alone["other"]["questions exact"]["difference"]
+    assert gap["value"] == -100 and math.isnan(gap["low"])  # one picture shows nothing of others
 
 
 def test_tasks_are_counted_by_samples_or_by_pictures() -> None:

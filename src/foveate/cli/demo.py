@@ -216,7 +216,9 @@ def row_cells(row: Contestant, unpruned: Contestant, found: dict[str, Any]) -> d
         if key in found:
             f = found[key]
             low, high = (f"{f[end]:.0f}" for end in ("low", "high"))
-            cells[title] = f"{f['value']:.0f}" + (f" {low}-{high}" if low != high else "")
+            cells[title] = f"{f['value']:.0f}" + (
+                f" {low}-{high}" if low != high and "nan" not in low else ""
+            )
     ratio = row.cost.ratio(unpruned.cost)
     plain = {
         "flops": flops(row.cost.flops),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -365,8 +366,10 @@ def _work(spec: str, work: dict[str, float], key: str, target: equal.Target | No
 def _cell(found: dict[str, Any] | None, key: str) -> str:
     if found is None:
         return ""
-    text = f"{found['value']:.1f} [dim]{found['low']:.0f}-{found['high']:.0f}[/dim]"
     gap = found.get(key)
+    if math.isnan(found["low"]):  # of one picture: no interval
+        return f"{found['value']:.1f}" + (f"\n[dim]{gap['value']:+.1f}[/dim]" if gap else "")
+    text = f"{found['value']:.1f} [dim]{found['low']:.0f}-{found['high']:.0f}[/dim]"
     if gap is None:
         return text
     style = "bold" if gap["low"] > 0 or gap["high"] < 0 else "dim"

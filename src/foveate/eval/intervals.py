@@ -14,7 +14,10 @@ Value = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval, by the percentiles of a bootstrap."""
+    """A figure with its 95 % interval, by the percentiles of a bootstrap.
+
+    The ends are NaN where there is one picture only: it says nothing of others.
+    """
 
     value: float
     low: float
@@ -52,7 +55,8 @@ def estimate(
         seed: of the draws.
     """
     sums = _by_group(parts, groups)
-    return _interval(float(value(sums.sum(0, keepdims=True))[0]), value(_drawn(sums, seed)))
+    point = float(value(sums.sum(0, keepdims=True))[0])
+    return _interval(point, value(_drawn(sums, seed)), len(sums))
 
 
 def weighted(
@@ -84,10 +88,12 @@ def difference(
     drawn = _drawn(both, seed)
     whole = both.sum(0, keepdims=True)
     gap = float((value(whole[:, :width]) - value(whole[:, width:]))[0])
-    return _interval(gap, value(drawn[:, :width]) - value(drawn[:, width:]))
+    return _interval(gap, value(drawn[:, :width]) - value(drawn[:, width:]), len(both))
 
 
-def _interval(point: float, drawn: np.ndarray) -> Estimate:
+def _interval(point: float, drawn: np.ndarray, groups: int) -> Estimate:
     there = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(there, [0.025, 0.975]) if len(there) else (float("nan"), float("nan"))
+    if groups < 2 or not len(there):
+        return Estimate(point, float("nan"), float("nan"))
+    low, high = np.quantile(there, [0.025, 0.975])
     return Estimate(point, float(low), float(high))
