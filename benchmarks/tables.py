@@ -231,11 +231,19 @@ def render_when() -> str:
         f"| you want | method | FLOPs | {' | '.join(SHOWN)} |",
         "|---" * (3 + len(SHOWN)) + "|",
     ]
+    fewer = []
     for want, (spec, part, said) in WHEN.items():
         link = f" ([guide]({LINKS[spec]}))" if spec in LINKS else ""
-        lines.append(
-            f"| {want} | `{said}`{link} | {cells(answered('scenes', many or part)[spec])} |"
-        )
+        found = answered("scenes", part if many is None else many)
+        mark = ""
+        if spec not in found:
+            found, mark = answered("scenes", part), " (1)"
+            fewer.append(part)
+        lines.append(f"| {want}{mark} | `{said}`{link} | {cells(found[spec])} |")
+    if fewer:
+        pictures = read(f"weighting-{fewer[0]}answers-scenes")["pictures"]
+        questions = read(f"weighting-{fewer[0]}questions-scenes")["samples"]
+        lines += ["", f"(1) of {pictures:,} pictures and {questions:,} questions."]
     return "\n".join(lines)
 
 
