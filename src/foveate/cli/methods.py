@@ -40,7 +40,7 @@ def describe(name: str) -> dict[str, Any]:
         or "" for controls), "summary", "paper", "deviations" and "knobs".
     """
     factory = factories()[name]
-    doc = inspect.getdoc(factory) or ""
+    doc = (inspect.getdoc(factory) or "").replace("``", "")
     module = inspect.getdoc(inspect.getmodule(factory)) or ""
     parts = [" ".join(p.split()) for p in doc.split("\n\n")]
 
