@@ -124,6 +124,11 @@ class Watch(threading.local):
         if not bool(visual.any()):
             return None
         self.used = True
+        if any(run.tokens is not None and not self.wanted <= run.seen.keys() for run in self.runs):
+            raise ValueError(
+                "these pictures or videos went through another vision tower than the one that methods look at (the "
+                "family has two). Use a method that needs no tower, such as divprune"
+            )
         # A run's pooled tokens follow its own, here as in `TowerOutputs`.
         tokens = [
             made for run in self.runs for made in (run.tokens, run.pooled) if made is not None
