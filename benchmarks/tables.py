@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from foveate.cli.options import RECOMMENDED
 from foveate.eval.tasks import TITLES
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +27,6 @@ between the last token's attention, the attention received, and an even spread: 
 show. Short questions suffer little under any of them. VTW destroys descriptions and questions of existence. Do not
 carry these figures over to large models.
 """
-RECOMMENDED = "divprune:keep=0.25,weigh=nearest,merge=mean"
 SHARPER = "divprune:keep=0.125,weigh=nearest,merge=mean"
 SEARCHED = "schedule:docs/results/search/scenes/gsearch-diverse-weighted-0.01.json"
 TRAINED = "dyrate:predictor=scenes-0.2-weighted"

@@ -28,17 +28,16 @@ from .output import console, errors, flops, print_json, wrote
 from .sheet import Sheet
 from .tables import ABOVE
 
-RECOMMENDED = "divprune:keep=0.25,weigh=nearest,merge=mean"  # a quarter, which speaks for the rest
 LABELS = {
     "scenes": {
-        RECOMMENDED: "recommended",
+        options.RECOMMENDED: "recommended",
         "schedule:scenes-gsearch-weighted": "G-Search",
         "dyrate:predictor=scenes-0.2-weighted": "DyRate",
         "fastv:layer=2,keep=0.25": "FastV",
         "random:layer=0,keep=0.25": "random",
     },
     "smol": {
-        RECOMMENDED: "recommended",
+        options.RECOMMENDED: "recommended",
         "schedule:smol-gsearch-weighted": "G-Search",
         "dyrate:predictor=smol-0.33": "DyRate",
         "fastv:layer=2,keep=0.25": "FastV",

@@ -19,7 +19,6 @@ from . import options
 from .asked import images_and_prompt, warn_of_length
 from .output import console, errors, print_json, wrote
 
-DEFAULT = ("divprune:keep=0.25,weigh=nearest,merge=mean",)  # if no method is given
 _LEAD = "What a vision-language model keeps of a picture, layer by layer and word by word."
 
 
@@ -44,7 +43,7 @@ def explore(
     """Write a page that shows the tokens kept over the picture, by layer and step, next to the unpruned model."""
     paths, prompt = images_and_prompt(inputs)
     options.check_page(out)
-    specs = list(dict.fromkeys(method or DEFAULT))
+    specs = list(dict.fromkeys(method or [options.RECOMMENDED]))
     methods = {UNPRUNED: [], **{spec: parse(spec) for spec in specs}}
     pictures = [options.picture(path) for path in paths]
     loaded = load(model, device=device, dtype=dtype)

@@ -22,6 +22,8 @@ from ..models.load import BUNDLED
 from ..world.draw import draw
 from ..world.scenes import sample
 
+RECOMMENDED = "divprune:keep=0.25,weigh=nearest,merge=mean"  # a quarter, which speaks for the rest
+
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")
 ]

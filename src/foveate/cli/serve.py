@@ -73,7 +73,7 @@ def _check_installed() -> None:
             'vLLM is not installed; expected it beside foveate: pip install "foveate[vllm]"'
         )
     if not found.startswith("0.32."):
-        raise ValueError(f"vLLM {found} is installed; foveate is proven inside vLLM 0.32")
+        raise ValueError(f"vLLM {found} is installed; foveate is tested inside vLLM 0.32")
     if not any(point.name == KEY for point in entry_points(group="vllm.general_plugins")):
         raise ValueError(
             "foveate is not registered as a plugin of vLLM; install it with pip, not by a path"

@@ -30,7 +30,7 @@ from .checks import (
     special_masks,
 )
 from .deepstack import DeepStack
-from .forward import Forward, Setting
+from .forward import Forward, LayerHook, Setting
 from .handover import CallState, padding_mask, placeholders, regular
 from .modules import decoder_of
 from .occupied import free, occupy
@@ -309,7 +309,7 @@ class Engine:
         ]
         for index, layer in enumerate(self.decoder.layers):
             self.handles.append(
-                layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True)
+                layer.register_forward_pre_hook(LayerHook(self._running, index), with_kwargs=True)
             )
         if self.turns is not None:
             self.handles.append(self.body.register_forward_hook(self._leave, always_call=True))
@@ -339,6 +339,10 @@ class Engine:
             "foveate.apply is active on this model; save it whole outside of the with block, or after "
             "foveate.disable(model) (its state_dict and save_pretrained work inside)"
         )
+
+    def _running(self) -> Forward | None:
+        """The forward that this thread is in."""
+        return self.call.forward
 
     def _abandon(self) -> None:
         """Lets go of a forward of this thread that was interrupted.
@@ -550,18 +554,6 @@ class Engine:
         finally:
             forward.engage(False, whole)
             self.busy.release()
-
-
-class _LayerHook:
-    """Pre-hook of decoder layer `index`."""
-
-    def __init__(self, engine: Engine, index: int) -> None:
-        self.engine = engine
-        self.index = index
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        forward = self.engine.call.forward
-        return None if forward is None else forward.before_layer(self.index, module, args, kwargs)
 
 
 def _known(cache: Cache | None, name: str) -> tuple[Ledger | None, int]:

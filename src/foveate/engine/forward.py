@@ -537,3 +537,21 @@ class Forward:
         if self.padded and not past.untouched:
             return past.with_rows(ran.columns(batch, self.device), True, self.ledger.columns)
         return past.with_run(self.count)
+
+
+class LayerHook:
+    """Pre-hook of decoder layer `index`, in whatever forward runs.
+
+    Args:
+        running: the forward under way, or None where none is.
+        index: of the layer.
+    """
+
+    def __init__(self, running: Callable[[], Forward | None], index: int) -> None:
+        self.running = running
+        self.index = index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Lets the methods decide before the layer runs."""
+        forward = self.running()
+        return None if forward is None else forward.before_layer(self.index, module, args, kwargs)

@@ -19,7 +19,7 @@ from .anatomy import LAYER, Anatomy
 from .lookback import Ran, Reached
 from .metadata import Shortened
 from .rows import Share
-from .tower import Sights
+from .tower import TowerWatch
 
 
 class Forward:
@@ -29,17 +29,21 @@ class Forward:
         anatomy: of the model.
         shares: the requests of this step, in the order of their rows.
         shortened: makes the attention metadata of layers that hold fewer tokens.
-        sights: what the vision tower made of pictures, or None.
+        tower_watch: what the vision tower made of pictures, or None.
     """
 
     def __init__(
-        self, anatomy: Anatomy, shares: Sequence[Share], shortened: Shortened, sights: Sights | None
+        self,
+        anatomy: Anatomy,
+        shares: Sequence[Share],
+        shortened: Shortened,
+        tower_watch: TowerWatch | None,
     ) -> None:
         self.anatomy = anatomy
         self.depth = len(anatomy.layers)
         self.shares = shares
         self.shortened = shortened
-        self.sights = sights
+        self.tower_watch = tower_watch
         self.rows: Tensor | None = None  # of the step, that still run; None while all do
         self.positions: Tensor | None = None  # of these rows
         self.held: np.ndarray[Any, Any] | None = (
@@ -196,7 +200,7 @@ class Forward:
             tokens=tokens,
             attend=lambda at, asked: (once() if at == index else ran(at)).attend(asked, length),
             notes=share.notes,
-            look=None if self.sights is None else self.sights.look_of(share),
+            look=None if self.tower_watch is None else self.tower_watch.look_of(share),
             recall=lambda at: ran(at).keys_by_column(length),
             project=lambda which, rotated: (once() if rotated else coming(False)).project(which),
         )

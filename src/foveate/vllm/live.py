@@ -16,7 +16,7 @@ from .forward import Forward
 from .metadata import Shortened
 from .rows import Request, Share, request_of
 from .settings import Settings, methods_of
-from .tower import Sights
+from .tower import TowerWatch
 
 logger = init_logger("vllm.foveate")
 PICTURES = ("image", "video")
@@ -49,7 +49,7 @@ class Live:
         config = runner.model_config
         model = runner.get_model()
         self.anatomy = anatomy_of(model, config.hf_config, config.max_model_len)
-        self.sights = Sights.of(model, config.hf_config, settings.tower)
+        self.tower_watch = TowerWatch.of(model, config.hf_config, settings.tower)
         self.requests: dict[str, Request] = {}
         self.forward: Forward | None = None
 
@@ -66,8 +66,8 @@ class Live:
         model = self.runner.get_model()
         if hasattr(model, STACKED):
             setattr(model, STACKED, self._stacked(getattr(model, STACKED)))
-        if self.sights is not None:
-            self.sights.attach(self.runner)
+        if self.tower_watch is not None:
+            self.tower_watch.attach(self.runner)
 
     def _stacked(self, get: Callable[..., Any]) -> Callable[..., Any]:
         """What gives the decoder its DeepStack features, for the rows that are left."""
@@ -88,7 +88,7 @@ class Live:
         if not any(share.columns is not None or share.request.gone.any() for share in shares):
             return self.run(*args, **kwargs)
         self.forward = Forward(
-            self.anatomy, shares, Shortened(self.runner, len(shares)), self.sights
+            self.anatomy, shares, Shortened(self.runner, len(shares)), self.tower_watch
         )
         total = int(kwargs["positions"].shape[-1])
         try:

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.model_executor.layers.attention import MMEncoderAttention
 
 from ..core.tower import Layer, What
 from ..engine.modules import first_of, multimodal_body, projector_of, tower_of
-from ..engine.tower.form import NORMS, READ, TowerForm, last_read
+from ..engine.tower.form import NORMS, READ, TowerForm, has_summary, last_read, stack_of
 from ..engine.tower.watch import CHUNK, found_among
 from .lookback import all_heads
 from .rows import Share
@@ -67,7 +67,7 @@ class Picture:
     index: Int[Tensor, n]
 
 
-class Sights:
+class TowerWatch:
     """What the tower made of each picture in vLLM's encoder cache.
 
     Args:
@@ -84,7 +84,7 @@ class Sights:
         self.pictures: dict[str, Picture] = {}
 
     @staticmethod
-    def of(model: Any, config: Any, layers: Sequence[Layer]) -> Sights | None:
+    def of(model: Any, config: Any, layers: Sequence[Layer]) -> TowerWatch | None:
         """Watches these layers of the tower; None if there are none.
 
         Raises:
@@ -94,33 +94,26 @@ class Sights:
             return None
         body = multimodal_body(model)
         tower, projector = tower_of(body), projector_of(body, READ)
-        stacks = (
-            []
-            if tower is None
-            else [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)]
-        )
-        stack = next((s for s in stacks if all(_attention(layer) is not None for layer in s)), None)
+        stack = stack_of(tower, lambda layer: _attention(layer) is not None)
         if stack is None or projector is None:
             raise ValueError(
                 f"a method looks at the vision tower, but that of {type(model).__name__} ({type(tower).__name__}, "
                 f"projector {type(projector).__name__}) is not of a form that can be read inside vLLM; use a method "
                 "that needs no tower, such as divprune"
             )
-        named = ("class_embedding", "cls_token")
-        summary = any(name.rpartition(".")[2] in named for name, _ in tower.named_parameters())
         packed = "cu_seqlens" in type(stack[0]).forward.__code__.co_varnames
         depth = int(
             getattr(config.vision_config, "num_hidden_layers", None) or config.vision_config.depth
         )
         # vLLM builds no more layers than are read; numbers and fractions are of the whole depth.
         whole = (*stack, *[None] * (depth - len(stack)))
-        form = TowerForm(whole, last_read(config, depth), projector, summary, packed)
+        form = TowerForm(whole, last_read(config, depth), projector, has_summary(tower), packed)
         wanted = {form.index(layer) for layer in layers}
         if max(wanted) >= len(stack):
             raise ValueError(
                 f"a method looks at tower layer {max(wanted)}; vLLM runs only the first {len(stack)}"
             )
-        return Sights(form, [_attention(layer) for layer in stack], wanted)
+        return TowerWatch(form, [_attention(layer) for layer in stack], wanted)
 
     def attach(self, runner: Any) -> None:
         """Puts the hooks on."""

@@ -29,7 +29,7 @@ from ..cache.ledger import Ledger
 from ..cache.numbers import Numbers
 from ..checks import check_model, check_tower, check_weights, special_masks
 from ..deepstack import DeepStack
-from ..forward import Forward, Setting
+from ..forward import Forward, LayerHook, Setting
 from ..handover import regular
 from ..occupied import occupied
 from ..tower.form import known_tower
@@ -284,7 +284,7 @@ class Replay:
         forward.resume(at.coming, at.trail)
         with occupied(self.anatomy.body, INSTEAD), ExitStack() as undo:
             for index in range(at.layer, stop):
-                hook = _Consulting(forward, index)
+                hook = LayerHook(lambda: forward, index)
                 handle = self.layers[index].register_forward_pre_hook(hook, with_kwargs=True)
                 undo.callback(handle.remove)
             undo.callback(forward.engage, False)
@@ -328,14 +328,3 @@ class Replay:
             tower_outputs=taught.tower_outputs,
             unsaid=taught.prompt,
         )
-
-
-class _Consulting:
-    """Pre-hook of decoder layer `index` in one run."""
-
-    def __init__(self, forward: Forward, index: int) -> None:
-        self.forward = forward
-        self.index = index
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.forward.before_layer(self.index, module, args, kwargs)

@@ -107,28 +107,34 @@ def known_tower(body: Any) -> TowerForm:
     """
     tower = tower_of(body)
     projector = projector_of(body, READ)
-    stacks = (
-        [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)]
-        if tower is not None
-        else []
-    )
-    layers = next((stack for stack in stacks if all(_readable(layer) for layer in stack)), None)
+    layers = stack_of(tower, _readable)
     if tower is None or layers is None or projector is None:
         raise ValueError(
             f"the vision tower of {type(body).__name__} is not of a form whose attention can be read "
             f"({type(tower).__name__}, projector {type(projector).__name__}); supported are towers like CLIP's, "
             "SigLIP's, InternVL's and Qwen's. Use a method that needs no tower, such as divprune."
         )
-    names = ("class_embedding", "cls_token")
-    summary = any(name.rpartition(".")[2] in names for name, _ in tower.named_parameters())
     return TowerForm(
         layers,
         last_read(body.config, len(layers)),
         projector,
-        summary,
+        has_summary(tower),
         hasattr(first_of(layers[0], ATTENTIONS), "qkv"),
         getattr(body, "apply_pooling", None),
     )
+
+
+def stack_of(tower: Any, readable: Callable[[nn.Module], bool]) -> Any:
+    """The tower's layers: its first list of modules that all are `readable`; None if it has none."""
+    modules = [] if tower is None else tower.modules()
+    stacks = (m for m in modules if isinstance(m, nn.ModuleList) and len(m))
+    return next((stack for stack in stacks if all(map(readable, stack))), None)
+
+
+def has_summary(tower: nn.Module) -> bool:
+    """Whether a [CLS] row comes before the patches."""
+    names = ("class_embedding", "cls_token")
+    return any(name.rpartition(".")[2] in names for name, _ in tower.named_parameters())
 
 
 def _readable(layer: nn.Module) -> bool:
