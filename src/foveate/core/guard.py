@@ -24,7 +24,7 @@ def features(view: View) -> Float[Tensor, "B 3"]:
     """
     real = view.rows >= 0
     kinds = view.tokens.kind.gather(1, view.rows.clamp(min=0))
-    text = (real & (kinds != Kind.IMAGE) & (kinds != Kind.PAD)).sum(1)
+    text = (real & (kinds != Kind.IMAGE) & (kinds != Kind.PADDING)).sum(1)
     states = torch.nn.functional.normalize(view.states(partial=True).float(), dim=-1)
     here = view.place() >= 0
     mean = (states * here[..., None]).sum(1) / here.sum(1).clamp(min=1)[:, None]

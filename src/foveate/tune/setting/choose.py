@@ -118,6 +118,7 @@ class Finalist:
         losses: on the part that chooses, one for each picture.
         verdict: of the test on the other part; None where it was not reached.
         faster: times faster than the unpruned model, where it was measured.
+        kinds: mean loss in the test, and the number of examples, by kind of question.
     """
 
     spec: str
@@ -125,6 +126,7 @@ class Finalist:
     losses: np.ndarray
     verdict: Verdict | None = None
     faster: float | None = None
+    kinds: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -464,10 +466,19 @@ class Tuning:
         if self.wish.kind.of is None:
             candidate = Candidate(one.spec, 0, one.cost)
             self._race("certify").run([candidate], len(self.asked.certify))
-            return self._by_picture(candidate.words, "certify")
-        rows = self._answers(one.spec, parse(one.spec), "certify")
-        found = judging.losses(self.wish.kind, self.asked.certify, self._plain_certified, rows)
+            found = candidate.words
+        else:
+            rows = self._answers(one.spec, parse(one.spec), "certify")
+            found = judging.losses(self.wish.kind, self.asked.certify, self._plain_certified, rows)
+        one.kinds = self._by_kind(found)
         return self._by_picture(found, "certify")
+
+    def _by_kind(self, found: Sequence[float]) -> dict[str, tuple[float, int]]:
+        """Mean loss and number of examples of each kind of question, or task."""
+        kinds: dict[str, list[float]] = {}
+        for sample, loss in zip(self.asked.certify, found, strict=True):
+            kinds.setdefault(sample.kind or sample.task, []).append(loss)
+        return {kind: (sum(row) / len(row), len(row)) for kind, row in kinds.items()}
 
     @cached_property
     def _pictures(self) -> int:
@@ -582,6 +593,9 @@ class Tuning:
                 for one in finalists
             ],
         }
+        if chosen is not None and len(chosen.kinds) > 1:
+            kind, (loss, examples) = max(chosen.kinds.items(), key=lambda pair: pair[1][0])
+            found["worst"] = {"kind": kind, "loss": loss, "examples": examples}
         if outside is not None:
             found["outside"] = outside
         found["enough"] = None if holds else self._enough(finalists, chosen, promise)

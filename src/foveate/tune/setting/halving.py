@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from ...eval.divergence import Divergence, divergence, reference
+from ...eval.divergence import Divergence
 from ...eval.tasks import Sample
 from ...methods import parse
 from ...models.loaded import Loaded
 from ...processes import ALONE, Processes
 from ..search.journal import Journal
+from .taught import Teacher
 
-FIRST = 8  # examples of the first round
+FIRST = 8  # examples of the first round, and of a batch
 Tick = Callable[[int, int], None]
 
 
@@ -62,7 +63,7 @@ class Race:
         samples: examples, in the order in which rounds take them.
         journal: of what was found; the same in all processes.
         among: the processes that share the work.
-        tick: called before each example with its number, and how many candidates run on it.
+        tick: called before each batch with its last example's number, and how many candidates run.
     """
 
     def __init__(
@@ -81,52 +82,55 @@ class Race:
 
     def run(self, candidates: Sequence[Candidate], count: int) -> None:
         """Brings every candidate that the model can run to `count` examples."""
-        for candidate in candidates:
-            candidate.refused = self.journal.known.get(_refusal(candidate.spec), "")
-        numbers = range(min((len(one.seen) for one in candidates), default=count), count)
-        mine = [n for i, n in enumerate(numbers) if i % self.among.count == self.among.index]
-        new: dict[str, Any] = {}
-        for number in mine:
-            new |= self._example(number, candidates)
+        self._know(candidates)
+        teacher = Teacher(
+            self.loaded, {one.spec: parse(one.spec)[0] for one in candidates if not one.refused}
+        )
+        batches = [range(at, min(at + FIRST, count)) for at in range(0, count, FIRST)]
+        mine: dict[str, Any] = {}
+        for numbers in batches[self.among.index :: self.among.count]:
+            mine |= self._batch(numbers, candidates, teacher)
+        for spec, reason in teacher.refused.items():
+            self._note(mine, _refusal(spec), reason)
         if self.among.count > 1:  # each brings its own: all must know, one writes
-            for found in self.among.gather(new):
-                for key, value in found.items():
-                    if key not in self.journal.known:
-                        self.journal.add(key, value)
-        for candidate in candidates:
-            candidate.refused = self.journal.known.get(_refusal(candidate.spec), "")
-            if candidate.refused:
-                continue
-            keys = [_key(candidate.spec, sample) for sample in self.samples[:count]]
-            candidate.seen = [Divergence(*self.journal.known[key]) for key in keys]
+            for found in self.among.gather(mine):
+                for key in found.keys() - self.journal.known.keys():
+                    self.journal.add(key, found[key])
+        self._know(candidates)
+        for one in candidates:
+            if not one.refused:
+                keys = [_key(one.spec, sample) for sample in self.samples[:count]]
+                one.seen = [Divergence(*self.journal.known[key]) for key in keys]
 
-    def _example(self, number: int, candidates: Sequence[Candidate]) -> dict[str, Any]:
-        """Runs one example under all candidates that have not seen it."""
-        sample = self.samples[number]
+    def _know(self, candidates: Sequence[Candidate]) -> None:
+        """Takes up which of them were refused."""
+        for one in candidates:
+            one.refused = self.journal.known.get(_refusal(one.spec), "")
+
+    def _batch(
+        self, numbers: range, candidates: Sequence[Candidate], teacher: Teacher
+    ) -> dict[str, Any]:
+        """Runs a batch of examples under all candidates that have not seen it."""
+        samples = [self.samples[number] for number in numbers]
         due = [
-            one
+            one.spec
             for one in candidates
-            if not one.refused and _key(one.spec, sample) not in self.journal.known
+            if not one.refused
+            and one.spec not in teacher.refused
+            and any(_key(one.spec, sample) not in self.journal.known for sample in samples)
         ]
         new: dict[str, Any] = {}
-        if not due:
-            return new
-        self.tick(number, len(due))
-        inputs = self.loaded.encode([(sample.images(), sample.prompt)], earlier=[sample.earlier])
-        given = reference(self.loaded, inputs, sample.max_new_tokens)
-        for one in due:
-            try:
-                found = tuple(divergence(self.loaded, given, parse(one.spec)))
-                self._note(new, _key(one.spec, sample), found)
-            except ValueError as refusal:  # a tower or backend that the method cannot work with
-                one.refused = str(refusal)
-                self._note(new, _refusal(one.spec), one.refused)
+        if due:
+            self.tick(numbers[-1], len(due))
+            for spec, found in teacher.of(samples, due):
+                for sample, one in zip(samples, found, strict=True):
+                    self._note(new, _key(spec, sample), tuple(one))
         return new
 
     def _note(self, new: dict[str, Any], key: str, found: Any) -> None:
         """Alone, a finding goes to the disk at once."""
         new[key] = found
-        if self.among.count == 1:
+        if self.among.count == 1 and key not in self.journal.known:
             self.journal.add(key, found)
 
     def halve(self, candidates: Sequence[Candidate], keep: int) -> list[Candidate]:
