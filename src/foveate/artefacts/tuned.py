@@ -14,6 +14,7 @@ from .weighting import Weighting
 FORMAT = "foveate tuned"
 VERSION = 1
 NOTHING = "none"  # the method's text where the unpruned model is the setting
+BUNDLED = Path(__file__).parent / "bundled" / "tuned"
 SEARCHED = "schedule:searched"  # where it is the schedule that the file holds
 
 
@@ -64,12 +65,18 @@ class TunedFile:
 def load_tuned(path: Path | str) -> TunedFile:
     """Reads what `foveate tune` wrote.
 
+    Args:
+        path: of the file, or the name of a bundled setting, such as ``scenes``.
+
     Raises:
         ValueError: there is no such file, it is no tuned setting, or it is of a later version.
     """
-    if not Path(path).is_file():
+    if str(path) in bundled():
+        path = BUNDLED / f"{path}.json"
+    elif not Path(path).is_file():
         raise ValueError(
-            f"cannot read a tuned setting from {path}: there is no such file; `foveate tune` writes one"
+            f"cannot read a tuned setting from {path}: there is no such file; `foveate tune` writes one, and bundled "
+            f"are {', '.join(bundled())}"
         )
     try:
         body = json.loads(read_text(path))
@@ -91,3 +98,8 @@ def load_tuned(path: Path | str) -> TunedFile:
         return TunedFile(**body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no whole tuned setting: {error}") from error
+
+
+def bundled() -> list[str]:
+    """Names of the tuned settings that come with the package."""
+    return sorted(path.stem for path in BUNDLED.glob("*.json"))

@@ -189,13 +189,19 @@ def _asked(data: Path | None, limit: int | None, tasks: str, pictures: int, seed
 
 
 def _shown(loaded: Loaded, asked: Asked, outcome: Outcome) -> list[page.Shown]:
-    """The first examples that certified; those whose answers differ come first."""
+    """Examples of the test: those whose answers differ first, then one of each picture."""
     if outcome.chosen is None:
         return []
     setting = parse(outcome.chosen.spec)
     rows = outcome.answers[outcome.chosen.spec]
     pairs = list(zip(asked.certify, outcome.answers["unpruned"], rows, strict=False))
-    pairs.sort(key=lambda pair: pair[1].answer == pair[2].answer)
+    firsts = {sample.group: sample.key for sample, _, _ in reversed(pairs)}
+    pairs.sort(
+        key=lambda pair: (
+            pair[1].answer == pair[2].answer,
+            firsts[pair[0].group] != pair[0].key,
+        )
+    )
     return [
         page.shown(loaded, sample, setting, [("unpruned", was.answer), ("tuned", now.answer)])
         for sample, was, now in pairs[:_EXAMPLES]
@@ -234,7 +240,7 @@ def _print(outcome: Outcome, wish: Wish, hints: list[Hint]) -> None:
         cells += ["", ""] if verdict is None else [percent(verdict.loss), percent(verdict.upper)]
         if faster:
             cells.append("" if one.faster is None else f"{one.faster:.2f}x")
-        table.add(one.spec, *cells)
+        table.add(one.label, *cells)
     console.print(table)
     found = outcome.file.certificate
     chosen = "the unpruned model" if outcome.chosen is None else outcome.file.method

@@ -88,8 +88,8 @@ class ForModel(Schedule):
 
     Attributes:
         inner: the schedule.
-        family: the model's `model_type`.
-        layers: depth of its decoder.
+        family: the model's `model_type`; "" for any.
+        depth: layers of its decoder.
     """
 
     inner: Schedule
@@ -106,7 +106,8 @@ class ForModel(Schedule):
 
     def check(self, layers: int, family: str = "") -> None:
         """Raises ValueError for another family or depth."""
-        if layers != self.depth or (family and family != self.family):
+        other = bool(family and self.family) and family != self.family
+        if layers != self.depth or other:
             raise ValueError(
                 f"the setting was tuned for a {self.family} model of {self.depth} layers; this one is "
                 f"{family or 'a model'} of {layers} layers: tune a setting for it with `foveate tune`"

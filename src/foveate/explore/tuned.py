@@ -216,7 +216,7 @@ def _rows(outcome: Outcome, wish: Wish) -> list[dict[str, Any]]:
             tested = f"{percent(verdict.loss)}, at most {percent(verdict.upper)}: {word}"
         rows.append(
             {
-                "method": one.spec,
+                "method": one.label,
                 "cost": f"{one.cost:.3f}",
                 "loss": percent(one.loss),
                 "tested": tested,

@@ -1,4 +1,4 @@
-"""Tuned setting: the method that `foveate tune` chose and certified for a model."""
+"""Tuned setting: chosen and certified by `foveate tune`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from .schedule import schedule
 def tuned(path: str | TunedFile) -> Method:
     """The setting that `foveate tune` chose for a model and its data.
 
-    Paper: none of its own; what it chooses from are the other methods. The certificate in the file
-    is by learn then test, Angelopoulos et al., arXiv 2110.01052.
+    Paper: "Learn then Test: Calibrating Predictive Algorithms to Achieve Risk Control",
+    Angelopoulos et al., arXiv 2110.01052, for the certificate; what is chosen from are the other
+    methods, each with its own paper.
 
-    Where: as the method that was chosen.
+    Where: inside the language model; as the method chosen.
 
     Deviations: none.
 
     Args:
-        path: the JSON file that `foveate tune` wrote, or what `foveate.load_tuned` read.
+        path: the JSON file that `foveate tune` wrote, the name of a bundled one, such as scenes, or
+            what `foveate.load_tuned` read.
 
     Raises:
         ValueError: no such file, or no tuned setting in it. At `apply`: the model has another depth

@@ -42,9 +42,9 @@ from ..examples import Example
 from ..search.journal import Journal
 from ..search.search import Data, Search, find_schedule, model_facts
 from . import losses as judging
-from .certificate import Promise, Verdict, by_picture, enough_pictures, in_sequence, judge
-from .certificate import least_pictures as least
+from .certificate import Promise, by_picture, enough_pictures, judge
 from .data import Asked
+from .finalists import SEARCHED_FILE, Finalist, front, settled
 from .halving import Candidate, Race
 from .portfolio import lines
 from .speed import most, times_faster
@@ -106,32 +106,6 @@ class Wish:
     def kind(self) -> judging.Loss:
         """The loss."""
         return judging.LOSSES[self.loss]
-
-
-@dataclass
-class Finalist:
-    """A setting that is tested.
-
-    Attributes:
-        spec: the method's text.
-        cost: over the unpruned model's: in FLOPs or bytes, or in seconds where these are measured.
-        losses: on the part that chooses, one for each picture.
-        verdict: of the test on the other part; None where it was not reached.
-        faster: times faster than the unpruned model, where it was measured.
-        kinds: mean loss in the test, and the number of examples, by kind of question.
-    """
-
-    spec: str
-    cost: float
-    losses: np.ndarray
-    verdict: Verdict | None = None
-    faster: float | None = None
-    kinds: dict[str, tuple[float, int]] = field(default_factory=dict)
-
-    @property
-    def loss(self) -> float:
-        """Mean on the part that chooses."""
-        return float(self.losses.mean())
 
 
 @dataclass
@@ -230,7 +204,7 @@ class Tuning:
             found = self._searched(winners, race)
             winners += found
             candidates += found
-        finalists = self._measured(self._front([self._finalist(one) for one in winners]))
+        finalists = self._measured(front([self._finalist(one) for one in winners]))
         chosen = self._certified(finalists)
         return self._outcome(candidates, finalists, chosen)
 
@@ -327,7 +301,7 @@ class Tuning:
             seed=self.wish.seed,
             weighting=Weighting("nearest", "mean"),
         )
-        out = self.folder / "searched.json"
+        out = self.folder / SEARCHED_FILE
         self.tell(f"G-Search of counts by layer, ranked by {name}")
         examples = self._examples()
         data = Data(self.asked.name, examples[: len(examples) // 2], examples[len(examples) // 2 :])
@@ -379,22 +353,6 @@ class Tuning:
         groups = [sample.group for sample in self._part(part)]
         return by_picture(found, groups, self.wish.kind.binary)
 
-    @staticmethod
-    def _front(finalists: Sequence[Finalist]) -> list[Finalist]:
-        """Those that no cheaper one beats in loss, from the most costly to the cheapest.
-
-        Of equal losses all stay: few examples do not tell them apart, and the tests had better begin
-        where the loss is surely small.
-        """
-        return sorted(
-            (
-                one
-                for one in finalists
-                if not any(other.cost <= one.cost and other.loss < one.loss for other in finalists)
-            ),
-            key=lambda one: -one.cost,
-        )
-
     def _measured(self, finalists: list[Finalist]) -> list[Finalist]:
         """With measured seconds, where these count; the order is still that of the losses."""
         if self.wish.speed is None and self.wish.cost != "seconds":
@@ -421,26 +379,15 @@ class Tuning:
                 one.cost = 1 / one.faster
         if self.wish.cost != "seconds":
             return finalists
-        return [one for one in self._front(finalists) if one.cost < 1]
+        return [one for one in front(finalists) if one.cost < 1]
 
     # -- the certificate ------------------------------------------------------------------------
 
     def _certified(self, finalists: Sequence[Finalist]) -> Finalist | None:
-        """Tests them; the cheapest that holds, or what is estimated to where too few examples are
-        there.
-        """
+        """The cheapest that may be promised; at a wanted speed, the one that loses least."""
         if self.wish.speed is not None:
             return self._fast_enough(finalists)
-        promise = self.promise
-        likely = [one for one in finalists if one.loss <= promise.risk]
-        verdicts = in_sequence([partial(self._unseen, one) for one in likely], promise)
-        for one, verdict in zip(likely, verdicts, strict=False):
-            one.verdict = verdict
-        held = [one for one in likely if one.verdict and one.verdict.holds]
-        if held:
-            return min(held, key=lambda one: one.cost)
-        fewer = self._pictures < least(promise, self._binary)
-        return min(likely, key=lambda one: one.cost) if likely and fewer else None
+        return settled(finalists, self._unseen, self.promise, self._binary)
 
     def _fast_enough(self, finalists: Sequence[Finalist]) -> Finalist:
         """The least loss at the wanted speed; its certificate is the bound itself."""
@@ -486,6 +433,7 @@ class Tuning:
 
     @property
     def _binary(self) -> bool:
+        """Whether the test's losses are 0 or 1 for each picture."""
         return self.wish.kind.binary and self._pictures == len(self.asked.certify)
 
     def _check_speed(self) -> None:
@@ -537,7 +485,7 @@ class Tuning:
         limits: dict[str, tuple[float, float]],
         outside: float | None,
     ) -> TunedFile:
-        searched = self.folder / "searched.json"
+        searched = self.folder / SEARCHED_FILE
         method = NOTHING if chosen is None else chosen.spec
         schedule = None
         if method == f"schedule:{searched}":
@@ -584,7 +532,7 @@ class Tuning:
             "estimated": None if chosen is None else chosen.loss,
             "finalists": [
                 {
-                    "method": one.spec,
+                    "method": one.label,
                     "cost": one.cost,
                     "faster": one.faster,
                     "loss": one.loss,

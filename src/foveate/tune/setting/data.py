@@ -74,12 +74,14 @@ def apart(
             f"{name} has {len(groups)} picture{'s' * (len(groups) != 1)}; expected {FEWEST} or more, and 50 to 500 to "
             "certify anything: half of them choose, the others certify"
         )
-    drawn = np.random.default_rng(seed).permutation(len(groups))
+    rng = np.random.default_rng(seed)
+    drawn = rng.permutation(len(groups))
     count = min(max(round(part * len(groups)), 1), len(groups) - 1)
     chosen = {groups[index] for index in drawn[:count]}
+    mixed = [samples[index] for index in rng.permutation(len(samples))]  # the first see all kinds
     return Asked(
         name,
-        [sample for sample in samples if sample.group in chosen],
-        [sample for sample in samples if sample.group not in chosen],
+        [sample for sample in mixed if sample.group in chosen],
+        [sample for sample in mixed if sample.group not in chosen],
         list(unusable),
     )

@@ -146,18 +146,20 @@ class Race:
             self.run(left, count)
             left = [one for one in left if not one.refused]
             done = count == len(self.samples)
-            left = _best(left, lambda n, done=done: keep if done else max(keep, math.ceil(n / 2)))
+            left = _best(left, keep, halved=not done)
             if done:
                 return left
             count = min(2 * count, len(self.samples))
 
 
-def _best(candidates: Sequence[Candidate], many: Callable[[int], int]) -> list[Candidate]:
-    """Those of the least divergence, as `many` of each cost as are to stay of so many."""
+def _best(candidates: Sequence[Candidate], keep: int, halved: bool) -> list[Candidate]:
+    """Of each cost the `keep` of the least divergence; the better half, if that is more and the
+    race goes on.
+    """
     found = []
     for level in sorted({one.level for one in candidates}):
         ours = sorted((one for one in candidates if one.level == level), key=lambda one: one.kl)
-        found += ours[: many(len(ours))]
+        found += ours[: max(keep, math.ceil(len(ours) / 2)) if halved else keep]
     return found
 
 

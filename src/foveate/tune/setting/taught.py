@@ -114,7 +114,7 @@ class Teacher:
         kl = (plain.exp() * (plain - pruned)).sum(-1).clamp(min=0)
         same = (plain.argmax(-1) == pruned.argmax(-1)).float()
         many = batch.answered.sum(1).tolist()
-        rows = zip(kl.split(many), same.split(many), strict=True)
+        rows = zip(torch.split(kl, many), torch.split(same, many), strict=True)
         return [
             Divergence(one.mean().item(), alike.mean().item(), one.max().item())
             for one, alike in rows
