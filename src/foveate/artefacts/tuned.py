@@ -54,12 +54,16 @@ class TunedFile:
         if (self.method == SEARCHED) != (self.schedule is not None):
             raise ValueError(f"method {self.method!r} does not go with what it says of a schedule")
 
+    def body(self) -> dict[str, Any]:
+        """What the file holds."""
+        found = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if self.schedule is not None:
+            found["schedule"]["weighting"] = self.schedule.weighting.facts
+        return found
+
     def save(self, path: Path | str) -> None:
         """Writes the file."""
-        body = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        if self.schedule is not None:
-            body["schedule"]["weighting"] = self.schedule.weighting.facts
-        write_text(path, json.dumps(body, indent=1) + "\n")
+        write_text(path, json.dumps(self.body(), indent=1) + "\n")
 
 
 def load_tuned(path: Path | str) -> TunedFile:

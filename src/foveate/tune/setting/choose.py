@@ -287,7 +287,8 @@ class Tuning:
     def _searched(self, winners: Sequence[Candidate], race: Race) -> list[Candidate]:
         """G-Search, ranked by diversity or attention as the best winner of about the wanted loss."""
         best = self._pivot(winners)
-        if not math.isfinite(best.kl):
+        examples = self._examples()
+        if len(examples) < 2:  # answers without a word
             return []
         method = parse(best.spec)[0]
         name = next((name for name, score in RANKINGS.items() if score == method.score), "diverse")
@@ -303,7 +304,6 @@ class Tuning:
         )
         out = self.folder / SEARCHED_FILE
         self.tell(f"G-Search of counts by layer, ranked by {name}")
-        examples = self._examples()
         data = Data(self.asked.name, examples[: len(examples) // 2], examples[len(examples) // 2 :])
         record = self.folder / "searched.trials.jsonl"
         found = find_schedule(
@@ -555,7 +555,9 @@ class Tuning:
     ) -> int | None:
         """Pictures to certify on that would do, if others were like these."""
         if chosen is not None:
-            return enough_pictures(chosen.losses, promise)
+            seen = [chosen.losses.astype(float), self._unseen(chosen).astype(float)]
+            both = np.concatenate(seen)
+            return enough_pictures(both > 0.5 if self._binary else both, promise)
         known = [one.losses for one in finalists]
         counts = [enough_pictures(losses, promise) for losses in known]
         return min((count for count in counts if count is not None), default=None)
