@@ -1,4 +1,7 @@
-"""Writes docs/peers.md and docs/gpu.md from docs/results/; where a file is not there, that nothing is measured."""
+"""Writes docs/peers.md, docs/gpu.md and docs/serving-speed.md from docs/results/.
+
+Where a file is not there, the page says that nothing is measured.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from foveate.timing.race import SLACK
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 PEERS, GPU = ROOT / "docs" / "peers.md", ROOT / "docs" / "gpu.md"
+SERVING = ROOT / "docs" / "serving-speed.md"
 
 PEERS_INTRODUCTION = """# Peers, side by side
 
@@ -66,6 +72,27 @@ It needs a CUDA device and no weights. It skips batches that do not fit, and con
 `docs/results/gpu.json` and this page with it. DyRate's predictor is random around a rate of one half, and the
 schedule's values are an example (`benchmarks/gpu.py`). So this measures what they cost, not what they do to
 answers.
+"""
+
+SERVING_INTRODUCTION = """# Speed inside vLLM
+
+`make results-serving` compares plain vLLM with the plugin, in one process each, in turn and in rotating order. Plain
+vLLM has the same flags as Foveate requires (no graphs, chunks or prefix caching). "plain again" is the noise. "plugin
+loaded" has the plugin installed and not asked for. "none" has it asked for, and every token kept. "vLLM's defaults"
+compiles the decoder and has chunked prefill; its pictures never come twice.
+
+| column | meaning |
+|---|---|
+| load | requests that arrive together x tokens of each answer |
+| first token, per token | of plain vLLM in milliseconds; of others, how many times faster they are |
+| answers | the same of the time until the last token of all |
+| processor | the same of the processor time of all that, which varies less on a busy machine |
+| of the cap | the share of its cap that "answers" reaches |
+
+Times faster are the median of the turns' ratios, with the lowest and the highest. After "of" stands the cap: the ratio
+of computed FLOPs, and per token the larger of those of FLOPs and bytes.
+
+Pictures are processed before the clock starts. Weights are random, so this is about speed only.
 """
 
 
@@ -160,10 +187,58 @@ def _measured(one: dict[str, Any]) -> list[str]:
     return [*cells, f"{one['throughput']:.1f}", f"{one['ratio']['total']:.2f}", peak]
 
 
+def serving(body: dict[str, Any] | None) -> str:
+    """The page of vLLM."""
+    if body is None:
+        return f"{SERVING_INTRODUCTION}\n**Not yet measured.**\n"
+    setting = body["setting"]
+    busy = [turn["machine"] for row in body["rows"] for turn in row["turns"]]
+    told = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
+    lines = [
+        SERVING_INTRODUCTION,
+        f"The shape is `{setting['shape']}`: {setting['text']} text and {body['visual']} visual tokens, float32, "
+        f"{setting['threads']} CPU thread{'s' * (setting['threads'] > 1)}; {told}. Other processes kept the machine "
+        f"busy meanwhile (load average {min(busy):.1f} to {max(busy):.1f} on {body['processors']} processors).",
+        "",
+        "| load | turns | | first token | per token | answers | processor | of the cap |",
+        "|---:|---:|---" + "|---:" * 5 + "|",
+    ]
+    for row in body["rows"]:
+        runs = [turn["runs"] for turn in row["turns"]]
+        for name in runs[0]:
+            cells = _served(runs, name, row["caps"].get(name, {}))
+            lines.append(f"| {row['load']} | {len(runs)} | `{name}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _served(
+    runs: list[dict[str, dict[str, float | None]]], name: str, cap: dict[str, float]
+) -> list[str]:
+    """A contestant's cells: of each part its times, or how many times faster than plain it is."""
+    cells, share = [], ""
+    for part in ("first", "further", "total", "processor"):
+        pairs = [(turn["plain"][part], turn[name][part]) for turn in runs]
+        known = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if not known:
+            cells.append("")
+            continue
+        if name == "plain":
+            cells.append(f"{1e3 * statistics.median(b for _, b in known):.0f} ms")
+            continue
+        ratios = [a / b for a, b in known]
+        middle, most = statistics.median(ratios), cap.get(part)
+        of = "" if most is None else f" of {most:.2f}"
+        cells.append(f"{middle:.2f}{of} ({min(ratios):.2f} to {max(ratios):.2f})")
+        if part == "total" and most is not None:
+            share = f"{middle / most:.0%}" if middle <= SLACK * most else "**above its cap**"
+    return [*cells, share]
+
+
 def main() -> int:
-    """Rewrites both pages."""
+    """Rewrites the pages."""
     PEERS.write_text(peers(read("peers")))
     GPU.write_text(gpu(read("gpu")))
+    SERVING.write_text(serving(read("serving")))
     return 0
 
 
