@@ -201,5 +201,6 @@ def answered(
             more = grown.get(name, torch.zeros_like(padded))
             found[name] = torch.cat([value, more.to(value)], 1)
     if not anatomy.places_itself:
-        found["position_ids"] = (found["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        places = (found["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        found["position_ids"] = places + anatomy.adapter.first_position
     return found
