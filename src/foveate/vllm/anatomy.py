@@ -21,14 +21,20 @@ class Anatomy:
     Attributes:
         layers: of the decoder, in order.
         attentions: vLLM's attention of each.
+        heads: width of a head in each; attention's own may be wider where keys carry a bias.
         adapter: what the other engine knows of the family, or None.
         config: of transformers.
     """
 
     layers: tuple[Any, ...]
     attentions: tuple[Any, ...]
+    heads: tuple[int, ...]
     adapter: Adapter | None
     config: Any
+
+    def head_size(self, index: int) -> int:
+        """Width of a head of a layer, as the model has it."""
+        return self.heads[index]
 
     def key_heads(self, index: int) -> int:
         """Key heads of a layer, of all ranks of a tensor-parallel model together."""
@@ -68,7 +74,8 @@ def anatomy_of(model: Any, config: Any, length: int) -> Anatomy:
     attentions = tuple(layer.self_attn.attn for layer in layers)
     for attention in attentions:
         _check_attention(name, attention, length)
-    return Anatomy(layers, attentions, adapters().get(config.model_type), config)
+    heads = tuple(attention.head_size for attention in attentions)
+    return Anatomy(layers, attentions, heads, adapters().get(config.model_type), config)
 
 
 def _layers(language: Any) -> tuple[Any, ...] | None:
