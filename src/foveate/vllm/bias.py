@@ -84,5 +84,5 @@ def wide_enough(attention: Any) -> int:
         if backend.supports_head_size(wide):
             return wide
     raise ValueError(
-        f"weigh= needs heads wider than {narrow}, which the backend {backend.get_name()} does not take; leave out weigh="
+        f"weigh= needs heads wider than {narrow}, which the backend {backend.get_name()} does not take; leave it out"
     )

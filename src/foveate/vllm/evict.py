@@ -16,7 +16,7 @@ from ..engine.cache.numbers import Numbers
 from .anatomy import Anatomy
 from .bias import WideHeads
 from .lookback import all_key_heads
-from .paged import Pair, Paged
+from .paged import Paged, Pair
 from .rows import Request, Share
 
 
