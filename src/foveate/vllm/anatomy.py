@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ..engine.adapters import Adapter, adapters
-from .metadata import BACKENDS
 
 LAYER = ("positions", "hidden_states", "residual")  # what a decoder layer is called with
 
@@ -52,13 +52,16 @@ class Anatomy:
         return None if self.adapter is None else self.adapter.grid(self.config)
 
 
-def anatomy_of(model: Any, config: Any, length: int) -> Anatomy:
+def anatomy_of(
+    model: Any, config: Any, length: int, backends: Collection[str] | None = None
+) -> Anatomy:
     """The anatomy of a live model.
 
     Args:
         model: as vLLM loaded it.
         config: of transformers.
         length: the longest sequence that vLLM will run (max_model_len).
+        backends: of attention, that will do; None if any will.
 
     Raises:
         ValueError: hooks could not be right on it.
@@ -73,7 +76,7 @@ def anatomy_of(model: Any, config: Any, length: int) -> Anatomy:
         _check_layer(name, layer)
     attentions = tuple(layer.self_attn.attn for layer in layers)
     for attention in attentions:
-        _check_attention(name, attention, length)
+        _check_attention(name, attention, length, backends)
     heads = tuple(attention.head_size for attention in attentions)
     return Anatomy(layers, attentions, heads, adapters().get(config.model_type), config)
 
@@ -105,12 +108,14 @@ def _check_layer(name: str, layer: Any) -> None:
         )
 
 
-def _check_attention(name: str, attention: Any, length: int) -> None:
+def _check_attention(
+    name: str, attention: Any, length: int, backends: Collection[str] | None
+) -> None:
     """Raises ValueError where attention depends on more than which keys there are, in order."""
     backend = attention.attn_backend.get_name()
-    if backend not in BACKENDS:
+    if backends is not None and backend not in backends:
         raise ValueError(
-            f"the attention backend is {backend}; supported inside vLLM are {', '.join(BACKENDS)}"
+            f"the attention backend is {backend}; supported inside the decoder are {', '.join(backends)}"
         )
     window = attention.sliding_window
     reasons = {

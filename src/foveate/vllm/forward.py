@@ -261,7 +261,7 @@ class Forward:
             notes=request.notes,
             look=None
             if self.tower_watch is None or share.step
-            else self.tower_watch.look_of(share),
+            else self.tower_watch.look_of(share.pictures, request.prompt),
             recall=lambda at: ran(at).keys_by_column(length),
             project=lambda which, rotated: (once() if rotated else coming(False)).project(which),
             numbers=None if numbers is None else numbers.of(visual[None]),

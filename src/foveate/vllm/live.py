@@ -15,8 +15,9 @@ from .bias import WideHeads
 from .checks import check_config
 from .evict import Evict
 from .forward import Forward
-from .metadata import Shortened
+from .metadata import BACKENDS, Shortened
 from .paged import Paged
+from .pictures import Pictures
 from .rows import Request, Share, request_of
 from .settings import Settings, drops_while_decoding, methods_of
 from .tower import TowerWatch
@@ -26,6 +27,7 @@ PICTURES = ("image", "video")
 STACKED = "_get_deepstack_input_embeds"  # of a model with DeepStack
 RUNNER = (
     "_model_forward", "_on_request_state_removed", "_cache_encoder_output", "_process_encoder_cache_scheduler_output",
+    "_init_mrope_positions",
     "input_batch", "requests", "query_start_loc", "get_model", "initialize_kv_cache",
 )  # fmt: skip
 
@@ -42,16 +44,11 @@ class Live:
     """
 
     def __init__(self, runner: Any, settings: Settings) -> None:
-        lacking = [name for name in RUNNER if not hasattr(runner, name)]
-        if lacking:
-            raise ValueError(
-                f"vLLM's {type(runner).__name__} has no {', '.join(lacking)}; use another release"
-            )
         self.runner = runner
         self.settings = settings
         config = runner.model_config
         model = runner.get_model()
-        self.anatomy = anatomy_of(model, config.hf_config, config.max_model_len)
+        self.anatomy = anatomy_of(model, config.hf_config, config.max_model_len, BACKENDS)
         self.tower_watch = TowerWatch.of(model, config.hf_config, settings.tower)
         self.requests: dict[str, Request] = {}
         self.forward: Forward | None = None
@@ -244,9 +241,21 @@ def attach(worker: Any) -> None:
     if settings is None:
         return
     check_config(worker.vllm_config, settings)
-    Live(worker.model_runner, settings).attach()
+    runner = worker.model_runner
+    lacking = [name for name in RUNNER if not hasattr(runner, name)]
+    if lacking:
+        raise ValueError(
+            f"vLLM's {type(runner).__name__} has no {', '.join(lacking)}; use another release"
+        )
+    if settings.way == "before":
+        model, config = runner.get_model(), runner.model_config
+        anatomy = anatomy_of(model, config.hf_config, config.max_model_len)
+        Pictures(runner, anatomy, TowerWatch.of(model, config.hf_config, settings.tower)).attach()
+    else:
+        Live(runner, settings).attach()
     logger.info(
-        "foveate prunes visual tokens inside the decoder: %s by default%s",
+        "foveate prunes visual tokens %s the decoder: %s by default%s",
+        settings.way,
         settings.method,
         f", {', '.join(settings.also)} on request" if settings.also else "",
     )

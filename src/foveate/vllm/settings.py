@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ..core.method import SOON, Method
 from ..core.tower import Layer
@@ -13,6 +13,7 @@ from ..methods import factories, knobs, parse
 from ..methods.dyrate import LearnedRate
 from ..methods.spec import Named, named_in, read
 
+Way = Literal["inside", "before"]
 KEY = "foveate"  # in vLLM's additional_config, and in a request's vllm_xargs
 NONE = "none"  # the method that keeps everything
 DEEPEST = 128  # no decoder has more layers
@@ -27,6 +28,8 @@ class Settings:
         also: further methods, as text, that a request may choose. Methods that name a file must be
             listed here, and those for which the server must be prepared: methods that look at the
             vision tower, weigh, or drop tokens while decoding.
+        way: where tokens leave: "inside" the decoder, at any layer and step; or "before" it, so that
+            the prompt is shorter for all of vLLM (see `before`).
 
     Raises:
         ValueError: a method that is not known, or that cannot be right inside vLLM.
@@ -34,8 +37,11 @@ class Settings:
 
     method: str
     also: tuple[str, ...] = ()
+    way: Way = "inside"
 
     def __post_init__(self) -> None:
+        if self.way not in get_args(Way):
+            raise ValueError(f"way={self.way!r}; expected one of {', '.join(get_args(Way))}")
         for text in self.listed:
             check_text(text)
 
@@ -51,16 +57,17 @@ class Settings:
             return None
         if isinstance(said, str):
             said = {"method": said}
-        if not isinstance(said, Mapping) or "method" not in said or set(said) - {"method", "also"}:
+        known = {"method", "also", "way"}
+        if not isinstance(said, Mapping) or "method" not in said or set(said) - known:
             raise ValueError(
                 f'additional_config has {KEY}={said!r}; expected {{"method": "fastv:layer=2,keep=0.5"}}, and '
-                'perhaps "also": [...], the further methods that requests may choose'
+                'perhaps "also": [...], the further methods that requests may choose, and "way": "inside" or "before"'
             )
         also = said.get("also", [])
         texts = [said["method"], *(also if isinstance(also, list | tuple) else [also])]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"additional_config has {KEY}={said!r}; expected methods as text")
-        return Settings(texts[0], tuple(texts[1:]))
+        return Settings(texts[0], tuple(texts[1:]), said.get("way", "inside"))
 
     @property
     def listed(self) -> tuple[str, ...]:
