@@ -26,6 +26,7 @@ from ..core.tokens import classify
 from ..core.view import View
 from ..engine.adapters import adapters
 from ..engine.attention.rows import replace_rows
+from ..engine.cache.numbers import Numbers
 from .settings import DEEPEST, drops_while_decoding, methods_of
 
 SEPARATOR = "|foveate|"
@@ -83,12 +84,12 @@ class Choice:
     Attributes:
         index: which stay, ascending.
         states: of those that stay, merged where the method merges.
-        bias: what attention adds to products with their keys; None without weights.
+        bias: what attention adds to products with their keys.
     """
 
     index: Int[Tensor, n]
     states: Float[Tensor, "n D"]
-    bias: Float[Tensor, n] | None = None
+    bias: Float[Tensor, n]
 
 
 def choose(
@@ -125,6 +126,7 @@ def _choose(
     """As `choose`, in a prompt of which `visual` says what is a picture's; `index` is of columns."""
     tokens = classify(visual, torch.ones_like(visual), per_image=per_image, grid=grid)
     columns = torch.arange(visual.shape[1], device=states.device)
+    numbers = Numbers.ones(1, visual.shape[1], states.device)
     notes: dict[str, Tensor] = {}
     for method in methods:
         here = columns[visual[0, columns]]
@@ -140,6 +142,7 @@ def _choose(
             tokens=tokens,
             notes=notes,
             look=look,
+            numbers=numbers.of(here[None]),
         )
         found = method.select(view)
         if found is None:
@@ -148,11 +151,14 @@ def _choose(
         if method.merge is not None:
             merged = method.merge(view, keep, found.counts)
             states = replace_rows(view.hidden, view.place(), keep, merged)[0]
+        if method.weigh is not None:
+            counts = method.numbers(method.weigh, view, keep, found.counts)
+            numbers = numbers.changed(view.visual, keep, counts, method.weigh.strength)
         stays = torch.ones(len(columns), dtype=torch.bool, device=states.device)
         stays[view.place()[0][~keep[0]]] = False
         columns, states = columns[stays], states[stays]
     chosen = visual[0, columns]
-    return Choice(columns[chosen], states[chosen])
+    return Choice(columns[chosen], states[chosen], numbers.biases(columns[chosen][None])[0])
 
 
 @lru_cache(maxsize=256)
@@ -169,8 +175,6 @@ def check_before(text: str, layers: int) -> None:
 def _check_before(text: str, layers: int) -> None:
     methods = methods_of(text)
     for method in methods:
-        if method.weigh is not None:
-            raise ValueError(f"{method.name} weighs tokens (weigh=), for which it has no place yet")
         if any(method.drops(layer, 0) for layer in range(1, min(layers, DEEPEST))):
             raise ValueError(f"{method.name} decides before layers deeper than 0")
         _planned(method, 64, layers)
@@ -211,14 +215,17 @@ def _alone(methods: Sequence[Method], layers: int, sizes: tuple[int, ...]) -> bo
         return found
 
     together = _choose(methods, whole, images[None], layers, look(0), None, None)
-    index, states, start = [], [], 5
+    index, states, bias, start = [], [], [], 5
     for size in sizes:
         one = choose(methods, whole[start : start + size], layers, look(start), None, None)
         index.append(one.index + start)
         states.append(one.states)
+        bias.append(one.bias)
         start += size + 7
-    return torch.equal(torch.cat(index), together.index) and torch.allclose(
-        torch.cat(states), together.states, atol=1e-5
+    return (
+        torch.equal(torch.cat(index), together.index)
+        and torch.allclose(torch.cat(states), together.states, atol=1e-5)
+        and torch.allclose(torch.cat(bias), together.bias, atol=1e-5)
     )
 
 
@@ -260,8 +267,8 @@ def shorten(request: Any, text: str, config: Any) -> None:
         config: vLLM's `ModelConfig`.
 
     Raises:
-        ValueError: the methods cannot go this way, a picture cannot be shortened, or there are several and the methods do not
-            decide on each alone.
+        ValueError: the methods cannot go this way; a picture cannot be shortened; or there are
+            several, and the methods do not decide on each alone.
     """
     features = request.mm_features or []
     if not methods_of(text) or not features:
@@ -283,6 +290,10 @@ def shorten(request: Any, text: str, config: Any) -> None:
     if fixed is None and any(a.start + a.total == b.start for a, b in pairwise(runs)):
         raise ValueError(f"pictures touch, so {text} takes them for one; put text between them")
     ids = list(request.prompt_token_ids)
+    if runs[-1].start + runs[-1].total == len(ids):
+        raise ValueError(
+            "the prompt ends with a picture, whose last token must then stay; put text after it"
+        )
     room = config.max_model_len - len(ids)  # positions stay below it, as without Foveate
     shifted, moved = 0, []
     for feature, run in zip(features, runs, strict=True):

@@ -25,13 +25,13 @@ class WideHeads:
 
     Args:
         attention: vLLM's attention of the layer.
-        bias: gives the bias of each row that runs (R), or None where all weigh alike.
+        bias: gives the biases of so many rows, those that run (R), or None where all weigh alike.
 
     Raises:
         ValueError: the kernels could not be right with a bias, or take no wider heads.
     """
 
-    def __init__(self, attention: Any, bias: Callable[[], Tensor | None]) -> None:
+    def __init__(self, attention: Any, bias: Callable[[int], Tensor | None]) -> None:
         narrow = attention.head_size
         wide = wide_enough(attention)
         self.narrow, self.wide = narrow, wide
@@ -42,7 +42,7 @@ class WideHeads:
             asked, keys, values = (
                 part.reshape(len(part), -1, narrow) for part in (query, key, value)
             )
-            given = bias()
+            given = bias(len(keys))
             given = keys.new_zeros(len(keys), dtype=torch.float32) if given is None else given
             parts = widened(
                 asked[:, :, None],

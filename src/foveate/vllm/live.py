@@ -85,7 +85,7 @@ class Live:
 
         return stacked
 
-    def _bias(self) -> Tensor | None:
+    def _bias(self, rows: int) -> Tensor | None:
         return None if self.forward is None else self.forward.bias
 
     def _initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
@@ -250,7 +250,8 @@ def attach(worker: Any) -> None:
     if settings.way == "before":
         model, config = runner.get_model(), runner.model_config
         anatomy = anatomy_of(model, config.hf_config, config.max_model_len)
-        Pictures(runner, anatomy, TowerWatch.of(model, config.hf_config, settings.tower)).attach()
+        watch = TowerWatch.of(model, config.hf_config, settings.tower)
+        Pictures(runner, anatomy, watch, settings.weighs).attach()
     else:
         Live(runner, settings).attach()
     logger.info(

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 
 from .anatomy import Anatomy
 from .before import Cut, choose, stretch_of
+from .bias import WideHeads
 from .lookback import of_first_rank
 from .settings import methods_of
 from .tower import TowerWatch
@@ -57,6 +58,19 @@ class Prompt:
     positions: Int[Tensor, "3 C"] | None
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What stays of a picture.
+
+    Attributes:
+        index: which of its tokens.
+        bias: of their keys.
+    """
+
+    index: Int[Tensor, n]
+    bias: Float[Tensor, n]
+
+
 class Pictures:
     """Shortens pictures on one model runner, and gives rows the positions that they had.
 
@@ -64,18 +78,26 @@ class Pictures:
         runner: vLLM's model runner, its model loaded.
         anatomy: of its model.
         tower_watch: what the vision tower made of pictures, or None.
+        weighs: whether keys carry biases.
     """
 
-    def __init__(self, runner: Any, anatomy: Anatomy, tower_watch: TowerWatch | None) -> None:
+    def __init__(
+        self, runner: Any, anatomy: Anatomy, tower_watch: TowerWatch | None, weighs: bool
+    ) -> None:
         self.runner = runner
         self.anatomy = anatomy
         self.tower_watch = tower_watch
-        self.kept: dict[str, Int[Tensor, n]] = {}  # by a picture's name: which of its tokens stay
+        # Of the rows of a step; graphs read them where they are.
+        self.biases = torch.zeros(runner.max_num_tokens, device=runner.device) if weighs else None
+        self.kept: dict[str, Kept] = {}  # by a picture's name
         self.prompts: dict[str, Prompt] = {}  # by request
 
     def attach(self) -> None:
         """Puts wrappers around the runner's functions, for the life of the process."""
-        runner = self.runner
+        runner, biases = self.runner, self.biases
+        if biases is not None:
+            for attention in self.anatomy.attentions:
+                WideHeads(attention, lambda rows: biases[:rows])
         self.cache, runner._cache_encoder_output = runner._cache_encoder_output, self._cached
         self.forget = runner._process_encoder_cache_scheduler_output
         runner._process_encoder_cache_scheduler_output = self._forgotten
@@ -117,7 +139,7 @@ class Pictures:
                 f"{cut.method} kept {len(index)} of {cut.total} tokens; it had said "
                 f"{cut.kept(len(self.anatomy.layers))}"
             )
-        self.kept[name] = index
+        self.kept[name] = Kept(index.cpu(), of_first_rank(found.bias))
         # DeepStack's features of other layers stand beside the tokens.
         return torch.cat([of_first_rank(found.states.to(output)), output[index, width:]], 1)
 
@@ -177,6 +199,8 @@ class Pictures:
         """Writes positions in place, for graphs read them where they are."""
         batch = self.runner.input_batch
         starts = self.runner.query_start_loc.np[: len(batch.req_ids) + 1]
+        if self.biases is not None:
+            self.biases.zero_()
         shift: npt.NDArray[np.int64] = np.zeros(int(starts[-1]), np.int64)
         for number, name in enumerate(batch.req_ids):
             prompt = self._prompt(self.runner.requests[name])
@@ -187,6 +211,7 @@ class Pictures:
             inside = min(after, len(prompt.columns))
             if before < inside:
                 columns = self._columns(prompt, before, inside)
+                self._weigh(prompt, start - before, before, inside)
                 if prompt.positions is not None:
                     rows = slice(start, start + len(columns))
                     positions[:, rows] = prompt.positions[:, columns].to(positions)
@@ -202,9 +227,21 @@ class Pictures:
         columns = prompt.columns.clone()
         for place in prompt.places:
             if place.start < after and before < place.start + place.kept:
-                index = self.kept[place.name].cpu()
+                index = self.kept[place.name].index
                 columns[place.start : place.start + place.kept] = place.first + index
         return columns[before:after]
+
+    def _weigh(self, prompt: Prompt, shift: int, before: int, after: int) -> None:
+        """Biases of the rows that run columns `before` to `after`; column c is row c + `shift`."""
+        if self.biases is None:
+            return
+        for place in prompt.places:
+            first, last = max(place.start, before), min(place.start + place.kept, after)
+            if first < last:
+                bias = self.kept[place.name].bias
+                self.biases[shift + first : shift + last] = bias[
+                    first - place.start : last - place.start
+                ]
 
 
 def replace_state(state: Any, places: tuple[Place, ...]) -> Any:
