@@ -88,12 +88,13 @@ def ours(scheduler: Any) -> bool:
     return isinstance(scheduler, str) and scheduler.startswith("foveate.")
 
 
-def check_request(settings: Settings | None, params: Any) -> None:
+def check_request(settings: Settings | None, params: Any, model: Any = None) -> None:
     """Raises ValueError where a request asks for what its method would get wrong.
 
     Args:
         settings: of the server; None if it was not asked to do anything.
         params: vLLM's `SamplingParams`.
+        model: vLLM's `ModelConfig`; None leaves out whether the method fits the decoder's depth.
     """
     extra = getattr(params, "extra_args", None) or {}
     if settings is None:
@@ -103,7 +104,10 @@ def check_request(settings: Settings | None, params: Any) -> None:
                 """--additional-config '{"foveate": {"method": "none"}}'"""
             )
         return
-    methods = settings.check_request(settings.chosen(extra))
+    text = settings.chosen(extra)
+    methods = settings.check_request(text)
+    if model is not None:
+        check_depth(text, model.hf_text_config.num_hidden_layers, model.hf_config.model_type)
     if methods and getattr(params, "prompt_logprobs", None) is not None:
         raise ValueError(
             "prompt_logprobs of a pruned prompt do not exist where tokens have left; choose foveate=none for them"

@@ -87,7 +87,8 @@ def _admit() -> None:
     @functools.wraps(check)
     def checked(processor: Any, params: Any, *rest: Any, **more: Any) -> Any:
         try:
-            check_request(Settings.of(processor.vllm_config.additional_config), params)
+            config = processor.vllm_config
+            check_request(Settings.of(config.additional_config), params, config.model_config)
         except ValueError as error:
             raise VLLMValidationError(f"foveate: {error}", parameter=KEY) from error
         return check(processor, params, *rest, **more)
