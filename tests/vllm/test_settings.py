@@ -26,11 +26,11 @@ def test_it_does_nothing_unless_it_is_asked() -> None:
         ({"methods": ["fastv"]}, "expected"),
         ({"method": "fastvv"}, "unknown method"),
         ({"method": 3}, "methods as text"),
-        ({"method": "divprune:keep=0.5,weigh=nearest"}, "weigh="),
-        ({"method": "pact"}, "weigh="),
-        ({"method": "st3"}, "while decoding"),
-        ({"method": "dyrate:predictor=scenes-0.33-decode"}, "while decoding"),
-        ({"method": "none", "also": ["st3"]}, "while decoding"),
+        (
+            {"method": "dyrate:predictor=scenes-0.33-decode,semantics=recompute"},
+            "without a KV cache",
+        ),
+        ({"method": "none", "also": ["fastv:keep=2.5"]}, "keep"),
     ],
 )
 def test_what_cannot_be_right_is_refused(said: object, expected: str) -> None:
@@ -38,8 +38,11 @@ def test_what_cannot_be_right_is_refused(said: object, expected: str) -> None:
         Settings.of({"foveate": said})
 
 
-def test_dyrate_may_decide_in_the_prefill_alone() -> None:
-    assert Settings("dyrate:predictor=scenes-0.33,decode=false").tower == ()
+def test_what_the_server_must_be_prepared_for() -> None:
+    early = Settings("dyrate:predictor=scenes-0.33,decode=false")
+    assert early.tower == () and not early.decodes and not early.weighs
+    assert Settings("none", ("dyrate:predictor=scenes-0.33-decode",)).decodes
+    assert Settings("st3").decodes and Settings("pact").weighs
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,8 @@ def test_dyrate_may_decide_in_the_prefill_alone() -> None:
         ("score=last,schedule=schedule:/etc/passwd", "reads a file"),
         ("dyrate:predictor=/somewhere", "reads a file"),
         ("visionzip", "does not watch"),
+        ("pact", "no room"),
+        ("st3", "not prepared"),
         ("divprune:keep=2.5", "keep"),
         ("nothing", "unknown method"),
         (0.5, "expected a method as text"),
@@ -86,4 +91,4 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(NEEDED) <= set(command) and command[-2:] == ["--port", "8001"]
     said = json.loads(command[command.index("--additional-config") + 1])
     assert said == {"foveate": {"method": "fastv:keep=0.25"}}
-    assert run(["serve", "some/model", "--method", "st3", "--dry-run"]) == 2
+    assert run(["serve", "some/model", "--method", "fastvv", "--dry-run"]) == 2
