@@ -79,7 +79,8 @@ SERVING_INTRODUCTION = """# Speed inside vLLM
 `make results-serving` compares plain vLLM with the plugin, in one process each, in turn and in rotating order. Plain
 vLLM has the same flags as Foveate requires (no graphs, chunks or prefix caching). "plain again" is the noise. "plugin
 loaded" has the plugin installed and not asked for. "none" has it asked for, and every token kept. "vLLM's defaults"
-compiles the decoder and has chunked prefill; its pictures never come twice.
+compiles the decoder and has chunked prefill; its pictures never come twice. So does the method that goes the way
+"before" the decoder, which is compared with those defaults. All others are compared with plain.
 
 | column | meaning |
 |---|---|
@@ -206,18 +207,19 @@ def serving(body: dict[str, Any] | None) -> str:
     for row in body["rows"]:
         runs = [turn["runs"] for turn in row["turns"]]
         for name in runs[0]:
-            cells = _served(runs, name, row["caps"].get(name, {}))
+            base = row["against"].get(name, "plain")
+            cells = _served(runs, name, base, row["caps"].get(name, {}))
             lines.append(f"| {row['load']} | {len(runs)} | `{name}` | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
 def _served(
-    runs: list[dict[str, dict[str, float | None]]], name: str, cap: dict[str, float]
+    runs: list[dict[str, dict[str, float | None]]], name: str, base: str, cap: dict[str, float]
 ) -> list[str]:
-    """A contestant's cells: of each part its times, or how many times faster than plain it is."""
+    """A contestant's cells: of each part its times, or how many times faster than `base` it is."""
     cells, share = [], ""
     for part in ("first", "further", "total", "processor"):
-        pairs = [(turn["plain"][part], turn[name][part]) for turn in runs]
+        pairs = [(turn[base][part], turn[name][part]) for turn in runs]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         if not known:
             cells.append("")

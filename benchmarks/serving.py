@@ -43,6 +43,7 @@ SAVE = Path(__file__).parent.parent / "docs" / "results" / "serving.json"
 PLAIN, AGAIN, LOADED, NONE = "plain", "plain again", "plugin loaded", "none"
 DEFAULTS = "vLLM's defaults"
 METHODS = ("fastv:layer=2,keep=0.5", "fastv:layer=2,keep=0.25", "divprune:keep=0.25")
+BEFORE = "divprune:keep=0.25, before"
 LOADS = ("1x1", "1x32", "4x1", "4x16", "8x32")
 WHOLE = {"enforce_eager": True, "enable_chunked_prefill": False, "enable_prefix_caching": False}
 ENGINES: dict[str, dict[str, Any]] = {  # options of each; Foveate's chooses a method per request
@@ -50,7 +51,10 @@ ENGINES: dict[str, dict[str, Any]] = {  # options of each; Foveate's chooses a m
     LOADED: WHOLE,
     NONE: {**WHOLE, "additional_config": {"foveate": {"method": "none"}}},
     DEFAULTS: {},
+    BEFORE: {"additional_config": {"foveate": {"method": METHODS[-1], "way": "before"}}},
 }
+AGAINST = {BEFORE: DEFAULTS}  # what a contestant is compared with, if it is not PLAIN
+SPECS = {**{method: method for method in METHODS}, BEFORE: METHODS[-1]}
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,9 @@ def contestants(pipes: dict[str, Any], load: Load, text: int) -> dict[str, Calla
             raise RuntimeError(f"the engine {name!r} ended: {found}")
         return found
 
-    found = {name: partial(run, name, None) for name in (PLAIN, AGAIN, LOADED, NONE, DEFAULTS)}
+    found = {
+        name: partial(run, name, None) for name in (PLAIN, AGAIN, LOADED, NONE, DEFAULTS, BEFORE)
+    }
     found[AGAIN] = partial(run, PLAIN, None)
     found |= {method: partial(run, NONE, method) for method in METHODS}
     needed = {AGAIN: PLAIN, **dict.fromkeys(METHODS, NONE)}
@@ -256,7 +262,7 @@ def contestants(pipes: dict[str, Any], load: Load, text: int) -> dict[str, Calla
 
 
 def caps_of(config: Any, sizes: Architecture, load: Load, text: int) -> dict[str, dict[str, float]]:
-    """Of each method: how much faster "first", "further" and "total" can be; ranking is taken to be free.
+    """Of each contestant that prunes: how much faster "first", "further" and "total" can be, ranking aside.
 
     That of the total is the ratio of all FLOPs. A step reads all weights for few rows, so it takes longer than
     its FLOPs say, and a gain in the prefill counts less than that.
@@ -266,12 +272,12 @@ def caps_of(config: Any, sizes: Architecture, load: Load, text: int) -> dict[str
     )
     whole = plan.cost_of(sizes, asked).flops
     out = {}
-    for method in METHODS:
+    for name, method in SPECS.items():
         kept = [float(count) for count in plan.kept(sizes, asked, [method])]
         found = caps(sizes, asked, sizes.vision_flops(asked.pictures), kept, kept)
         if load.new_tokens == 1:
             del found["further"]
-        out[method] = {**found, "total": whole / plan.cost_of(sizes, asked, [method]).flops}
+        out[name] = {**found, "total": whole / plan.cost_of(sizes, asked, [method]).flops}
     return out
 
 
@@ -332,8 +338,11 @@ def run(
             for load in todo:
                 if str(load) not in rows:
                     rows[str(load)] = {
-                        "load": str(load), "caps": caps_of(config, sizes, load, setting.text), "turns": [],
-                    }  # fmt: skip
+                        "load": str(load),
+                        "against": AGAINST,
+                        "caps": caps_of(config, sizes, load, setting.text),
+                        "turns": [],
+                    }
                     body["rows"].append(rows[str(load)])
                 row = rows[str(load)]
                 lineup = list(contestants(pipes, load, setting.text).items())

@@ -264,7 +264,7 @@ def test_caps_of_serving() -> None:
     short, long = (
         serving.caps_of(config, sizes, serving.Load.of(text), 64) for text in ("4x1", "4x16")
     )
-    for method in serving.METHODS:
+    for method in serving.SPECS:
         assert "further" not in short[method]
         # Of one token, everything is the prefill; the more tokens, the less a prefill is of all.
         assert short[method]["first"] == pytest.approx(short[method]["total"], rel=1e-3)
@@ -279,7 +279,7 @@ def test_the_page_of_serving() -> None:
     def turn(pruned: float) -> dict[str, Any]:
         runs = {
             name: {"first": 1 / speed, "further": None, "total": 1 / speed, "processor": 1 / speed}
-            for name, speed in {"plain": 1.0, "none": 1.0, "fastv": pruned}.items()
+            for name, speed in {"plain": 1.0, "none": 1.1, "fastv": pruned}.items()
         }
         return {"machine": 1.5, "runs": runs}
 
@@ -287,13 +287,17 @@ def test_the_page_of_serving() -> None:
     body = {
         "setting": {"shape": "tiny", "text": 64, "threads": 1}, "visual": 576, "processors": 2, "versions": {},
         "rows": [
-            {"load": "4x1", "caps": caps, "turns": [turn(1.5), turn(1.7), turn(1.9)]},
-            {"load": "1x1", "caps": caps, "turns": [turn(2.2)]},
+            {"load": "4x1", "against": {}, "caps": caps, "turns": [turn(1.5), turn(1.7), turn(1.9)]},
+            {"load": "1x1", "against": {"fastv": "none"}, "caps": caps, "turns": [turn(2.42)]},
         ],
     }  # fmt: skip
     page = pages.serving(body)
     assert "| 4x1 | 3 | `plain` | 1000 ms |  | 1000 ms | 1000 ms |  |" in page
     cell = "1.70 of 2.00 (1.50 to 1.90)"
     assert f"| `fastv` | {cell} |  | {cell} | 1.70 (1.50 to 1.90) | 85% |" in page
-    assert page.count("**above its cap**") == 1 and "1 CPU thread;" in page
+    assert (
+        "| `fastv` | 2.20 of 2.00 (2.20 to 2.20) |" in page
+        and page.count("**above its cap**") == 1
+        and "1 CPU thread;" in page
+    )
     assert "**Not yet measured.**" in pages.serving(None)

@@ -92,3 +92,13 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     said = json.loads(command[command.index("--additional-config") + 1])
     assert said == {"foveate": {"method": "fastv:keep=0.25"}}
     assert run(["serve", "some/model", "--method", "fastvv", "--dry-run"]) == 2
+
+
+def test_the_command_of_the_way_before(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["serve", "some/model", "--method", "divprune", "--way", "before", "--dry-run"]
+    assert run(asked) == 0
+    command = shlex.split(capsys.readouterr().out)
+    assert not set(NEEDED) & set(command)
+    said = json.loads(command[command.index("--additional-config") + 1])
+    assert said == {"foveate": {"method": "divprune", "way": "before"}}
+    assert run(["serve", "some/model", "--way", "after", "--dry-run"]) == 2
