@@ -19,7 +19,11 @@ INSIDE ?= .venv-vllm
 INSIDE_READY := $(INSIDE)/.ready
 test-vllm: $(INSIDE_READY)
 	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm
-.PHONY: test-vllm results-serving
+test-vllm-slow: $(INSIDE_READY)  # a soak of 7,200 requests, and the benchmark
+	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm -m slow
+vllm-families: $(INSIDE_READY)  # docs/serving-families.md, from the tests
+	$(INSIDE)/bin/python tests/vllm/table.py
+.PHONY: test-vllm test-vllm-slow results-serving vllm-families
 $(INSIDE_READY): pyproject.toml tests/vllm/torchvision_operators.py
 	test -d $(INSIDE) || $(PYTHON) -m venv $(INSIDE)
 	$(INSIDE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
