@@ -87,8 +87,8 @@ compiles the decoder and has chunked prefill; its pictures never come twice. So 
 | load | requests that arrive together x tokens of each answer |
 | first token, per token | of plain vLLM in milliseconds; of others, how many times faster they are |
 | answers | the same of the time until the last token of all |
-| processor | the same of the processor time of all that, which varies less on a busy machine |
-| of the cap | the share of its cap that "answers" reaches |
+| processor | the same of the processor time of all that; waiting for other processes is not in it |
+| of the cap | the share of the cap of "answers" that "processor" reaches |
 
 Times faster are the median of the turns' ratios, with the lowest and the highest. After "of" stands the cap: the ratio
 of computed FLOPs, and per token the larger of those of FLOPs and bytes.
@@ -206,33 +206,37 @@ def serving(body: dict[str, Any] | None) -> str:
     ]
     for row in body["rows"]:
         runs = [turn["runs"] for turn in row["turns"]]
-        for name in runs[0]:
+        for name in dict.fromkeys(name for turn in runs for name in turn):
             base = row["against"].get(name, "plain")
-            cells = _served(runs, name, base, row["caps"].get(name, {}))
-            lines.append(f"| {row['load']} | {len(runs)} | `{name}` | {' | '.join(cells)} |")
+            both = [(turn[base], turn[name]) for turn in runs if base in turn and name in turn]
+            cells = _served(both, name == "plain", row["caps"].get(name, {}))
+            lines.append(f"| {row['load']} | {len(both)} | `{name}` | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
 def _served(
-    runs: list[dict[str, dict[str, float | None]]], name: str, base: str, cap: dict[str, float]
+    runs: list[tuple[dict[str, float | None], dict[str, float | None]]],
+    is_plain: bool,
+    cap: dict[str, float],
 ) -> list[str]:
-    """A contestant's cells: of each part its times, or how many times faster than `base` it is."""
+    """A contestant's cells, from its runs and those it is compared with."""
     cells, share = [], ""
     for part in ("first", "further", "total", "processor"):
-        pairs = [(turn[base][part], turn[name][part]) for turn in runs]
+        pairs = [(theirs[part], ours[part]) for theirs, ours in runs]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         if not known:
             cells.append("")
             continue
-        if name == "plain":
+        if is_plain:
             cells.append(f"{1e3 * statistics.median(b for _, b in known):.0f} ms")
             continue
         ratios = [a / b for a, b in known]
         middle, most = statistics.median(ratios), cap.get(part)
         of = "" if most is None else f" of {most:.2f}"
         cells.append(f"{middle:.2f}{of} ({min(ratios):.2f} to {max(ratios):.2f})")
-        if part == "total" and most is not None:
-            share = f"{middle / most:.0%}" if middle <= SLACK * most else "**above its cap**"
+        if part == "processor" and "total" in cap:
+            reached = middle / cap["total"]
+            share = f"{reached:.0%}" if reached <= SLACK else "**above its cap**"
     return [*cells, share]
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -53,6 +53,7 @@ ENGINES: dict[str, dict[str, Any]] = {  # options of each; Foveate's chooses a m
     DEFAULTS: {},
     BEFORE: {"additional_config": {"foveate": {"method": METHODS[-1], "way": "before"}}},
 }
+GROUPS = ((PLAIN, LOADED, NONE), (PLAIN, DEFAULTS, BEFORE))  # engines that are in memory together
 AGAINST = {BEFORE: DEFAULTS}  # what a contestant is compared with, if it is not PLAIN
 SPECS = {**{method: method for method in METHODS}, BEFORE: METHODS[-1]}
 
@@ -213,9 +214,9 @@ def serve(pipe: Any, folder: Path, name: str, longest: int, most: int, threads: 
 
 @contextmanager
 def engines(
-    folder: Path, loads: list[Load], setting: Setting, config: Any, names: list[str]
+    folder: Path, loads: list[Load], setting: Setting, config: Any, names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Pipes to processes, each with one engine. One that fails to start is left out, with a line."""
+    """Pipes to processes, each with one engine. ValueError where one fails to start."""
     context = get_context("spawn")
     visual = plan.request(config, text=setting.text, images=1, new_tokens=1).visual
     longest = setting.text + visual + max(load.new_tokens for load in loads) + 1
@@ -229,15 +230,14 @@ def engines(
                 target=serve, args=(theirs, folder, name, longest, most, setting.threads)
             )
             process.start()
-            failed = pipe.recv()
-            if failed is None:
-                started[name] = (process, pipe)
-            else:
-                print(f"{name} could not be started: {failed}", file=sys.stderr)
+            started[name] = (process, pipe)
+            if (failed := pipe.recv()) is not None:
+                raise ValueError(f"the engine {name!r} could not be started: {failed}")
         yield {name: pipe for name, (_, pipe) in started.items()}
     finally:
         for process, pipe in started.values():
-            pipe.send(None)
+            if process.is_alive():
+                pipe.send(None)
             process.join(30)
             process.terminate()
 
@@ -320,44 +320,46 @@ def run(
     repeats: int,
     setting: Setting,
     save: Path,
-    names: list[str] | None = None,
+    groups: Sequence[Sequence[str]] = GROUPS,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measures the turns that `save` lacks, each on disk when it is done."""
     body = opened(save, identity(setting))
     rows = {row["load"]: row for row in body["rows"]}
-    todo = [load for load in loads if len(rows.get(str(load), {"turns": []})["turns"]) < repeats]
-    if not todo:
-        return body
     config = config_of(setting.shape)
     sizes = architecture(config, "float32")
+    for load in loads:
+        if str(load) not in rows:
+            most = caps_of(config, sizes, load, setting.text)
+            rows[str(load)] = {"load": str(load), "against": AGAINST, "caps": most, "turns": []}
+            body["rows"].append(rows[str(load)])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_model(config, folder)
-        with engines(folder, todo, setting, config, names or list(ENGINES)) as pipes:
-            for load in todo:
-                if str(load) not in rows:
-                    rows[str(load)] = {
-                        "load": str(load),
-                        "against": AGAINST,
-                        "caps": caps_of(config, sizes, load, setting.text),
-                        "turns": [],
-                    }
-                    body["rows"].append(rows[str(load)])
-                row = rows[str(load)]
-                lineup = list(contestants(pipes, load, setting.text).items())
-                for _, one in lineup:  # a warm-up
-                    one()
-                while len(row["turns"]) < repeats:
-                    turn = len(row["turns"])
-                    order = lineup[turn % len(lineup) :] + lineup[: turn % len(lineup)]
-                    busy = os.getloadavg()[0]
-                    row["turns"].append(
-                        {"machine": busy, "runs": {name: asdict(one()) for name, one in order}}
-                    )
-                    write(body, save)
-                    say(f"{load}: turn {turn + 1} of {repeats}, load of the machine {busy:.1f}")
+        for group in groups:
+            todo = [one for one in loads if len(done(rows[str(one)], group)) < repeats]
+            if not todo:
+                continue
+            if not any(folder.iterdir()):
+                write_model(config, folder)
+            with engines(folder, todo, setting, config, group) as pipes:
+                for load in todo:
+                    row = rows[str(load)]
+                    lineup = list(contestants(pipes, load, setting.text).items())
+                    for _, one in lineup:  # a warm-up
+                        one()
+                    while (turn := len(done(row, group))) < repeats:
+                        order = lineup[turn % len(lineup) :] + lineup[: turn % len(lineup)]
+                        busy = os.getloadavg()[0]
+                        runs = {name: asdict(one()) for name, one in order}
+                        row["turns"].append({"machine": busy, "runs": runs})
+                        write(body, save)
+                        say(f"{load}: turn {turn + 1} of {repeats}, machine's load {busy:.1f}")
     return body
+
+
+def done(row: dict[str, Any], group: Sequence[str]) -> list[dict[str, Any]]:
+    """The turns of a row that a group of engines ran; its last engine is in no other group."""
+    return [turn for turn in row["turns"] if group[-1] in turn["runs"]]
 
 
 def main(
@@ -371,15 +373,16 @@ def main(
         int, typer.Option(min=2, help="Prompt tokens that are not visual.")
     ] = Setting.text,
     threads: Annotated[int, typer.Option(min=1)] = Setting.threads,
-    engine: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. By default all.")
-    ] = None,
+    defaults: Annotated[
+        bool, typer.Option(help="Also vLLM's defaults, and the way before beside them.")
+    ] = True,
     save: Annotated[Path, typer.Option(help="JSON of the turns; given again, it goes on.")] = SAVE,
 ) -> None:
     """Measures what docs/serving-speed.md shows."""
     try:
         loads = [Load.of(one) for one in load or LOADS]
-        run(loads, repeats, Setting(shape, text, threads), save, engine)
+        groups = GROUPS if defaults else GROUPS[:1]
+        run(loads, repeats, Setting(shape, text, threads), save, groups)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

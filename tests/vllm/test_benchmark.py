@@ -15,8 +15,15 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serving.py"
 
 
 def measured(save: Path, *more: str) -> dict[str, Any]:
-    engines = ["--engine", "plain", "--engine", "none"]
-    command = [sys.executable, str(SCRIPT), "--shape", "tiny-20m", "--save", str(save), *engines]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--shape",
+        "tiny-20m",
+        "--no-defaults",
+        "--save",
+        str(save),
+    ]
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(save.read_text()))
@@ -26,7 +33,7 @@ def test_turns(tmp_path: Path) -> None:
     save = tmp_path / "serving.json"
     first = measured(save, "--load", "2x2", "--repeats", "1")
     [row] = first["rows"]
-    names = {"plain", "plain again", "none", *row["caps"]}
+    names = {"plain", "plain again", "plugin loaded", "none", *row["caps"]} - set(row["against"])
     assert len(row["turns"]) == 1 and set(row["turns"][0]["runs"]) == names
     for run in row["turns"][0]["runs"].values():
         assert 0 < run["first"] < run["total"] and run["further"] > 0 and run["processor"] > 0
