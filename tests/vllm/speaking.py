@@ -17,6 +17,7 @@ from foveate.methods import parse
 from vllm import LLM, SamplingParams
 
 STEPS = 6
+LONGEST = 384  # tokens of a sequence
 Answer = tuple[list[int], list[float]]  # tokens, and the log-probability of each
 
 
@@ -48,12 +49,24 @@ def prompt(family: str, seed: int, method: str, pictures: int = 1) -> Prompt:
 def engine(folder: Path, also: list[str], **more: Any) -> LLM:
     """vLLM with Foveate, which prunes what asks for it."""
     given = {
-        "dtype": "float32", "max_model_len": 384, "max_num_batched_tokens": 2048, "block_size": 32,
+        "dtype": "float32", "max_model_len": LONGEST, "max_num_batched_tokens": 2048, "block_size": 32,
         "enforce_eager": True, "enable_prefix_caching": False, "enable_chunked_prefill": False,
         "limit_mm_per_prompt": {"image": 2, "video": 0}, "gpu_memory_utilization": 0.3,
         "additional_config": {"foveate": {"method": "none", "also": also}}, **more,
     }  # fmt: skip
     return LLM(str(folder), **given)
+
+
+def whole_vllm(folder: Path, also: list[str], **more: Any) -> LLM:
+    """vLLM with what it has by default, chunked prefill and prefix caching, and Foveate before its decoder.
+
+    Its steps are so short that prompts of tiles are split.
+    """
+    settings = {"foveate": {"method": "none", "also": also, "way": "before"}}
+    return engine(
+        folder, [], additional_config=settings, enable_prefix_caching=True, enable_chunked_prefill=True,
+        max_num_batched_tokens=176, **more,
+    )  # fmt: skip
 
 
 def request(one: Prompt, **more: Any) -> tuple[dict[str, Any], SamplingParams]:
