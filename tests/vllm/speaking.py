@@ -128,7 +128,7 @@ class Reference:
             text=one.text, images=list(one.pictures) or None, return_tensors="pt"
         )
         methods = [] if one.method == "none" else parse(one.method)
-        with foveate.apply(self.model, *methods):
+        with foveate.apply(self.model, *methods) as self.trace:
             said = self.model.generate(
                 **given, do_sample=False, max_new_tokens=STEPS, min_new_tokens=STEPS, eos_token_id=None,
                 return_dict_in_generate=True, output_scores=True,

@@ -111,6 +111,20 @@ def test_several_images(pair: Pair) -> None:
     assert all("shares its tokens out" in reason for reason in refused), refused
 
 
+def test_responses_say_how_many_tokens_were_kept(pair: Pair) -> None:
+    for method in ("none", *FEW):
+        one = made(pair.family, 1, method)
+        (output,) = pair.llm.generate(*request(one), use_tqdm=False)
+        said = (output.kv_transfer_params or {}).get("foveate")
+        if method == "none":
+            assert said is None
+            continue
+        pair.reference.answer(one)
+        first = pair.reference.trace.passes[0]
+        assert said["visual_tokens"] == int(first.total[0])
+        assert said["kept_in_last_layer"] == said["kept_on_average"] == first.cuts[-1][1].item()
+
+
 def test_limits_are_those_of_the_whole_prompt(pair: Pair) -> None:
     one = made(pair.family, 30, FEW[0])
     tokens = len(
