@@ -185,6 +185,23 @@ def test_several_answers_to_one_prompt(pair: Pair) -> None:
         check(told(output), pair.expected(one), pair.close)
 
 
+def test_responses_say_how_many_tokens_were_kept(pair: Pair) -> None:
+    for method in ("none", *pair.few):
+        one = made(pair.family, 2, method)
+        (output,) = pair.llm.generate(*request(one), use_tqdm=False)
+        said = (output.kv_transfer_params or {}).get("foveate")
+        if method == "none":
+            assert said is None
+            continue
+        pair.reference.answer(one)
+        rows = pair.reference.trace.kept
+        last = [row for row in rows if row.step == rows[-1].step]
+        assert said["visual_tokens"] == int(pair.reference.trace.passes[0].total[0])
+        assert said["kept_in_last_layer"] == last[-1].kept < said["visual_tokens"]
+        mean = sum(row.kept for row in last) / len(last)
+        assert said["kept_on_average"] == pytest.approx(mean, abs=0.01)
+
+
 def test_state_goes_with_its_request(pair: Pair) -> None:
     live = (
         pair.llm.llm_engine.model_executor.driver_worker.worker.model_runner._model_forward.__self__

@@ -53,8 +53,6 @@ def _inside(config: Any) -> dict[str, bool]:
             compiled
         )
         or not config.model_config.enforce_eager,
-        "a scheduler class of your own": config.scheduler_config.scheduler_cls is not None
-        and not ours(config.scheduler_config.scheduler_cls),
     }
 
 
@@ -79,6 +77,8 @@ def _always(config: Any) -> dict[str, bool]:
         is not None,
         "a quantised KV cache (--kv-cache-dtype auto)": cache.cache_dtype
         not in ("auto", "float16", "bfloat16"),
+        "a scheduler class of your own": config.scheduler_config.scheduler_cls is not None
+        and not ours(config.scheduler_config.scheduler_cls),
         "pooling (embedding) models": config.model_config.runner_type != "generate",
     }
 

@@ -18,6 +18,7 @@ from .forward import Forward
 from .metadata import BACKENDS, Shortened
 from .paged import Paged
 from .pictures import Pictures
+from .report import NEWS, Kept
 from .rows import Request, Share, request_of
 from .settings import Settings, drops_while_decoding, methods_of
 from .tower import TowerWatch
@@ -27,7 +28,7 @@ PICTURES = ("image", "video")
 STACKED = "_get_deepstack_input_embeds"  # of a model with DeepStack
 RUNNER = (
     "_model_forward", "_on_request_state_removed", "_cache_encoder_output", "_process_encoder_cache_scheduler_output",
-    "_init_mrope_positions",
+    "_init_mrope_positions", "sample_tokens",
     "input_batch", "requests", "query_start_loc", "get_model", "initialize_kv_cache",
 )  # fmt: skip
 
@@ -54,6 +55,7 @@ class Live:
         self.forward: Forward | None = None
         self.wide: list[WideHeads] | None = None  # of each layer, where keys carry biases
         self.evict: Evict | None = None
+        self.news: dict[str, Kept] = {}  # of this step, for the scheduler
 
     def attach(self) -> None:
         """Puts the hooks on, for the life of the process."""
@@ -68,6 +70,7 @@ class Live:
             self.initialize = self.runner.initialize_kv_cache
             self.runner.initialize_kv_cache = self._initialize_kv_cache
         self.run, self.runner._model_forward = self.runner._model_forward, self._model_forward
+        self.sample, self.runner.sample_tokens = self.runner.sample_tokens, self._sample_tokens
         self.removed = self.runner._on_request_state_removed
         self.runner._on_request_state_removed = self._on_request_state_removed
         model = self.runner.get_model()
@@ -114,9 +117,22 @@ class Live:
         )
         total = int(kwargs["positions"].shape[-1])
         try:
-            return self.forward.finish(self.run(*args, **kwargs), total)
+            output = self.forward.finish(self.run(*args, **kwargs), total)
         finally:
             self.forward = None
+        for name, share in zip(self.runner.input_batch.req_ids, shares, strict=True):
+            if share.columns is not None:
+                self.news[name] = share.request.report()
+        return output
+
+    def _sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's, with news for the scheduler in its output."""
+        output = self.sample(*args, **kwargs)
+        if self.news and output is not None:
+            # Where steps overlap, the output is made later, around this one.
+            setattr(getattr(output, "_model_runner_output", output), NEWS, self.news)
+            self.news = {}
+        return output
 
     def _shares(self) -> list[Share]:
         """The requests of this step, in the order of their rows; none in a dry run."""

@@ -43,10 +43,10 @@ def _configuring(create: Callable[..., Any]) -> Callable[..., Any]:
                 check_config(config, settings)
         except ValueError as error:
             raise ValueError(f"foveate: {error}") from None
-        if settings is not None and settings.way == "inside":
-            overlapping = config.scheduler_config.async_scheduling
-            name = "AsyncWholePrompts" if overlapping else "WholePrompts"
-            config.scheduler_config.scheduler_cls = f"foveate.vllm.scheduler.{name}"
+        if settings is not None:
+            overlapping = "Async" if config.scheduler_config.async_scheduling else ""
+            name = "WholePrompts" if settings.way == "inside" else "ShortPrompts"
+            config.scheduler_config.scheduler_cls = f"foveate.vllm.scheduler.{overlapping}{name}"
         return config
 
     return configured

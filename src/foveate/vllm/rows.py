@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.method import Method
 from ..core.tokens import TokenMap, classify
 from ..engine.cache.numbers import Numbers
+from .report import Kept
 
 
 @dataclass(eq=False)
@@ -43,6 +44,11 @@ class Request:
     def prompt(self) -> int:
         """Columns of the prompt."""
         return 0 if self.tokens is None else self.tokens.kind.shape[1]
+
+    def report(self) -> Kept:
+        """How many visual tokens it holds."""
+        total = int(self.total)
+        return Kept(total, tuple(total - int(gone) for gone in self.gone))
 
     def acts(self, step: int) -> bool:
         """Whether some method is to be consulted at `step`."""
