@@ -180,6 +180,9 @@ def test_the_right_answer_and_a_method_per_request(client: openai.OpenAI) -> Non
     # As the user sent them, whatever the layers kept.
     assert default.usage.prompt_tokens == plain.usage.prompt_tokens > VISUAL
     assert plain.usage.completion_tokens == len(scores(plain))
+    kept = default.model_extra["kv_transfer_params"]["foveate"]  # the field that vLLM has for it
+    assert (kept["visual_tokens"], kept["kept_in_last_layer"]) == (VISUAL, VISUAL // 4)
+    assert kept["kept_on_average"] == (2 * VISUAL + 6 * (VISUAL // 4)) / 8
 
 
 def test_streaming(client: openai.OpenAI) -> None:

@@ -38,9 +38,10 @@ def served(request: pytest.FixtureRequest, saved: Path) -> Iterator[tuple[Any, t
 
 
 def entries(llm: Any) -> int:
-    """Entries in all that the plugin keeps by request, picture or step on the engine's only worker."""
+    """Entries in all that the plugin keeps by request, picture or step: its scheduler, and its only worker."""
     runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    owners, seen, count = [runner._model_forward.__self__], set(), 0
+    count = len(llm.llm_engine.engine_core.engine_core.scheduler._kept)
+    owners, seen = [runner._model_forward.__self__], set()
     while owners:
         owner = owners.pop()
         seen.add(id(owner))
