@@ -19,7 +19,11 @@ INSIDE ?= .venv-vllm
 INSIDE_READY := $(INSIDE)/.ready
 test-vllm: $(INSIDE_READY)
 	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm
-.PHONY: test-vllm
+test-vllm-slow: $(INSIDE_READY)  # a soak of 7,200 requests, and the benchmark
+	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm -m slow
+vllm-families: $(INSIDE_READY)  # docs/serving-families.md, from the tests
+	$(INSIDE)/bin/python tests/vllm/table.py
+.PHONY: test-vllm test-vllm-slow results-serving vllm-families
 $(INSIDE_READY): pyproject.toml tests/vllm/torchvision_operators.py
 	test -d $(INSIDE) || $(PYTHON) -m venv $(INSIDE)
 	$(INSIDE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -233,6 +237,10 @@ results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
 	mkdir -p docs/results
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/pages.py
+
+results-serving: $(INSIDE_READY)  # inside vLLM; goes on where it stopped
+	$(INSIDE)/bin/python benchmarks/serving.py
+	$(INSIDE)/bin/python benchmarks/pages.py
 
 # Ranked by diversity before layer 0, or by the last token's attention before layer 1, whichever had the lower
 # cross-entropy in cross-validation. One table of answers at every rate serves all budgets of a grid. NAME-0.33-decode
