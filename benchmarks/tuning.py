@@ -112,8 +112,8 @@ def _promises() -> list[str]:
     found = json.loads(read_text(path))
     lines = [
         f"**The promise, put to the test.** {found['pictures']} drawn pictures with their questions are the "
-        f"population, so the true loss of every setting is known. {TIMES} times we drew {DRAWN} of them, chose on one half and "
-        "certified on the other.",
+        f"population, so the true loss of every setting is known. {TIMES} times we drew {DRAWN} of them, chose on one "
+        "half and certified on the other.",
         "",
         "| risk | confidence | promise broken | something cheaper certified |",
         "|---:|---:|---:|---:|",
