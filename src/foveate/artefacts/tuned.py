@@ -31,7 +31,9 @@ class TunedFile:
         wish: what was asked for: loss or speed, and how cost is counted.
         data: how many examples there were, and their hashes.
         tried: every candidate with its cost and what it lost.
-        limits: of `guarded`: what inputs looked like; others run unpruned. Empty: all are pruned.
+        limits: of `core.guard`: what inputs looked like; others run unpruned. Empty: all are pruned.
+        spent: what the tuning took: settings tried, examples scored, samples x layers of that, and
+            answers generated.
         seed: of the division of the data.
         versions: of foveate, torch, transformers.
     """
@@ -44,6 +46,7 @@ class TunedFile:
     data: dict[str, Any] = field(default_factory=dict)
     tried: list[dict[str, Any]] = field(default_factory=list)
     limits: dict[str, tuple[float, float]] = field(default_factory=dict)
+    spent: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 

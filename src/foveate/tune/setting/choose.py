@@ -167,6 +167,7 @@ class Tuning:
         self.tell = tell
         self.shape = shapes(loaded.model)
         self.depth = len(self.shape.layers)
+        self.said: dict[str, list[int]] = {}  # by the unpruned model, of each example
         self.facts = {
             **model_facts(loaded.model, loaded.name),
             "weights": fingerprint(loaded.model),
@@ -280,7 +281,7 @@ class Tuning:
             self.tell(f"divergence of {settings} settings, example {number + 1} of {len(samples)}")
 
         samples = self._part(part)
-        return Race(self.loaded, samples, self.journal, self.among, tell)
+        return Race(self.loaded, samples, self.journal, self.among, self.said, tell)
 
     # -- counts by layer ------------------------------------------------------------------------
 
@@ -509,9 +510,28 @@ class Tuning:
                 for one in candidates
             ],
             limits=limits,
+            spent=self._spent(candidates, finalists),
             seed=self.wish.seed,
             versions=versions(),
         )
+
+    def _spent(
+        self, candidates: Sequence[Candidate], finalists: Sequence[Finalist]
+    ) -> dict[str, int]:
+        """What was run, the searched schedule's trials left out."""
+        scored = sum(len(one.seen) for one in candidates)
+        answers = len(self.asked.both)
+        if self.wish.kind.of is None:
+            scored += sum(len(self.asked.certify) for one in finalists if one.verdict)
+        else:
+            answers += len(self.asked.choose) * len(finalists)
+            answers += sum(len(self.asked.certify) for one in finalists if one.verdict)
+        return {
+            "settings": len(candidates),
+            "examples scored": scored,
+            "samples x layers": scored * self.depth,
+            "answers": answers,
+        }
 
     def _certificate(
         self, finalists: Sequence[Finalist], chosen: Finalist | None, outside: float | None
