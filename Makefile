@@ -238,8 +238,9 @@ results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/pages.py
 
-results-serving: $(INSIDE_READY)  # inside vLLM; goes on where it stopped
+results-serving: $(INSIDE_READY)  # inside vLLM; goes on where it stopped. A small model shows overhead best
 	$(INSIDE)/bin/python benchmarks/serving.py
+	$(INSIDE)/bin/python benchmarks/serving.py --shape tiny-20m --load 1x8 --repeats 40 --no-defaults --save docs/results/serving-tiny-20m.json
 	$(INSIDE)/bin/python benchmarks/pages.py
 
 # Ranked by diversity before layer 0, or by the last token's attention before layer 1, whichever had the lower

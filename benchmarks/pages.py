@@ -8,15 +8,20 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from foveate.eval.intervals import weighted
 from foveate.timing.race import SLACK
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 PEERS, GPU = ROOT / "docs" / "peers.md", ROOT / "docs" / "gpu.md"
 SERVING = ROOT / "docs" / "serving-speed.md"
+SERVED = ("serving", "serving-tiny-20m")  # files of benchmarks/serving.py, one for each shape
 
 PEERS_INTRODUCTION = """# Peers, side by side
 
@@ -90,8 +95,8 @@ compiles the decoder and has chunked prefill; its pictures never come twice. So 
 | processor | the same of the processor time of all that; waiting for other processes is not in it |
 | of the cap | the share of the cap of "answers" that "processor" reaches |
 
-Times faster are the median of the turns' ratios, with the lowest and the highest. After "of" stands the cap: the ratio
-of computed FLOPs, and per token the larger of those of FLOPs and bytes.
+Times faster are plain's time in all turns over the contestant's, with a 95 % bootstrap interval over turns. After "of"
+stands the cap: the ratio of computed FLOPs, and per token the larger of those of FLOPs and bytes.
 
 Pictures are processed before the clock starts. Weights are random, so this is about speed only.
 """
@@ -188,18 +193,25 @@ def _measured(one: dict[str, Any]) -> list[str]:
     return [*cells, f"{one['throughput']:.1f}", f"{one['ratio']['total']:.2f}", peak]
 
 
-def serving(body: dict[str, Any] | None) -> str:
-    """The page of vLLM."""
-    if body is None:
+def serving(bodies: Sequence[dict[str, Any] | None]) -> str:
+    """The page of vLLM, of the measurements that are there."""
+    there = [body for body in bodies if body is not None]
+    if not there:
         return f"{SERVING_INTRODUCTION}\n**Not yet measured.**\n"
+    return "\n".join([SERVING_INTRODUCTION, *(line for body in there for line in _shape(body))])
+
+
+def _shape(body: dict[str, Any]) -> list[str]:
+    """What was measured of one shape."""
     setting = body["setting"]
     busy = [turn["machine"] for row in body["rows"] for turn in row["turns"]]
     told = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
     lines = [
-        SERVING_INTRODUCTION,
-        f"The shape is `{setting['shape']}`: {setting['text']} text and {body['visual']} visual tokens, float32, "
-        f"{setting['threads']} CPU thread{'s' * (setting['threads'] > 1)}; {told}. Other processes kept the machine "
-        f"busy meanwhile (load average {min(busy):.1f} to {max(busy):.1f} on {body['processors']} processors).",
+        f"## {setting['shape']}",
+        "",
+        f"{setting['text']} text and {body['visual']} visual tokens, float32, {setting['threads']} CPU "
+        f"thread{'s' * (setting['threads'] > 1)}; {told}. Other processes kept the machine busy meanwhile (load "
+        f"average {min(busy):.1f} to {max(busy):.1f} on {body['processors']} processors).",
         "",
         "| load | turns | | first token | per token | answers | processor | of the cap |",
         "|---:|---:|---" + "|---:" * 5 + "|",
@@ -211,7 +223,7 @@ def serving(body: dict[str, Any] | None) -> str:
             both = [(turn[base], turn[name]) for turn in runs if base in turn and name in turn]
             cells = _served(both, name == "plain", row["caps"].get(name, {}))
             lines.append(f"| {row['load']} | {len(both)} | `{name}` | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return [*lines, ""]
 
 
 def _served(
@@ -230,12 +242,13 @@ def _served(
         if is_plain:
             cells.append(f"{1e3 * statistics.median(b for _, b in known):.0f} ms")
             continue
-        ratios = [a / b for a, b in known]
-        middle, most = statistics.median(ratios), cap.get(part)
-        of = "" if most is None else f" of {most:.2f}"
-        cells.append(f"{middle:.2f}{of} ({min(ratios):.2f} to {max(ratios):.2f})")
-        if part == "processor" and "total" in cap:
-            reached = middle / cap["total"]
+        theirs, ours = np.array(known).T
+        faster = weighted(theirs, ours)
+        of = f" of {cap[part]:.2f}" if part in cap else ""
+        between = f" ({faster.low:.2f} to {faster.high:.2f})" if len(known) > 1 else ""
+        cells.append(f"{faster.value:.2f}{of}{between}")
+        if part == "processor" and cap:
+            reached = faster.value / cap["total"]
             share = f"{reached:.0%}" if reached <= SLACK else "**above its cap**"
     return [*cells, share]
 
@@ -244,7 +257,7 @@ def main() -> int:
     """Rewrites the pages."""
     PEERS.write_text(peers(read("peers")))
     GPU.write_text(gpu(read("gpu")))
-    SERVING.write_text(serving(read("serving")))
+    SERVING.write_text(serving([read(name) for name in SERVED]))
     return 0
 
 

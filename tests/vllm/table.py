@@ -17,7 +17,6 @@ from foveate.vllm.settings import drops_while_decoding, methods_of, tower_of, we
 PAGE = Path(__file__).parents[2] / "docs" / "serving-families.md"
 NOT_TESTED = {  # families that vLLM's CPU build runs on tiny random weights, or that Foveate refuses there
     "gemma3": "refused: sliding windows, images that see both ways",
-    "qwen3_vl": "runs, **not tested**: plain vLLM itself differs from transformers by 0.1 on our weights",
 }
 HEAD = """# Families inside vLLM
 
@@ -82,8 +81,11 @@ def table() -> str:
         "",
         f"- Inside, every family: {_code(some)}.",
         f"- Inside, llava alone: {_code(more)}.",
-        f"- Inside, llava in two processes (tensor parallelism): {_code(parallel.METHODS)}.",
         f"- Before, every family of that column: {_code(test_before.FEW)}; llava alone: {_code(short)}.",
+        *(
+            f"- {way.capitalize()}, llava in two processes (tensor parallelism): {_code(texts)}."
+            for way, texts in parallel.METHODS.items()
+        ),
         "",
     ]
     return "\n".join(lines)

@@ -27,8 +27,10 @@ EVERY = [
     "tome",
     "tome:weigh=clusters,merge=own",
 ]
-FAMILIES = {"llava": 1e-4, "llava_next": 1e-4, "llava_onevision": 2e-3, "qwen2_vl": 1e-4, "qwen2_5_vl": 1e-4,
-            "internvl": 1e-4, "glm4v": 1e-4}  # fmt: skip
+FAMILIES = {
+    "llava": 1e-4, "llava_next": 1e-4, "llava_onevision": 2e-3, "qwen2_vl": 1e-4, "qwen2_5_vl": 1e-4,
+    "qwen3_vl": 1e-4, "internvl": 1e-4, "glm4v": 1e-4,
+}  # fmt: skip
 CACHED = 32  # tokens of a block, the least that a prefix cache can give back
 pytestmark = pytest.mark.filterwarnings("default::FutureWarning")  # see test_exact.py
 made = cache(prompt)

@@ -52,7 +52,7 @@ KEEPS_ALL = (
     "fitprune",
 )  # hardly move the first token of some prompts
 FAMILIES = {  # tolerance; plain vLLM is as far from plain transformers
-    "llava": 1e-4, "llava_next": 1e-4, "llava_onevision": 2e-3, "qwen2_vl": 1e-4, "qwen2_5_vl": 1e-4,
+    "llava": 1e-4, "llava_next": 1e-4, "llava_onevision": 2e-3, "qwen2_vl": 1e-4, "qwen2_5_vl": 1e-4, "qwen3_vl": 1e-4,
     "internvl": 1e-4, "idefics3": 1e-4, "smolvlm": 1e-4, "mistral3": 1e-4, "glm4v": 1e-4,
 }  # fmt: skip
 FAR = 10  # tolerances: what is as far apart is not the same

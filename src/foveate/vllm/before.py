@@ -34,7 +34,7 @@ Look = Callable[[Any, Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Cut:
+class Shortening:
     """How a picture was shortened; its name in vLLM's caches says so.
 
     Attributes:
@@ -50,10 +50,10 @@ class Cut:
         return f"{name}{SEPARATOR}{self.total}{SEPARATOR}{self.method}"
 
     @staticmethod
-    def of(name: str) -> Cut | None:
+    def of(name: str) -> Shortening | None:
         """The cut that a picture's name tells of; None of a picture that is whole."""
         parts = name.split(SEPARATOR)
-        return None if len(parts) != 3 else Cut(int(parts[1]), parts[2])
+        return None if len(parts) != 3 else Shortening(int(parts[1]), parts[2])
 
     def kept(self, layers: int) -> int:
         """Visual tokens that stay, in a decoder of so many layers."""
@@ -299,7 +299,7 @@ def shorten(request: Any, text: str, config: Any) -> None:
     room = config.max_model_len - len(ids)  # positions stay below it, as without Foveate
     shifted, moved = 0, []
     for feature, run in zip(features, runs, strict=True):
-        cut = Cut(run.total, text)
+        cut = Shortening(run.total, text)
         kept = cut.kept(layers)
         if kept == 0:
             raise ValueError(

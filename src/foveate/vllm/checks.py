@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .before import check_before
-from .settings import Settings, check_depth, methods_of
+from .settings import Settings, Way, check_depth, methods_of
 
-NEEDED = ("--enforce-eager", "--no-enable-chunked-prefill", "--no-enable-prefix-caching")
+NEEDED: dict[Way, tuple[str, ...]] = {
+    "inside": ("--enforce-eager", "--no-enable-chunked-prefill", "--no-enable-prefix-caching"),
+    "before": (),
+}
 """Flags that `vllm serve` must be started with."""
 
 

@@ -18,7 +18,7 @@ from .forward import Forward
 from .metadata import BACKENDS, Shortened
 from .paged import Paged
 from .pictures import Pictures
-from .report import NEWS, Kept
+from .report import NEWS, Held
 from .rows import Request, Share, request_of
 from .settings import Settings, drops_while_decoding, methods_of
 from .tower import TowerWatch
@@ -55,7 +55,7 @@ class Live:
         self.forward: Forward | None = None
         self.wide: list[WideHeads] | None = None  # of each layer, where keys carry biases
         self.evict: Evict | None = None
-        self.news: dict[str, Kept] = {}  # of this step, for the scheduler
+        self.news: dict[str, Held] = {}  # of this step, for the scheduler
 
     def attach(self) -> None:
         """Puts the hooks on, for the life of the process."""

@@ -14,7 +14,7 @@ from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 
 from .anatomy import Anatomy
-from .before import Cut, choose, stretch_of
+from .before import Shortening, choose, stretch_of
 from .bias import WideHeads
 from .lookback import of_first_rank
 from .settings import methods_of
@@ -24,7 +24,7 @@ logger = init_logger("vllm.foveate")
 
 
 @dataclass(frozen=True)
-class Place:
+class ShortPicture:
     """A shortened picture in a prompt.
 
     Attributes:
@@ -54,7 +54,7 @@ class Prompt:
 
     columns: Int[Tensor, n]
     gone: int
-    places: tuple[Place, ...]
+    places: tuple[ShortPicture, ...]
     positions: Int[Tensor, "3 C"] | None
 
 
@@ -110,12 +110,12 @@ class Pictures:
 
     def _cached(self, name: str, output: Tensor, *rest: Any, **more: Any) -> Any:
         """vLLM's, for what stays of a picture."""
-        cut = Cut.of(name)
+        cut = Shortening.of(name)
         if cut is not None:
             output = self._chosen(name, cut, output)
         return self.cache(name, output, *rest, **more)
 
-    def _chosen(self, name: str, cut: Cut, output: Tensor) -> Tensor:
+    def _chosen(self, name: str, cut: Shortening, output: Tensor) -> Tensor:
         if len(output) != cut.total:
             raise RuntimeError(
                 f"the vision tower made {len(output)} tokens of a picture for which the prompt had {cut.total}"
@@ -173,13 +173,13 @@ class Pictures:
         columns, gone, places = [], 0, []
         at = 0
         for feature in state.mm_features:
-            cut = Cut.of(feature.identifier)
+            cut = Shortening.of(feature.identifier)
             if cut is None:
                 continue
             run = stretch_of(feature.mm_position)
             after = run.start + run.total
             columns.append(torch.arange(at, after) + gone)
-            places.append(Place(feature.identifier, run.start, run.total, run.start + gone))
+            places.append(ShortPicture(feature.identifier, run.start, run.total, run.start + gone))
             gone += cut.total - run.total
             at = after
         if not places:
@@ -244,12 +244,12 @@ class Pictures:
                 ]
 
 
-def replace_state(state: Any, places: tuple[Place, ...]) -> Any:
+def replace_state(state: Any, places: tuple[ShortPicture, ...]) -> Any:
     """vLLM's state of a request as if its prompt were whole."""
     ids, features, gone = list(state.prompt_token_ids), [], 0
     at = {place.name: place for place in places}
     for feature in state.mm_features:
-        cut, where = Cut.of(feature.identifier), feature.mm_position
+        cut, where = Shortening.of(feature.identifier), feature.mm_position
         offset = where.offset + gone
         if cut is None:
             features.append(replace(feature, mm_position=replace(where, offset=offset)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NEWS = "foveate_kept"  # the attribute of vLLM's ModelRunnerOutput: `Kept` by request
+NEWS = "foveate_kept"  # the attribute of vLLM's ModelRunnerOutput: `Held` by request
 
 
 @dataclass(frozen=True)
-class Kept:
+class Held:
     """What a request held when it was last looked at.
 
     Attributes:

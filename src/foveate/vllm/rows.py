@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.method import Method
 from ..core.tokens import TokenMap, classify
 from ..engine.cache.numbers import Numbers
-from .report import Kept
+from .report import Held
 
 
 @dataclass(eq=False)
@@ -45,10 +45,10 @@ class Request:
         """Columns of the prompt."""
         return 0 if self.tokens is None else self.tokens.kind.shape[1]
 
-    def report(self) -> Kept:
+    def report(self) -> Held:
         """How many visual tokens it holds."""
         total = int(self.total)
-        return Kept(total, tuple(total - int(gone) for gone in self.gone))
+        return Held(total, tuple(total - int(gone) for gone in self.gone))
 
     def acts(self, step: int) -> bool:
         """Whether some method is to be consulted at `step`."""

@@ -20,8 +20,8 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from .before import Cut, stretch_of
-from .report import NEWS, Kept
+from .before import Shortening, stretch_of
+from .report import NEWS, Held
 from .settings import KEY, Settings, drops_while_decoding
 
 
@@ -29,13 +29,13 @@ class _Reports:
     """Goes before a scheduler of vLLM's: responses say what was kept."""
 
     @cached_property
-    def _kept(self) -> dict[str, Kept]:
+    def _kept(self) -> dict[str, Held]:
         """By request, as workers report it."""
         return {}
 
     def update_from_output(self, scheduled: Any, output: Any) -> Any:
         """As vLLM's, after workers' news of what requests hold."""
-        news: dict[str, Kept] = getattr(output, NEWS, {})
+        news: dict[str, Held] = getattr(output, NEWS, {})
         self._kept.update({name: kept for name, kept in news.items() if name in self.requests})  # type: ignore[attr-defined]
         return super().update_from_output(scheduled, output)  # type: ignore[misc]
 
@@ -46,14 +46,14 @@ class _Reports:
         return (params if kept is None else {**(params or {}), KEY: kept.said}), others
 
 
-def _of_pictures(request: Any) -> Kept | None:
+def _of_pictures(request: Any) -> Held | None:
     """What is left of shortened pictures; None of a request that has none."""
     total, kept = 0, 0
     for feature in request.mm_features or []:
-        cut = Cut.of(feature.identifier)
+        cut = Shortening.of(feature.identifier)
         if cut is not None:
             total, kept = total + cut.total, kept + stretch_of(feature.mm_position).total
-    return Kept(total, (kept,)) if total else None
+    return Held(total, (kept,)) if total else None
 
 
 class _Whole(_Reports):

@@ -54,7 +54,7 @@ class TowerRun:
 
 
 @dataclass
-class Picture:
+class EncodedPicture:
     """A picture in vLLM's encoder cache.
 
     Attributes:
@@ -80,7 +80,7 @@ class TowerWatch:
         self.attentions = attentions
         self.wanted = wanted
         self.runs: list[TowerRun] = []
-        self.pictures: dict[str, Picture] = {}
+        self.pictures: dict[str, EncodedPicture] = {}
 
     @staticmethod
     def of(model: Any, config: Any, layers: Sequence[Layer]) -> TowerWatch | None:
@@ -170,7 +170,7 @@ class TowerWatch:
             return  # a dry run, or embeddings that came without the tower: `look_of` refuses them
         # DeepStack's features of other layers stand beside the tokens.
         rows = rows[:, : known[0].shape[1]]
-        self.pictures[name] = Picture(runs, found_among(rows, torch.cat(known)))
+        self.pictures[name] = EncodedPicture(runs, found_among(rows, torch.cat(known)))
 
     def look_of(
         self, pictures: Sequence[tuple[str, Int[Tensor, n]]], length: int
@@ -198,7 +198,7 @@ class TowerWatch:
 
         return look
 
-    def _of(self, picture: Picture, what: What, layer: Layer) -> Tensor:
+    def _of(self, picture: EncodedPicture, what: What, layer: Layer) -> Tensor:
         """Of each embedding of a picture; zeros where it comes from no patch."""
         known = picture.index >= 0
         if what == "known":
