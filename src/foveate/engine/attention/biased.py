@@ -25,8 +25,8 @@ def shares_keys(attention: Any, mask: Tensor) -> bool:
     """Whether sdpa shall take an additive mask as a bias, because several query heads share a key.
 
     Given a mask, transformers copies such keys and values for every query head. Given a bias, it
-    lets torch share them. Torch's kernel for CPUs takes both, with the same results to the bit. Its
-    kernels for GPUs that share keys take no mask, so there the copies are faster.
+    lets torch share them. torch's kernel for CPUs takes both, with the same results to the bit. On
+    a GPU that is left to transformers, which copies, since the fast kernels take one of the two.
     """
     shared: int = getattr(attention, "num_key_value_groups", 1)
     return mask.device.type == "cpu" and mask.is_floating_point() and shared > 1
