@@ -51,13 +51,13 @@ def test_a_setting_is_chosen_certified_written_and_used(
     body = json.loads(out.read_text())
     found = body["certificate"]
     assert found["holds"] and found["sentence"] in told and "With 80 % confidence" in told
-    assert found["tested"]["pictures"] == 5 and found["cost"] < 0.65
+    assert found["tested"]["pictures"] == 7 and found["cost"] < 0.65
     tried = {row["method"]: row for row in body["tried"]}
     assert body["method"] in tried or body["method"] == "schedule:searched"
     assert any(method.startswith("random:") for method in tried)
-    assert body["data"]["choose"]["examples"] == body["data"]["choose"]["pictures"] == 5
+    assert body["data"]["choose"]["examples"] == body["data"]["choose"]["pictures"] == 3
     page = (tmp_path / "found.html").read_text()
-    assert found["sentence"].split(",")[0] in page and page.count("<article") == 5
+    assert found["sentence"].split(",")[0] in page and page.count("<article") == 7
     assert "<script" not in page and "http:" not in page and "https:" not in page
 
     assert (
@@ -151,7 +151,7 @@ def test_rows_without_answers_do_and_bad_rows_are_named(
     assert "rows.jsonl:11: the row has no image" in told
     body = json.loads((tmp_path / "x.json").read_text())
     assert body["data"]["unusable"] == 3 and not body["certificate"]["holds"]
-    assert "NOT certified: 4 pictures are too few" in told or "Nothing cheaper" in told
+    assert "NOT certified: 5 pictures are too few" in told or "Nothing cheaper" in told
 
 
 @pytest.mark.parametrize(

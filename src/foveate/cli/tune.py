@@ -92,7 +92,7 @@ def tune(
 ) -> None:
     """Choose a setting for a model by examples of its use, and certify it on others.
 
-    Half of the pictures choose, the other half certify. Interrupt and give the same command again to go on.
+    A third of the pictures choose, the others certify. Interrupt and give the same command again to go on.
     """
     wish = Wish(
         risk=None if loss is None else share(loss, "--loss"),
