@@ -51,7 +51,7 @@ from .speed import most, times_faster
 
 LEVELS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)  # of the unpruned model's cost
 COSTS = {"flops": "flops", "kv": "bytes", "seconds": "flops"}  # what levels are in
-_ON = 24  # examples that a search of counts runs on
+_ON = 48  # examples that a search of counts runs on
 _TUNE_ON = 8  # examples that tell the cost of a method that no plan foresees
 Tell = Callable[[str], None]
 
@@ -302,6 +302,7 @@ class Tuning:
             batch=min(self.wish.size, 8),
             seed=self.wish.seed,
             weighting=Weighting("nearest", "mean"),
+            by_kind=True,
         )
         out = self.folder / SEARCHED_FILE
         self.tell(f"G-Search of counts by layer, ranked by {name}")
@@ -332,7 +333,13 @@ class Tuning:
         """The first examples that choose, with the unpruned model's answers."""
         rows = zip(self.asked.choose, self._plain_chosen, strict=True)
         said = [
-            Example(sample.images, sample.prompt, row.answer, sample.earlier)
+            Example(
+                sample.images,
+                sample.prompt,
+                row.answer,
+                sample.earlier,
+                sample.kind or sample.task,
+            )
             for sample, row in rows
             if row.answer
         ]

@@ -53,7 +53,11 @@ class Asked:
 
 
 def apart(
-    name: str, samples: Sequence[Sample], seed: int, unusable: Sequence[str] = (), part: float = PART
+    name: str,
+    samples: Sequence[Sample],
+    seed: int,
+    unusable: Sequence[str] = (),
+    part: float = PART,
 ) -> Asked:
     """Divides examples by their pictures, at random: what is asked of one picture stays together.
 
