@@ -90,9 +90,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ]
     rows = [{"image": image, "prompt": text, "response": "this is that"} for image, text in asked]
     unanswered = [
-        {"image": image, "prompt": text, "group": f"{image} {n}", "max_new_tokens": 3}
-        for n in range(2)
-        for image, text in asked
+        {"image": image, "prompt": text, "group": str(number), "max_new_tokens": 3}
+        for number, (image, text) in enumerate([*asked, *asked, *asked])
     ]
     bodies = {"data.jsonl": samples, "rows.jsonl": rows, "asked.jsonl": unanswered}
     for name, body in bodies.items():
