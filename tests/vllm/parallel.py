@@ -8,7 +8,8 @@ from pathlib import Path
 METHODS = {
     "inside": (
         "none", "fastv:layer=2,keep=0.25", "divprune:keep=0.5", "pdrop:keep=0.5", "visionzip:keep=8",
-        "pact:layer=2,weigh=none", "dart", "tome", "divprune:keep=0.25,weigh=nearest,merge=mean", "st3:every=2,horizon=4",
+        "pact:layer=2,weigh=none", "dart", "tome", "divprune:keep=0.25,weigh=nearest,merge=mean",
+        "st3:every=2,horizon=4",
         "st3:every=2,horizon=4,weigh=nearest,merge=mean",
     ),
     "before": ("none", "divprune:keep=0.5", "visionzip:keep=8", "divprune:keep=0.25,weigh=nearest,merge=mean"),
