@@ -19,7 +19,7 @@ INSIDE ?= .venv-vllm
 INSIDE_READY := $(INSIDE)/.ready
 test-vllm: $(INSIDE_READY)
 	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm
-test-vllm-slow: $(INSIDE_READY)  # a soak of 7,200 requests, and the benchmark
+test-vllm-slow: $(INSIDE_READY)  # soaks of 7,200 requests, and the benchmark
 	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm -m slow
 vllm-families: $(INSIDE_READY)  # docs/serving-families.md, from the tests
 	$(INSIDE)/bin/python tests/vllm/table.py

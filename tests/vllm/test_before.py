@@ -113,6 +113,14 @@ def test_several_images(pair: Pair) -> None:
     assert all("shares its tokens out" in reason for reason in refused), refused
 
 
+def test_the_same_picture_twice(pair: Pair) -> None:
+    words, (picture, *_) = (
+        made(pair.family, 70, FEW[0], 2).text,
+        made(pair.family, 70, FEW[0], 2).pictures,
+    )
+    pair.check([Prompt(words, (picture, picture), method) for method in (FEW[0], WEIGHS)])
+
+
 def test_responses_say_how_many_tokens_were_kept(pair: Pair) -> None:
     for method in ("none", *FEW):
         one = made(pair.family, 1, method)

@@ -168,7 +168,8 @@ def check_before(text: str, layers: int) -> None:
         _check_before(text, layers)
     except ValueError as error:
         raise ValueError(
-            f'{text} cannot go the way "before": {error}; leave "way" out of the settings'
+            f'{text} cannot go the way "before": {error}; take another method, or leave "way" out of '
+            "the server's settings"
         ) from None
 
 

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from vllm.forward_context import get_forward_context
-from vllm.logger import init_logger
 
 from .anatomy import Anatomy
 from .before import Shortening, choose, stretch_of
@@ -19,8 +18,6 @@ from .bias import WideHeads
 from .lookback import of_first_rank
 from .settings import methods_of
 from .tower import TowerWatch
-
-logger = init_logger("vllm.foveate")
 
 
 @dataclass(frozen=True)
@@ -247,14 +244,14 @@ class Pictures:
 def replace_state(state: Any, places: tuple[ShortPicture, ...]) -> Any:
     """vLLM's state of a request as if its prompt were whole."""
     ids, features, gone = list(state.prompt_token_ids), [], 0
-    at = {place.name: place for place in places}
+    left = iter(places)  # in the order of features; the same picture may come twice
     for feature in state.mm_features:
         cut, where = Shortening.of(feature.identifier), feature.mm_position
         offset = where.offset + gone
         if cut is None:
             features.append(replace(feature, mm_position=replace(where, offset=offset)))
             continue
-        place = at[feature.identifier]
+        place = next(left)
         more = cut.total - place.kept
         ids[place.first : place.first] = [ids[place.first]] * more
         flags = where.is_embed

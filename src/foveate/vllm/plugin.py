@@ -22,6 +22,7 @@ def register() -> None:
     if _REGISTERED:
         return
     _REGISTERED.append(True)
+    _admit()  # here: with several API servers, only one process makes a configuration
     from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 - vLLM is loading its plugins
     from vllm.v1.worker.worker_base import WorkerWrapperBase  # noqa: PLC0415 - as above
 
@@ -36,7 +37,6 @@ def _configuring(create: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(create)
     def configured(args: Any, *rest: Any, **more: Any) -> Any:
         config = create(args, *rest, **more)
-        _admit()
         try:
             settings = Settings.of(config.additional_config)
             if settings is not None:
@@ -76,13 +76,11 @@ def _starting(start: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _admit() -> None:
-    """Wraps what checks and makes a request, in the process that takes requests."""
+    """Wraps what checks and makes a request."""
     from vllm.exceptions import VLLMValidationError  # noqa: PLC0415 - as in `register`
-    from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415 - workers need none
+    from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415 - as above
 
     check = InputProcessor._validate_params
-    if hasattr(check, "__wrapped__"):
-        return
 
     @functools.wraps(check)
     def checked(processor: Any, params: Any, *rest: Any, **more: Any) -> Any:
