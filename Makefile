@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-tuning results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -19,7 +19,11 @@ INSIDE ?= .venv-vllm
 INSIDE_READY := $(INSIDE)/.ready
 test-vllm: $(INSIDE_READY)
 	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm
-.PHONY: test-vllm
+test-vllm-slow: $(INSIDE_READY)  # a soak of 7,200 requests, and the benchmark
+	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm -m slow
+vllm-families: $(INSIDE_READY)  # docs/serving-families.md, from the tests
+	$(INSIDE)/bin/python tests/vllm/table.py
+.PHONY: test-vllm test-vllm-slow results-serving vllm-families
 $(INSIDE_READY): pyproject.toml tests/vllm/torchvision_operators.py
 	test -d $(INSIDE) || $(PYTHON) -m venv $(INSIDE)
 	$(INSIDE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -234,6 +238,11 @@ results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/pages.py
 
+results-serving: $(INSIDE_READY)  # inside vLLM; goes on where it stopped. A small model shows overhead best
+	$(INSIDE)/bin/python benchmarks/serving.py
+	$(INSIDE)/bin/python benchmarks/serving.py --shape tiny-20m --load 1x8 --repeats 40 --no-defaults --save docs/results/serving-tiny-20m.json
+	$(INSIDE)/bin/python benchmarks/pages.py
+
 # Ranked by diversity before layer 0, or by the last token's attention before layer 1, whichever had the lower
 # cross-entropy in cross-validation. One table of answers at every rate serves all budgets of a grid. NAME-0.33-decode
 # decides before every step, as the paper has it, and learned through the paper's masks.
@@ -294,6 +303,23 @@ results-weighting: $(READY)
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py reasons scenes)
 	$(BIN)/python benchmarks/weighting.py summary $(W)
 	$(BIN)/python benchmarks/weighting.py page
+
+# What `foveate tune` chooses for MODEL, and that beside fixed methods at its FLOPs, on test pictures.
+TUNE_PICTURES ?= $(if $(SCENES),300,24)
+TUNE_BESIDE ?= $(if $(SCENES),200,24)
+TUNED := runs/tuning/$(MODEL)
+TUNE_RIVALS := divprune:keep=?,$(BOTH) fastv:layer=2,ranking=diverse,keep=?,$(BOTH) tome:keep=?,weigh=clusters
+TUNE_RIVALS += random:layer=0,keep=?,$(BOTH)
+results-tuning: $(READY)
+	mkdir -p $(TUNED)
+	$(BIN)/foveate tune $(MODEL) --loss $(if $(SCENES),2%,20% --no-search --tasks descriptions) --loss-of words --pictures $(TUNE_PICTURES) --out $(TUNED)/setting.json
+	$(BIN)/foveate eval --model $(MODEL) --tasks descriptions,captions,questions --first 60000 --pictures $(TUNE_BESIDE) --tokenizer words --save $(TUNED)/eval \
+	  --match flops=$$($(BIN)/python -c "import json; print(round(json.load(open('$(TUNED)/setting.json'))['certificate']['cost'] + 0.005, 2))") \
+	  $(addprefix --method ,$(TUNE_RIVALS)) --also tuned:$(TUNED)/setting.json --also schedule:$(MODEL)-gsearch-weighted
+	cp $(TUNED)/setting.json docs/results/tuning-setting-$(MODEL).json
+	cp $(TUNED)/eval/report.json docs/results/tuning-eval-$(MODEL).json
+	$(if $(SCENES),$(BIN)/python benchmarks/tuning.py guarantee runs/weighting/many-questions-scenes)
+	$(BIN)/python benchmarks/tuning.py page
 
 ABLATED ?= scenes
 PREDICTOR ?= scenes-0.33

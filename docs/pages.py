@@ -176,6 +176,7 @@ def example(name: str) -> str:
     return {
         "dyrate": "dyrate:predictor=scenes-0.33",
         "schedule": "schedule:scenes-gsearch",
+        "tuned": "tuned:scenes",
         "fastv": "fastv:layer=2,keep=0.5",
         "vtw": "vtw:layer=4",
         "random": "random:layer=2,keep=0.5",

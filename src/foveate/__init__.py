@@ -2,6 +2,7 @@
 
 from . import methods
 from .artefacts.schedules import ScheduleFile, load_schedule
+from .artefacts.tuned import TunedFile, load_tuned
 from .core.contract import Merge, Needs, Schedule, Score, Weigh
 from .core.method import Method
 from .core.tokens import Kind, TokenMap
@@ -26,6 +27,7 @@ __all__ = [
     "Score",
     "TokenMap",
     "Trace",
+    "TunedFile",
     "View",
     "Weigh",
     "__version__",
@@ -34,5 +36,6 @@ __all__ = [
     "enable",
     "load",
     "load_schedule",
+    "load_tuned",
     "methods",
 ]

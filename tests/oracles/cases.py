@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor
 
 from foveate import Kind, ScheduleFile, View, methods
+from foveate.artefacts.tuned import TunedFile
 from foveate.core.contract import Schedule
 from foveate.core.method import Method
 from foveate.core.scores import (
@@ -82,6 +83,7 @@ class Decay(Schedule):
         return view.total // (view.step + 2)
 
 
+TUNED = TunedFile("fastv:layer=1,keep=0.5", {"family": "", "layers": 4, "hidden": 0}, {})
 SEARCHED = ScheduleFile((1.0, 0.7, 0.7, 0.3), "last", "sample", {"layers": 4})
 
 
@@ -97,6 +99,7 @@ LISTED: dict[str, Case] = {
     "random": Case(methods.random(layer=0, keep=0.4, seed=3), random(0, 0.4, 3), content_free=True),
     "dyrate": Case(methods.dyrate(tiny_predictor(), layer=1), dyrate(1)),
     "schedule": Case(methods.schedule(SEARCHED), per_layer(SEARCHED.keep)),
+    "tuned": Case(methods.tuned(TUNED), fastv(1, 0.5), slow=True),
     "downsample": Case(
         methods.downsample(layer=0, keep=0.25), downsample(0, 0.25), content_free=True
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from foveate.core.method import Method
 from foveate.core.schedules import PerLayer
 from foveate.core.scores import RANKINGS
 from foveate.cost.flops import cost_of_trace, shapes
+from foveate.eval.metrics import PER_ANSWER, of_one
 from foveate.tune.search.costs import Sizes, ratios
 from foveate.tune.search.evaluator import Evaluator
-from foveate.tune.search.objective import OBJECTIVES, PER_ANSWER, judged, metric
+from foveate.tune.search.objective import OBJECTIVES, metric
 from foveate.tune.search.premise import Premise, essential_share, kendall, overlaps, premise
 from foveate.tune.search.search import Data, compared
 from foveate.tune.train.dyrate.rollout import batch_of
@@ -83,18 +85,33 @@ def test_a_hopeless_trial_is_given_up_and_only_such(scenes: Any, data: Data) -> 
     parts = judge.parts(bad)
     assert parts is not None
     quality, before = judge.quality(parts), judge.runner.replay.tally.layers
-    assert judge.parts(bad, quality + 1e-3) is None or parts[2] == 0
-    assert judge.parts(bad, quality - 1e-6) is not None
+    assert judge.parts(bad, (quality + 1e-3,)) is None or parts[2] == 0
+    assert judge.parts(bad, (quality - 1e-6,)) is not None
     judge = judge_of(scenes, data, "kl")
-    assert judge.parts(bad, float(parts[:2].sum() / judge.weights.sum()) / 2) is None
+    assert judge.parts(bad, (float(parts[:2].sum() / judge.weights.sum()) / 2,)) is None
     assert judge.runner.replay.tally.layers < before, "the second batch was not run"
 
 
-@pytest.mark.parametrize("name", PER_ANSWER)
+def test_by_kind_a_trial_is_given_up_where_one_kind_is_hopeless(scenes: Any, data: Data) -> None:
+    kinds = ["first", *["others"] * (len(data.calibration) - 1)]
+    told = [replace(e, kind=kind) for e, kind in zip(data.calibration, kinds, strict=True)]
+    judge = Evaluator(scenes, told, OBJECTIVES["kl"], RANKINGS["last"], batch=1, by_kind=True)
+    assert judge.groups.tolist() == [0, *[1] * (len(told) - 1)]
+    bad = (1.0, *[0.0] * 7)
+    parts = judge.parts(bad)
+    assert parts is not None
+    first = float(parts[0] / judge.weights[0])
+    assert judge.parts(bad, (first + 1e-3, -1e9)) is None
+    assert judge.parts(bad, (first - 1e-3, -1e9)) is not None
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PER_ANSWER if name in OBJECTIVES and name != "exact"]
+)
 def test_every_task_metric_judges_single_answers(name: str) -> None:
     right, other = (describe(world_sample("val", number)) for number in (0, 1))
-    assert judged(name, right, right) == pytest.approx(1.0) and OBJECTIVES[name].ceiling == 1
-    assert 0 <= judged(name, other, right) < 1 and judged(name, "", right) == 0
+    assert of_one(name, right, [right]) == pytest.approx(1.0) and OBJECTIVES[name].ceiling == 1
+    assert 0 <= of_one(name, other, [right]) < 1 and of_one(name, "", [right]) == 0
 
 
 def test_a_metric_is_an_objective(scenes: Any, data: Data) -> None:

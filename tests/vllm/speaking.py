@@ -11,6 +11,7 @@ import tiny
 import torch
 import transformers as tf
 from PIL import Image
+from vllm.distributed import cleanup_dist_env_and_memory
 
 import foveate
 from foveate.methods import parse
@@ -55,6 +56,12 @@ def engine(folder: Path, also: list[str], **more: Any) -> LLM:
         "additional_config": {"foveate": {"method": "none", "also": also}}, **more,
     }  # fmt: skip
     return LLM(str(folder), **given)
+
+
+def shut_down(llm: LLM) -> None:
+    """Ends an engine, so that another can start in this process."""
+    llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
 
 
 def whole_vllm(folder: Path, also: list[str], **more: Any) -> LLM:

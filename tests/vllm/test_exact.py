@@ -18,9 +18,9 @@ from speaking import (
     in_steps,
     prompt,
     request,
+    shut_down,
     told,
 )
-from vllm.distributed import cleanup_dist_env_and_memory
 
 from foveate.vllm.settings import drops_while_decoding, methods_of, tower_of, weighs
 from vllm import LLM
@@ -116,9 +116,7 @@ def pair(family: str, saved: Path) -> Iterator[Pair]:
     folder = saved / family
     both = Pair(family, tiny.save(family, folder))
     yield both
-    both.llm.llm_engine.engine_core.shutdown()
-    del both.llm
-    cleanup_dist_env_and_memory()
+    shut_down(both.llm)
 
 
 def test_keeping_all_is_plain(pair: Pair) -> None:

@@ -20,6 +20,7 @@ from . import (
     doctor,
     eval,
     explore,
+    export,
     generate,
     inspect,
     inspect_ranking,
@@ -30,6 +31,7 @@ from . import (
     search,
     serve,
     train,
+    tune,
 )
 from .asked import DashedPrompt
 from .output import errors
@@ -72,9 +74,11 @@ app.command(
     rich_help_panel=USE,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(serve.serve)
+app.command("export", rich_help_panel=USE)(export.export_model)
 app.command("advise", rich_help_panel=MEASURE)(advise.advise)
 app.command("bench", rich_help_panel=MEASURE)(bench.benchmark)
 app.command("eval", rich_help_panel=MEASURE)(eval.evaluate_methods)
+app.command("tune", rich_help_panel=TUNE)(tune.tune)
 app.command("search", rich_help_panel=TUNE)(search.search)
 app.add_typer(train.app, name="train", rich_help_panel=TUNE)
 app.command("explore", rich_help_panel=LOOK, cls=DashedPrompt)(explore.explore)

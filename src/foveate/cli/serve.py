@@ -30,7 +30,11 @@ def serve(
         typer.Option(help="A further method that requests may choose. May be repeated."),
     ] = None,
     way: Annotated[
-        Way, typer.Option(help="Where tokens leave: inside the decoder, or before it.")
+        Way,
+        typer.Option(
+            help="inside: any method, with vLLM's graphs, chunks and prefix caching off. "
+            "before: methods that cut the prompt to a known length; all of vLLM works."
+        ),
     ] = "inside",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command and start nothing.")

@@ -31,6 +31,7 @@ from .sparsevlm import sparsevlm as sparsevlm
 from .spec import as_methods, knobs, parse, score_of
 from .st3 import st3 as st3
 from .tome import tome as tome
+from .tuned import tuned as tuned
 from .visionzip import visionzip as visionzip
 from .vispruner import vispruner as vispruner
 from .vscan1 import vscan1 as vscan1
@@ -65,6 +66,7 @@ __all__ = [
     "sparsevlm",
     "st3",
     "tome",
+    "tuned",
     "visionzip",
     "vispruner",
     "vscan1",
@@ -92,6 +94,7 @@ _LISTED: tuple[Factory, ...] = (
     sparsevlm,
     st3,
     tome,
+    tuned,
     visionzip,
     vispruner,
     vscan1,

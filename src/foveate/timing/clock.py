@@ -66,13 +66,16 @@ def generate_timed(
     methods: Sequence[Method | str] | None,
     max_new_tokens: int,
     streamer: BaseStreamer | None = None,
+    least: int = 0,
 ) -> Timed:
     """Greedy generation of a batch. `methods` None runs the plain model, untouched and with its own cache.
 
-    `streamer` is given the tokens as they come.
+    `streamer` is given the tokens as they come. No answer ends before `least` tokens.
     """
     watch = Stopwatch(model.device, streamer)
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": watch}
+    if least:
+        options["min_new_tokens"] = least
     trace = None
     if methods is None:
         out = model.generate(**inputs, **options)

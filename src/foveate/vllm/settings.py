@@ -153,6 +153,7 @@ def methods_of(text: str) -> tuple[Method, ...]:
     return () if text.strip() == NONE else tuple(parse(text))
 
 
+@lru_cache(maxsize=256)  # settings are read again for every request
 def check_text(text: str) -> None:
     """Raises ValueError unless `text` names methods that can be right inside vLLM."""
     for method in methods_of(text):

@@ -26,6 +26,8 @@ class Adapter:
         own_masks: whether attention in a prompt is more than causal order and sliding windows, as where images see
             both ways.
         said: the token type of what the model says, where its inputs have types.
+        first_position: of a prompt's first token. Attention hangs on distances alone, but scores may look at rotated
+            keys.
         structure: what stands around and between an image's tokens; for the docs, as the next two.
         stays: whether these have ids of their own, and so are text that stays; else they are placeholders among the
             others, and may be dropped.
@@ -41,6 +43,7 @@ class Adapter:
     video_token: Callable[[Any], int | None] = lambda config: None
     own_masks: bool = False
     said: int = 0
+    first_position: int = 0
     structure: str = "none"
     stays: bool = True
     image: str = "each picture; those that touch are one"

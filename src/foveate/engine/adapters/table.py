@@ -90,6 +90,7 @@ TABLE: tuple[Adapter, ...] = (
         grid=llava.patch_grid,
         own_masks=True,
         said=1,  # of type 0 is what sees both ways
+        first_position=1,
         image="each picture",
     ),
     # Pooled tiles of 16 x 16 tokens, or frames of a video.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 from . import captions, short
-from .metric import Metric
+from .metric import Judged, Metric
+from .tokenize import TOKENIZERS
 
 METRICS: dict[str, Metric] = {
     "exact": Metric(short.exact),
@@ -25,6 +27,23 @@ GROUPS = {
     "pope": ("pope-f1", "pope-accuracy", "pope-yes"),
     "caption": ("cider", "bleu-4", "rouge-l"),
 }
+
+PER_ANSWER = ("exact", "vqa", "anls", "object-recall", "object-precision", "rouge-l")
+"""Metrics that single answers have, in [0, 1]."""
+
+
+def of_one(name: str, answer: str, references: Sequence[str]) -> float:
+    """One answer's metric, in [0, 1]; words are told apart without java.
+
+    Args:
+        name: of `PER_ANSWER`.
+        answer: to be judged.
+        references: the answers that count as right.
+    """
+    metric = METRICS[name]
+    judged = Judged([answer], [tuple(references)], [""], [""], TOKENIZERS["words"])
+    percent = metric.value(metric.parts(judged).sum(0)[None])[0]
+    return float(percent) / 100
 
 
 def named(text: str) -> tuple[str, ...]:

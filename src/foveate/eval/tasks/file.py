@@ -22,6 +22,7 @@ _KNOWN = (
     "prompt",
     "reference",
     "references",
+    "response",
     "metric",
     "kind",
     "group",
@@ -73,14 +74,55 @@ def from_file(path: Path, limit: int | None = None, metric: str | None = None) -
     return samples[:limit]
 
 
-def _samples(row: Any, path: Path, number: int, metric: str | None) -> list[Sample]:
+def prompts_in(path: Path, limit: int | None = None) -> tuple[list[Sample], list[str]]:
+    """What a file asks, for runs that compare the model with itself, with and without right answers.
+
+    Rows are those of `from_file`, but that they need no references and no metric: where they have
+    both, answers can be judged too. Rows of no use are left out.
+
+    Returns:
+        The samples, and for each row that was left out where it is and why.
+
+    Raises:
+        ValueError: there is no such file, or not one usable row in it.
+    """
+    samples: list[Sample] = []
+    unusable: list[str] = []
+    for number, row in rows(path):
+        if limit is not None and len(samples) >= limit:
+            break
+        try:
+            if isinstance(row, Exception):
+                raise row
+            samples += _samples(row, path, number, None, judged=False)
+        except KeyError as error:
+            unusable.append(f"{path.name}:{number}: {error} is missing")
+        except (ValueError, TypeError, OSError) as error:
+            unusable.append(f"{path.name}:{number}: {error}")
+    if not samples:
+        first = unusable[0] if unusable else "It is empty"
+        raise ValueError(
+            f"{path} has no usable row; expected JSON lines of image and prompt. {first}"
+        )
+    taken: dict[str, int] = {}
+    for place, sample in enumerate(samples):  # keys name answers on disk
+        taken[sample.key] = taken.get(sample.key, 0) + 1
+        if taken[sample.key] > 1:
+            samples[place] = replace(sample, key=f"{sample.key}#{taken[sample.key]}")
+    return samples[:limit], unusable
+
+
+def _samples(
+    row: Any, path: Path, number: int, metric: str | None, judged: bool = True
+) -> list[Sample]:
+    """A row's samples; if they are not to be judged, references and metrics may be missing."""
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, got {type(row).__name__}")
     names, files = pictures_of(row, path.parent)
     if not names:
         raise ValueError("the row has no image; expected image or images")
-    asked = _asked(row, len(names))
-    metrics = _metrics(row, metric)
+    asked = _asked(row, len(names), judged)
+    metrics = _metrics(row, metric) if judged or "metric" in row else ()
     longest = row.get("max_new_tokens", 64)
     if not isinstance(longest, int) or longest < 1:
         raise ValueError(f"max_new_tokens={longest!r}; expected a whole number, 1 or more")
@@ -115,14 +157,17 @@ def _samples(row: Any, path: Path, number: int, metric: str | None) -> list[Samp
     ]
 
 
-def _asked(row: dict[str, Any], pictures: int) -> list[tuple[Any, tuple[str, ...]]]:
+def _asked(row: dict[str, Any], pictures: int, judged: bool) -> list[tuple[Any, tuple[str, ...]]]:
     """What is asked with its references, once or turn by turn."""
     if "prompt" not in row and any(name in row for name in CHATS):
         return [(prompt, (answer,)) for prompt, answer in turns_of(row, pictures)]
     unknown = [key for key in row if key not in _KNOWN]
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; expected some of {', '.join(_KNOWN)}")
-    return [(row.get("prompt"), _texts(row, "references", "reference"))]
+    told = [name for name in ("references", "reference", "response") if name in row]
+    if not judged and not told:
+        return [(row.get("prompt"), ())]
+    return [(row.get("prompt"), _texts(row, "references", told[-1] if told else "reference"))]
 
 
 def _metrics(row: dict[str, Any], default: str | None) -> tuple[str, ...]:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ...core.method import Method
 from ...engine.apply import apply
-from ...eval.metrics import METRICS, TOKENIZERS
-from ...eval.metrics.metric import Judged
+from ...eval.metrics import PER_ANSWER, of_one
 from ...models.loaded import Loaded
 from ..train.dyrate.rollout import Batch
 
@@ -127,22 +126,16 @@ def metric(name: str, judge: Callable[[str, str], float], ceiling: float = 1.0) 
     return Objective(name, of, by_word=False, ceiling=ceiling)
 
 
-def judged(name: str, answer: str, right: str) -> float:
-    """A task's metric of one answer, in [0, 1]; words are told apart without java."""
-    one = METRICS[name]
-    parts = one.parts(Judged([answer], [(right,)], [""], [""], TOKENIZERS["words"]))
-    percent = one.value(parts.sum(0)[None])[0]
-    return float(percent) / 100
+def _judged(name: str, answer: str, right: str) -> float:
+    return of_one(name, answer, (right,))
 
 
-# Metrics that single answers have.
-PER_ANSWER = ("anls", "object-recall", "object-precision", "rouge-l")
 _OBJECTIVES = [
     Objective("kl", divergence, by_word=True, ceiling=0.0),
     Objective("likelihood", likelihood, by_word=True, ceiling=0.0),
     Objective("first-kl", first_divergence, by_word=False, ceiling=0.0),
     Objective("exact", exact, by_word=False, ceiling=1.0),
-    *(metric(name, partial(judged, name)) for name in PER_ANSWER),
+    *(metric(name, partial(_judged, name)) for name in PER_ANSWER if name not in ("exact", "vqa")),
 ]
 OBJECTIVES = {objective.name: objective for objective in _OBJECTIVES}
 

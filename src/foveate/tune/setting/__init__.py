@@ -1,0 +1,1 @@
+"""`foveate tune`: a setting for a model and its data, chosen on one part and certified on another."""
