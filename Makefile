@@ -277,13 +277,14 @@ W_SCENES := $(filter scenes,$(W))
 BOTH := weigh=nearest,merge=mean
 FIND_W = $(BIN)/foveate search $(W) --ranking diverse --algorithm gsearch --start-layer 0 --weigh nearest --merge mean
 W_QUARTER := divprune:keep=0.25 divprune:keep=0.25,$(BOTH) divprune:keep=0.125,$(BOTH)
+W_QUARTER += divprune:layer=2,keep=0.1953,$(BOTH) schedule:docs/results/search/smol/gsearch-diverse-weighted-0.02.json
 W_MORE := $(foreach k,0.25 0.125 0.0625,divprune:keep=$(k) divprune:keep=$(k),weigh=nearest divprune:keep=$(k),$(BOTH))
 W_OTHERS := cdpruner:keep=0.125 vispruner:keep=0.125 visionzip:keep=0.25 fastv:layer=2,keep=0.25 random:layer=0,keep=0.25
 W_ALL := $(W_MORE) $(foreach m,$(W_OTHERS),$(m) $(m),$(BOTH)) tome:keep=0.125 tome:keep=0.125,weigh=clusters
 W_FOUND := docs/results/search/scenes/gsearch-diverse
 W_GOALS := $(W_FOUND:%=schedule:%.json) $(foreach t,0.05 0.01,schedule:$(W_FOUND)-weighted-$(t).json)
 W_GOALS += $(foreach p,0.33 0.2 0.2-weighted,dyrate:predictor=scenes-$(p))
-W_MANY := $(foreach k,0.25 0.125 0.0625,divprune:keep=$(k),$(BOTH)) schedule:$(W_FOUND)-weighted-0.01.json dyrate:predictor=scenes-0.2-weighted
+W_MANY := $(foreach k,0.25 0.125 0.0625,divprune:keep=$(k),$(BOTH)) schedule:$(W_FOUND)-weighted-0.01.json
 W_JUDGE = $(BIN)/foveate eval --model $(W) --tokenizer words
 W_TELL = $(W_JUDGE) --tasks descriptions,captions --first 20000 --pictures
 W_SAY = $(W_TELL) $(if $(W_SCENES),200,60)
@@ -297,7 +298,9 @@ results-weighting: $(READY)
 	$(if $(W_SCENES),$(W_ASK) --save runs/weighting/goals-questions-scenes $(addprefix --method ,$(W_GOALS)))
 	$(if $(W_SCENES),$(W_TELL) 2000 --save runs/weighting/many-answers-scenes $(addprefix --method ,$(W_MANY)))
 	$(if $(W_SCENES),$(W_JUDGE) --tasks questions --first 40000 --limit 5000 --save runs/weighting/many-questions-scenes $(addprefix --method ,$(W_MANY)))
-	for part in answers questions $(if $(W_SCENES),goals-answers goals-questions many-answers many-questions); do cp runs/weighting/$$part-$(W)/report.json docs/results/weighting-$$part-$(W).json || exit 1; done
+	$(if $(W_SCENES),$(W_TELL) 608 --save runs/weighting/dyrate-answers-scenes --method dyrate:predictor=scenes-0.2-weighted)
+	$(if $(W_SCENES),$(W_JUDGE) --tasks questions --first 40000 --limit 5000 --save runs/weighting/dyrate-questions-scenes --method dyrate:predictor=scenes-0.2-weighted)
+	for part in answers questions $(if $(W_SCENES),dyrate-answers dyrate-questions goals-answers goals-questions many-answers many-questions); do cp runs/weighting/$$part-$(W)/report.json docs/results/weighting-$$part-$(W).json || exit 1; done
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py run scenes zoo,$(BIN)/python benchmarks/weighting.py run $(W) few --pictures 20)
 	$(if $(W_SCENES),for g in kinds knobs pact; do $(BIN)/python benchmarks/weighting.py run scenes $$g --pictures 30 || exit 1; done)
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py reasons scenes)

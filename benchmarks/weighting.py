@@ -473,21 +473,23 @@ SHOWN = {
 
 
 def answered(model: str, of: str = "") -> dict[str, Any]:
-    """What answers came to, by method: all figures, the FLOPs of descriptions and captions, and of how many."""
+    """What answers came to, by method: all figures, the FLOPs of descriptions and captions, and of how many.
+
+    A method that answered no questions has the figures of pictures alone.
+    """
     paths = [RESULTS / f"weighting-{of}{part}-{model}.json" for part in ("answers", "questions")]
     if not all(path.is_file() for path in paths):
         return {}
-    bodies = [json.loads(path.read_text()) for path in paths]
-    described, asked = (body["methods"] for body in bodies)
+    pictures, questions = (json.loads(path.read_text()) for path in paths)
+    asked = questions["methods"]
     return {
         spec: {
-            "figures": described[spec]["figures"] | asked[spec]["figures"],
-            "flops": described[spec]["work"]["flops"],
-            "pictures": bodies[0]["pictures"],
-            "questions": bodies[1]["samples"],
+            "figures": row["figures"] | (asked[spec]["figures"] if spec in asked else {}),
+            "flops": row["work"]["flops"],
+            "pictures": pictures["pictures"],
+            "questions": questions["samples"] if spec in asked else 0,
         }
-        for spec in described
-        if spec in asked
+        for spec, row in pictures["methods"].items()
     }
 
 
@@ -527,7 +529,7 @@ def answers_table(answers: dict[str, Any]) -> list[str]:
         "|---" + "|---:" * (len(SHOWN) + 1) + "|---|",
     ]
     for spec, found in answers.items():
-        cells = [answer_cell(found["figures"][key]) for key in SHOWN.values()]
+        cells = [answer_cell(found["figures"].get(key)) for key in SHOWN.values()]
         last = ""
         if spec != "unpruned":
             name, gap = worst(found["figures"])
@@ -537,8 +539,10 @@ def answers_table(answers: dict[str, Any]) -> list[str]:
     return lines
 
 
-def answer_cell(figure: dict[str, Any]) -> str:
+def answer_cell(figure: dict[str, Any] | None) -> str:
     """A paired difference with its interval, bold where that leaves out 0; the value of the unpruned model."""
+    if figure is None:
+        return ""
     gap = figure.get("difference")
     if gap is None:
         return f"{figure['value']:.1f}"
@@ -570,7 +574,8 @@ class Judged:
 def settings(model: str) -> dict[tuple[str, bool], list[Judged]]:
     """All settings that were answered with, by name and whether weighted, by FLOPs.
 
-    Of a setting that ran twice, the run on more pictures counts. Weights without means are left out.
+    Of a setting that ran twice, the run on more pictures counts. Left out are weights without means, and what
+    answered no questions.
     """
     by_spec: dict[str, dict[str, Any]] = {}
     for of in ("", *(f"{group}-" for group in GROUPED)):
@@ -579,7 +584,7 @@ def settings(model: str) -> dict[tuple[str, bool], list[Judged]]:
                 by_spec[spec] = found
     grouped: dict[tuple[str, bool], list[Judged]] = {}
     for spec, found in by_spec.items():
-        if spec == "unpruned" or spec.endswith("weigh=nearest"):
+        if spec == "unpruned" or spec.endswith("weigh=nearest") or not found["questions"]:
             continue
         kinds = losses(found["figures"])
         kind = min(kinds, key=lambda key: kinds[key]["low"])
