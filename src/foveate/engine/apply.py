@@ -18,12 +18,15 @@ from ..core.view import View
 from ..methods import as_methods
 from .adapters import Adapter
 from .anatomy import Anatomy, anatomy_of
-from .assumptions import Cache, DynamicCache, names_of
+from .artefacts import Compiled
+from .assumptions import Cache, DynamicCache, StaticCache, names_of
 from .cache.layer import KeptLayer, adopt, not_ours
 from .cache.ledger import Ledger
+from .cache.static import freeze, make_ready, steps_over
 from .checks import (
     check_call,
     check_model,
+    check_static,
     check_tower,
     check_weights,
     check_whole_images,
@@ -31,9 +34,10 @@ from .checks import (
 )
 from .deepstack import DeepStack
 from .forward import Forward, LayerHook, Setting
-from .handover import CallState, padding_mask, placeholders, regular
+from .handover import CallState, padding_mask, placeholders, regular, within
 from .modules import decoder_of
 from .occupied import free, occupy
+from .stretches import Stretches
 from .tower.form import known_tower
 from .tower.watch import Watch, looked_at
 from .trace import Pass, Trace
@@ -251,6 +255,7 @@ class Handle(AbstractContextManager[Trace]):
                 trace_last=self._trace_last,
                 threads=self._threads,
                 in_block=in_block,
+                compiled=Compiled(anatomy.model),
             )
             _ACTIVE[body] = weakref.ref(self._engine)
             self._engine.attach()
@@ -273,6 +278,7 @@ class Engine:
         trace_last: int | None = None,
         threads: Threads = "refuse",
         in_block: bool = True,
+        compiled: Compiled | None = None,
     ) -> None:
         self.adapter = adapter
         self.body = body
@@ -285,6 +291,9 @@ class Engine:
         self.busy = threading.Lock()
         self.turns = threading.Lock() if threads == "wait" else None
         self.in_block = in_block
+        self.compiled = compiled
+        self.sizes: dict[int, list[int]] = {}  # of static layers' buffers; see `freeze`
+        self.stretches = Stretches(self.trace)
         self.handles: list[Any] = []
         self.names = names_of(body, self.decoder)
         self.reach = max([1, *(method.needs.back for method in methods)])
@@ -305,11 +314,13 @@ class Engine:
         self.handles = [
             self.body.register_forward_pre_hook(self._read_input, with_kwargs=True),
             self.decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self.decoder.register_forward_hook(self._end, always_call=True),
+            self.decoder.register_forward_hook(self._end, with_kwargs=True, always_call=True),
         ]
         for index, layer in enumerate(self.decoder.layers):
             self.handles.append(
-                layer.register_forward_pre_hook(LayerHook(self._running, index), with_kwargs=True)
+                layer.register_forward_pre_hook(
+                    LayerHook(self._running, index, self.names.layer_cache), with_kwargs=True
+                )
             )
         if self.turns is not None:
             self.handles.append(self.body.register_forward_hook(self._leave, always_call=True))
@@ -324,6 +335,9 @@ class Engine:
             for handle in self.handles:
                 handle.remove()
             self.handles = []
+            self.stretches.end()
+            if self.compiled is not None:
+                self.compiled.put_back()
         _ACTIVE.pop(self.body, None)
         free(self.body)
 
@@ -373,6 +387,8 @@ class Engine:
 
     def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes which columns of the call are visual."""
+        if steps_over(kwargs.get(self.names.cache), kwargs.get("input_ids")):
+            return
         self._queue()
         given = {**dict(zip(self.names.body, args, strict=False)), **kwargs}
         visual = self.adapter.visual_tokens(self.body.config)
@@ -389,7 +405,14 @@ class Engine:
 
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        held = kwargs.get(self.names.cache)
+        if steps_over(held, kwargs.get("inputs_embeds")):
+            # From here on this is traced into compiled steps, where nothing is done.
+            if not torch.compiler.is_compiling():
+                self._check_static()
+                self.stretches.take_up(held)
+            return None
         visual = self.call.visual
         self.call.visual = None
         self._abandon()
@@ -406,9 +429,9 @@ class Engine:
             )
         try:
             kwargs = self.names.by_name(args, kwargs)
-            padding = padding_mask(kwargs.get("attention_mask"), self.call.mask)
-            check_call(self.decoder, kwargs.get("position_ids"), padding)
             cache = self._cache(kwargs)
+            padding, kwargs = self._padding(visual, kwargs, cache)
+            check_call(self.decoder, kwargs.get("position_ids"), padding)
             kwargs = self.names.with_cache(kwargs, cache)
             deep, kwargs = DeepStack.taken_from(kwargs)
             self.call.forward = self._forward(visual, kwargs, cache, padding, deep)
@@ -427,8 +450,43 @@ class Engine:
             return None
         if cache is None:
             cache = DynamicCache(config=self.decoder.config)
-        adopt(cache, self.depth, self.names.cache)
+        if isinstance(cache, StaticCache):
+            self._check_static()
+            self.stretches.settle()
+            make_ready(cache, self.depth, self.names.cache)
+        else:
+            adopt(cache, self.depth, self.names.cache)
         return cache
+
+    def _check_static(self) -> None:
+        """Raises ValueError where decode steps over a static cache could not be right."""
+        if self.watch is not None:
+            raise ValueError(
+                "watch= sees every layer of every step, and the steps over a static cache run without the engine; "
+                "use a dynamic cache (leave out cache_implementation)"
+            )
+        if self.turns is not None:
+            raise ValueError(
+                'threads="wait" lets forwards take turns, and the steps over a static cache run without the engine; '
+                "use a dynamic cache (leave out cache_implementation), or a model for each thread"
+            )
+        check_static(self.methods, self.depth, self.decoder.config._attn_implementation)
+
+    def _padding(
+        self, visual: Tensor, kwargs: dict[str, Any], cache: Cache | None
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """The 2-D mask of padding, and the decoder's arguments.
+
+        For a static cache `generate` makes the whole mask beforehand, as wide as the cache. The
+        prefill gets what it would get with a dynamic one.
+        """
+        given = kwargs.get("attention_mask")
+        if not isinstance(cache, StaticCache) or not isinstance(given, Tensor) or given.ndim != 4:
+            return padding_mask(given, self.call.mask), kwargs
+        columns = cache.get_seq_length() + visual.shape[1]
+        special = special_masks(self.adapter, self.decoder.config)
+        mask, padding = within(given, columns, len(visual), self.names.cache)
+        return padding, {**kwargs, "attention_mask": mask if special else padding}
 
     def _forward(
         self,
@@ -530,30 +588,46 @@ class Engine:
             text=old.text + text,
         )
 
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _end(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if steps_over(kwargs.get(self.names.cache), kwargs.get("inputs_embeds")):
+            return None
         if self.call.refused:  # `_begin` raised: the forward under way, if any, is another one
             self.call.refused = False
             return output
         forward = self.call.forward
         self.call.forward = None
-        if forward is None:
+        if forward is None or output is None:  # the forward raised
+            if forward is not None:
+                self._release(forward, whole=False)
             return output
         whole = False
         try:
-            if output is None:  # the forward raised
-                return output
-            last = forward.finish(self.names.last_state(output))
-            if forward.cache is not None:
-                self.names.check_returned(output, forward.cache)
-            self.trace.add(forward.record)
+            output = self._finished(forward, output)
             whole = True
-            if isinstance(output, tuple):
-                return (last, *output[1:])
-            output["last_hidden_state"] = last
-            return output
         finally:
-            forward.engage(False, whole)
-            self.busy.release()
+            self._release(forward, whole)
+        if isinstance(forward.cache, StaticCache):
+            freeze(forward.cache, self.sizes)
+            self.stretches.take_up(forward.cache)
+        return output
+
+    def _finished(self, forward: Forward, output: Any) -> Any:
+        """The decoder's output after a forward has run to its end."""
+        last = forward.finish(self.names.last_state(output))
+        if forward.cache is not None:
+            self.names.check_returned(output, forward.cache)
+        self.trace.add(forward.record)
+        if isinstance(output, tuple):
+            return (last, *output[1:])
+        output["last_hidden_state"] = last
+        return output
+
+    def _release(self, forward: Forward, whole: bool) -> None:
+        """Lets the next forward run."""
+        forward.engage(False, whole)
+        self.busy.release()
 
 
 def _known(cache: Cache | None, name: str) -> tuple[Ledger | None, int]:

@@ -84,6 +84,8 @@ try:
         DynamicCache,
         DynamicLayer,
         DynamicSlidingWindowLayer,
+        StaticCache,
+        StaticLayer,
     )
 except ImportError as error:
     raise ImportError(str(unsupported(str(error).partition(" (")[0]))) from error
@@ -385,7 +387,7 @@ def checkpointing_off(model: Any) -> str:
 
 __all__ = [
     "CACHE_NAMES", "AttentionInterface", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer", "Names",
-    "PreTrainedConfig", "UnsupportedTransformersError", "cache_name", "check_assumptions", "check_filled",
+    "PreTrainedConfig", "StaticCache", "StaticLayer", "UnsupportedTransformersError", "cache_name", "check_assumptions", "check_filled",
     "check_layer_call", "checkpointing_off", "missing", "names_of", "rotary_of", "takes_flex", "unsupported",
     "without_cache",
 ]  # fmt: skip

@@ -74,6 +74,30 @@ def padding_mask(given: Any, called_with: Any) -> Tensor | None:
     )
 
 
+def within(
+    given: Tensor, columns: int, batch: int, cache: str
+) -> tuple[Tensor, Bool[Tensor, "B C"]]:
+    """A mask made for a static cache, up to the columns that there are; and the padding in it.
+
+    Args:
+        given: bool or additive (b 1 T M), as wide as the cache is long.
+        columns: so far, those of this forward included (C).
+        batch: B.
+        cache: what errors call the cache.
+
+    Raises:
+        ValueError: the cache is too short.
+    """
+    if columns > given.shape[3]:
+        raise ValueError(
+            f"{cache} is a StaticCache of {given.shape[3]} tokens, and this prompt is the {columns}th's; make it longer"
+        )
+    mask = given[..., :columns]
+    newest = mask[:, 0, -1]  # it sees all that is real
+    real = newest if newest.dtype == torch.bool else newest == 0
+    return mask, real.expand(batch, -1)
+
+
 def placeholders(
     embeds: Float[Tensor, "B T D"], tokens: tuple[int, ...], table: Any
 ) -> Bool[Tensor, "B T"]:
