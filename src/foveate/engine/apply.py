@@ -37,7 +37,7 @@ from .forward import Forward, LayerHook, Setting
 from .handover import CallState, padding_mask, placeholders, regular, within
 from .modules import decoder_of
 from .occupied import free, occupy
-from .stretches import Stretches
+from .steps import Steps
 from .tower.form import known_tower
 from .tower.watch import Watch, looked_at
 from .trace import Pass, Trace
@@ -255,7 +255,7 @@ class Handle(AbstractContextManager[Trace]):
                 trace_last=self._trace_last,
                 threads=self._threads,
                 in_block=in_block,
-                compiled=Compiled(anatomy.model),
+                model=anatomy.model,
             )
             _ACTIVE[body] = weakref.ref(self._engine)
             self._engine.attach()
@@ -278,10 +278,11 @@ class Engine:
         trace_last: int | None = None,
         threads: Threads = "refuse",
         in_block: bool = True,
-        compiled: Compiled | None = None,
+        model: Any = None,
     ) -> None:
         self.adapter = adapter
         self.body = body
+        self.whole = body if model is None else model
         self.methods = methods
         self.watch = watch
         self.decoder = decoder_of(body)
@@ -291,10 +292,11 @@ class Engine:
         self.busy = threading.Lock()
         self.turns = threading.Lock() if threads == "wait" else None
         self.in_block = in_block
-        self.compiled = compiled
+        self.compiled = Compiled(self.whole)
         self.sizes: dict[int, list[int]] = {}  # of static layers' buffers; see `freeze`
-        self.stretches = Stretches(self.trace)
         self.handles: list[Any] = []
+        self.inner: list[Any] = []  # what is off while decode steps run over a static cache
+        self.steps = Steps(self.trace, self.decoder)
         self.names = names_of(body, self.decoder)
         self.reach = max([1, *(method.needs.back for method in methods)])
         form = known_tower(body) if looked_at(methods) else None
@@ -312,32 +314,47 @@ class Engine:
     def attach(self) -> None:
         """Puts the hooks on."""
         self.handles = [
-            self.body.register_forward_pre_hook(self._read_input, with_kwargs=True),
-            self.decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self.decoder.register_forward_hook(self._end, with_kwargs=True, always_call=True),
+            self.whole.register_forward_pre_hook(
+                torch.compiler.disable(self._call), with_kwargs=True
+            ),
+            self.whole.register_forward_hook(
+                torch.compiler.disable(self._called), always_call=True
+            ),
         ]
-        for index, layer in enumerate(self.decoder.layers):
-            self.handles.append(
-                layer.register_forward_pre_hook(
-                    LayerHook(self._running, index, self.names.layer_cache), with_kwargs=True
-                )
-            )
-        if self.turns is not None:
-            self.handles.append(self.body.register_forward_hook(self._leave, always_call=True))
+        self._attach_inner()
         if self.tower is not None:
             self.handles += self.tower.attach()
+
+    def _attach_inner(self) -> None:
+        """Puts on what acts in a prompt, and in the steps over a cache that grows."""
+        self.inner = [
+            self.body.register_forward_pre_hook(self._read_input, with_kwargs=True),
+            self.decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self.decoder.register_forward_hook(self._end, always_call=True),
+        ]
+        for index, layer in enumerate(self.decoder.layers):
+            self.inner.append(
+                layer.register_forward_pre_hook(LayerHook(self._running, index), with_kwargs=True)
+            )
+        if self.turns is not None:
+            self.inner.append(self.body.register_forward_hook(self._leave, always_call=True))
+
+    def _detach_inner(self) -> None:
+        for handle in self.inner:
+            handle.remove()
+        self.inner = []
 
     def detach(self) -> None:
         """Takes the hooks off, once no other thread is in the middle of a forward."""
         self._abandon()
         self._leave()
         with self.turns or nullcontext(), self.busy:
+            self._detach_inner()
             for handle in self.handles:
                 handle.remove()
             self.handles = []
-            self.stretches.end()
-            if self.compiled is not None:
-                self.compiled.put_back()
+            self.steps.end()
+            self.compiled.put_back()
         _ACTIVE.pop(self.body, None)
         free(self.body)
 
@@ -366,7 +383,49 @@ class Engine:
         forward = self.call.forward
         self.call.forward = None
         if forward is not None:
-            forward.engage(False, whole=False)
+            self._release(forward, whole=False)
+        self._called()
+
+    def _hold(self) -> None:
+        """Keeps other threads out, until `busy` is released.
+
+        Raises:
+            RuntimeError: one is running the model.
+        """
+        if not self.busy.acquire(blocking=False):
+            raise RuntimeError(
+                "two threads run the model at once under one foveate.apply; let them take turns by "
+                'threads="wait", or give each its own model'
+            )
+
+    def _call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each call of the whole model. Compiled steps are a part of it, so this is never
+        traced.
+
+        A decode step over a static cache runs without the inner hooks: nothing of the engine is in
+        it but the layers' masks. Hooks in a compiled step would also be new in each `apply`, and
+        so compile it again.
+        """
+        self._abandon()
+        cache = kwargs.get(self.names.cache)
+        ids = kwargs.get("input_ids")
+        if not steps_over(cache, kwargs.get("inputs_embeds") if ids is None else ids):
+            if not self.inner:
+                with self.busy:
+                    self.steps.stop()
+                    self._attach_inner()
+            return
+        self._hold()
+        self.call.stepping = True
+        if self.inner:
+            self._check_static()
+            self._detach_inner()
+        self.steps.over(cache)
+
+    def _called(self, *called: object) -> None:
+        """Ends a decode step over a static cache."""
+        if self.call.stepping:
+            self.call.stepping = False
             self.busy.release()
 
     def _queue(self) -> None:
@@ -387,8 +446,6 @@ class Engine:
 
     def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes which columns of the call are visual."""
-        if steps_over(kwargs.get(self.names.cache), kwargs.get("input_ids")):
-            return
         self._queue()
         given = {**dict(zip(self.names.body, args, strict=False)), **kwargs}
         visual = self.adapter.visual_tokens(self.body.config)
@@ -405,14 +462,7 @@ class Engine:
 
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        held = kwargs.get(self.names.cache)
-        if steps_over(held, kwargs.get("inputs_embeds")):
-            # From here on this is traced into compiled steps, where nothing is done.
-            if not torch.compiler.is_compiling():
-                self._check_static()
-                self.stretches.take_up(held)
-            return None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         visual = self.call.visual
         self.call.visual = None
         self._abandon()
@@ -422,11 +472,7 @@ class Engine:
                 "the language model was called directly, so nobody can tell which tokens are visual; "
                 "call the whole model"
             )
-        if not self.busy.acquire(blocking=False):
-            raise RuntimeError(
-                "two threads run the model at once under one foveate.apply; let them take turns by "
-                'threads="wait", or give each its own model'
-            )
+        self._hold()
         try:
             kwargs = self.names.by_name(args, kwargs)
             cache = self._cache(kwargs)
@@ -452,7 +498,7 @@ class Engine:
             cache = DynamicCache(config=self.decoder.config)
         if isinstance(cache, StaticCache):
             self._check_static()
-            self.stretches.settle()
+            self.steps.settle()
             make_ready(cache, self.depth, self.names.cache)
         else:
             adopt(cache, self.depth, self.names.cache)
@@ -460,6 +506,11 @@ class Engine:
 
     def _check_static(self) -> None:
         """Raises ValueError where decode steps over a static cache could not be right."""
+        if self.whole is self.body:
+            raise ValueError(
+                f"a static cache needs a model around its multimodal body, and this is {type(self.body).__name__}; use "
+                "a dynamic cache"
+            )
         if self.watch is not None:
             raise ValueError(
                 "watch= sees every layer of every step, and the steps over a static cache run without the engine; "
@@ -481,7 +532,8 @@ class Engine:
         prefill gets what it would get with a dynamic one.
         """
         given = kwargs.get("attention_mask")
-        if not isinstance(cache, StaticCache) or not isinstance(given, Tensor) or given.ndim != 4:
+        whole = isinstance(given, dict) or (isinstance(given, Tensor) and given.ndim == 4)
+        if not isinstance(cache, StaticCache) or not whole:
             return padding_mask(given, self.call.mask), kwargs
         columns = cache.get_seq_length() + visual.shape[1]
         special = special_masks(self.adapter, self.decoder.config)
@@ -589,10 +641,8 @@ class Engine:
         )
 
     def _end(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self, module: nn.Module, args: tuple[Any, ...], output: Any
     ) -> Any:
-        if steps_over(kwargs.get(self.names.cache), kwargs.get("inputs_embeds")):
-            return None
         if self.call.refused:  # `_begin` raised: the forward under way, if any, is another one
             self.call.refused = False
             return output
@@ -610,7 +660,7 @@ class Engine:
             self._release(forward, whole)
         if isinstance(forward.cache, StaticCache):
             freeze(forward.cache, self.sizes)
-            self.stretches.take_up(forward.cache)
+            self.steps.allow(forward.cache)
         return output
 
     def _finished(self, forward: Forward, output: Any) -> Any:

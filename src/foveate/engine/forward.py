@@ -15,7 +15,7 @@ from ..core.method import Method
 from ..core.tokens import Kind
 from ..core.view import View
 from .adapters import Adapter
-from .assumptions import Cache, StaticCache, check_filled, check_layer_call, unsupported
+from .assumptions import Cache, check_filled, check_layer_call, unsupported
 from .attention.biased import BiasedConfig
 from .attention.lookback import Lookback, Ran
 from .attention.masks import OwnMask, added_in, for_backend, needless, own_mask
@@ -25,7 +25,6 @@ from .cache.layer import KeptLayer
 from .cache.ledger import Ledger
 from .cache.numbers import Numbers, each
 from .cache.slots import Slots
-from .cache.static import FrozenLayer
 from .deepstack import DeepStack
 from .positions import Positions
 from .tower.watch import TowerOutputs
@@ -546,24 +545,13 @@ class LayerHook:
     Args:
         running: the forward under way, or None where none is.
         index: of the layer.
-        cache: what the layer calls the KV cache.
     """
 
-    def __init__(self, running: Callable[[], Forward | None], index: int, cache: str) -> None:
+    def __init__(self, running: Callable[[], Forward | None], index: int) -> None:
         self.running = running
         self.index = index
-        self.cache = cache
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Lets the methods decide before the layer runs.
-
-        A decode step over a frozen cache gets the layer's mask, and nothing else. This is traced
-        into compiled steps.
-        """
-        held = kwargs.get(self.cache)
-        if isinstance(held, StaticCache):
-            layer = held.layers[self.index]
-            if isinstance(layer, FrozenLayer):
-                return args, {**kwargs, "attention_mask": layer.mask(kwargs["attention_mask"])}
+        """Lets the methods decide before the layer runs."""
         forward = self.running()
         return None if forward is None else forward.before_layer(self.index, module, args, kwargs)

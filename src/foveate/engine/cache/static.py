@@ -144,12 +144,6 @@ class FrozenLayer(StaticLayer):
         self.values.index_copy_(2, place, value_states)
         return self.keys, self.values
 
-    def mask(self, given: Tensor | None) -> Tensor | None:
-        """The mask over its slots (B 1 T S) that transformers' over columns (b 1 T C) comes to."""
-        if self.sight is None or given is None:
-            return given
-        return self.sight.mask(given)
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns that a mask covers, and the first of them: all that the cache may hold."""
         return self.most, 0
@@ -204,10 +198,7 @@ class FrozenLayer(StaticLayer):
 
 
 def steps_over(cache: Any, given: Tensor | None) -> bool:
-    """Whether a call is a decode step over a frozen cache. Hooks then let it pass.
-
-    This is traced into compiled steps, of which nothing is left of it.
-    """
+    """Whether a call with these ids, or embeddings, is a decode step over a frozen cache."""
     if not isinstance(cache, StaticCache) or given is None or given.shape[1] != 1:
         return False
     first = cache.layers[0]

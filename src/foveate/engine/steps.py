@@ -1,13 +1,15 @@
-"""Decode steps over static caches: the engine is not there, and counts them afterwards."""
+"""Decode steps over static caches: nothing of the engine runs in them, and it counts them afterwards."""
 
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .assumptions import Cache
+from .attention.perlayer import SeenConfig
 from .cache.ledger import Ledger
 from .cache.static import FrozenLayer
 from .trace import Pass, Trace
@@ -28,7 +30,7 @@ class Stretch:
         self.ledger: Ledger = first.ledger
         self.written: Tensor = first.written
         self.begun = first.begun
-        self.told = 0
+        self.told = first.steps()
 
     def news(self) -> list[Pass]:
         """The steps since this was last called; the host waits for the device."""
@@ -45,27 +47,48 @@ class Stretch:
         return Pass(ledger.step + step + 1, one, ledger.text + step, ledger.total, cuts, none)
 
 
-class Stretches:
+class Steps:
     """Those of one `apply`.
 
     Args:
-        trace: what the steps are added to.
+        trace: what they are added to.
+        decoder: of the model.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, decoder: Any) -> None:
         self.trace = trace
+        self.decoder = decoder
         self.open: list[Stretch] = []
+        self.current: weakref.ref[Cache] | None = None
+        self.lent: list[SeenConfig] = []
 
-    def take_up(self, cache: Cache) -> None:
-        """From now on steps over this cache are counted, and allowed."""
-        if any(stretch.written is cache.layers[0].written for stretch in self.open):
+    def allow(self, cache: Cache) -> None:
+        """From now on steps may run over this cache, and are counted."""
+        written = cache.layers[0].written
+        if not any(stretch.written is written for stretch in self.open):
+            self.open.append(Stretch(cache))
+            for layer in cache.layers:
+                layer.engaged = True
+
+    def over(self, cache: Cache) -> None:
+        """Lets each layer see what its slots in this cache hold."""
+        if self.current is not None and self.current() is cache:
             return
-        self.open.append(Stretch(cache))
-        for layer in cache.layers:
-            layer.engaged = True
+        self.stop()
+        self.allow(cache)
+        self.current = weakref.ref(cache)
+        for layer, held in zip(self.decoder.layers, cache.layers, strict=True):
+            self.lent.append(SeenConfig(layer.self_attn, held.sight))
+
+    def stop(self) -> None:
+        """Gives attention modules their configurations again."""
+        for config in self.lent:
+            config.put_back()
+        self.lent = []
+        self.current = None
 
     def settle(self) -> None:
-        """Adds the steps so far to the trace; what is no longer there is forgotten."""
+        """Adds the steps so far to the trace; caches that are no longer there are forgotten."""
         for stretch in self.open:
             for step in stretch.news():
                 self.trace.add(step)
@@ -73,6 +96,7 @@ class Stretches:
 
     def end(self) -> None:
         """No more steps: who goes on with these caches outside is told so."""
+        self.stop()
         self.settle()
         for stretch in self.open:
             cache = stretch.cache()
