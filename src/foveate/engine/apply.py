@@ -475,6 +475,10 @@ class Engine:
         self._hold()
         try:
             kwargs = self.names.by_name(args, kwargs)
+            if steps_over(self.names.given_cache(kwargs), kwargs.get("inputs_embeds")):
+                raise ValueError(
+                    "a step over a static cache came to a part of the model alone; call the whole model"
+                )
             cache = self._cache(kwargs)
             padding, kwargs = self._padding(visual, kwargs, cache)
             check_call(self.decoder, kwargs.get("position_ids"), padding)
@@ -532,12 +536,19 @@ class Engine:
         prefill gets what it would get with a dynamic one.
         """
         given = kwargs.get("attention_mask")
-        whole = isinstance(given, dict) or (isinstance(given, Tensor) and given.ndim == 4)
-        if not isinstance(cache, StaticCache) or not whole:
+        if not isinstance(cache, StaticCache):
             return padding_mask(given, self.call.mask), kwargs
         columns = cache.get_seq_length() + visual.shape[1]
+        most: int = cache.layers[0].most
+        if columns > most:
+            raise ValueError(
+                f"{self.names.cache} is a StaticCache for {most} tokens, and this prompt brings it to {columns}; make "
+                "it longer (max_cache_len), or use a dynamic one"
+            )
+        if not isinstance(given, dict) and not (isinstance(given, Tensor) and given.ndim == 4):
+            return padding_mask(given, self.call.mask), kwargs
         special = special_masks(self.adapter, self.decoder.config)
-        mask, padding = within(given, columns, len(visual), self.names.cache)
+        mask, padding = within(given, columns, len(visual))
         return padding, {**kwargs, "attention_mask": mask if special else padding}
 
     def _forward(
@@ -640,9 +651,7 @@ class Engine:
             text=old.text + text,
         )
 
-    def _end(
-        self, module: nn.Module, args: tuple[Any, ...], output: Any
-    ) -> Any:
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.call.refused:  # `_begin` raised: the forward under way, if any, is another one
             self.call.refused = False
             return output

@@ -79,7 +79,7 @@ def padding_mask(given: Any, called_with: Any) -> Tensor | None:
 
 
 def within(
-    given: Tensor | dict[str, Any], columns: int, batch: int, cache: str
+    given: Tensor | dict[str, Any], columns: int, batch: int
 ) -> tuple[Any, Bool[Tensor, "B C"] | None]:
     """A mask made for a static cache, up to the columns that there are; and the padding in it.
 
@@ -87,10 +87,9 @@ def within(
         given: bool or additive (b 1 T M), as wide as the cache is long; or such masks by kinds of layers.
         columns: so far, those of this forward included (C).
         batch: B.
-        cache: what errors call the cache.
 
     Raises:
-        ValueError: there is no such mask of full attention, or the cache is too short.
+        ValueError: there is no such mask of full attention.
     """
     masks = given if isinstance(given, dict) else {FULL: given}
     full = masks.get(FULL)
@@ -99,11 +98,6 @@ def within(
     if not isinstance(full, Tensor) or full.ndim != 4:
         raise ValueError(
             f"attention_mask has masks of {', '.join(masks) or 'nothing'}; expected one of {FULL}, for a static cache"
-        )
-    if columns > full.shape[3]:
-        raise ValueError(
-            f"{cache} is a StaticCache for {full.shape[3]} tokens, and this prompt brings it to {columns}; make it "
-            "longer (max_cache_len), or use a dynamic one"
         )
     cut = {
         name: mask[..., :columns] if isinstance(mask, Tensor) else mask
