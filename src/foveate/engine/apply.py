@@ -99,6 +99,10 @@ def apply(
         RuntimeError: when entered, if `apply` or `enable` is already active on this model.
         TypeError: something among `methods` is neither a `Method` nor text.
 
+    `generate(cache_implementation="static")` works where methods decide in the prefill alone, with
+    sdpa or eager attention; transformers then compiles decode steps as it does without methods.
+    The trace gets these steps when the next prompt comes, or the block ends.
+
     A prompt may come in pieces (chunked prefill). Each piece is judged by its own last token, which
     stays, and by the images so far. So pieces equal the whole prompt where they end in text and
     methods look at each image alone. An image in two pieces is refused.
