@@ -45,6 +45,14 @@ def benchmark(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
+    static: Annotated[
+        bool,
+        typer.Option(
+            "--static",
+            help="Also run plain transformers, and methods that decide in the prefill alone, with a static cache and a "
+            "compiled decode step: the strongest baseline.",
+        ),
+    ] = False,
     save: Annotated[
         Path | None, typer.Option(help="Write all figures to this JSON file, for --compare.")
     ] = None,
@@ -73,7 +81,13 @@ def benchmark(
     if old is not None:
         _check_alike(body, old)
     found, where = _run(
-        model, sizes, request, bench.inputs(config, request, model, size), contestants, repeats
+        model,
+        sizes,
+        request,
+        bench.inputs(config, request, model, size),
+        contestants,
+        repeats,
+        static,
     )
     body |= {"found": {name: asdict(one) for name, one in found.items()}, "parts": where}
     body["exceeded"] = {name: one.exceeded for name, one in found.items() if one.exceeded}
@@ -104,18 +118,18 @@ def _run(
     given: dict[str, torch.Tensor],
     contestants: dict[str, list[Method]],
     repeats: int,
+    static: bool,
 ) -> tuple[dict[str, bench.Found], dict[str, dict[str, float]]]:
     """The race, then one generation of each contestant taken apart."""
     where: dict[str, dict[str, float]] = {}
+    many = len(bench.contestants(contestants, len(sizes.shapes.layers), static))
     with Progress(console=errors, transient=True) as progress:
-        task = progress.add_task(
-            "timing", total=(repeats + 1) * (len(contestants) + 3) + len(contestants) + 1
-        )
+        task = progress.add_task("timing", total=(repeats + 1) * many + len(contestants) + 1)
 
         def tick() -> None:
             progress.advance(task)
 
-        found = bench.race(model, sizes, asked, given, contestants, repeats, tick)
+        found = bench.race(model, sizes, asked, given, contestants, repeats, tick, static)
         for name, methods in {bench.KEEP_ALL: [], **contestants}.items():
             where[name] = parts(model, given, methods, asked.new_tokens)
             tick()
@@ -162,7 +176,7 @@ def _print(body: dict[str, Any]) -> None:
         "method",
         columns,
         title=title,
-        caption=f"x: times faster than plain; (cap): at most, on any device.{noise}",
+        caption=f"x: times faster than plain{_fixed(body)}; (cap): at most, on any device.{noise}",
     )
     for name, one in body["found"].items():
         memory = "-" if one["memory"] is None else f"{one['memory'] / 1e6:.0f} MB"
@@ -178,6 +192,12 @@ def _print(body: dict[str, Any]) -> None:
         share = f"{one['control'] / one['decode']:.1%}" if one["decode"] else "-"
         table.add(name, *(f"{one[part] * 1e3:.1f}" for part in PARTS), share)
     console.print(table)
+
+
+def _fixed(body: dict[str, Any]) -> str:
+    """What rows with a static cache are set beside, where there are any."""
+    any_static = any(name.endswith(bench.STATIC) for name in body["found"])
+    return f" ({bench.STATIC[2:]}: than plain of that kind)" if any_static else ""
 
 
 def _mark(one: dict[str, Any], part: str) -> str:

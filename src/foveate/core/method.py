@@ -121,6 +121,10 @@ class Method:
         """
         return self.drops(layer, step) or any(part.notices(layer, step) for part in self._watching)
 
+    def decides_later(self, layers: int) -> bool:
+        """Whether the method is to be consulted in decode steps of a model of so many layers."""
+        return any(self.acts(layer, step) for layer in range(layers) for step in range(1, SOON))
+
     @cached_property
     def _watching(self) -> tuple[Part, ...]:
         """Found once, since `acts` is called before every layer of every step."""

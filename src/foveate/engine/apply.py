@@ -18,12 +18,15 @@ from ..core.view import View
 from ..methods import as_methods
 from .adapters import Adapter
 from .anatomy import Anatomy, anatomy_of
-from .assumptions import Cache, DynamicCache, names_of
+from .artefacts import Compiled
+from .assumptions import Cache, DynamicCache, StaticCache, names_of
 from .cache.layer import KeptLayer, adopt, not_ours
 from .cache.ledger import Ledger
+from .cache.static import freeze, make_ready, steps_over
 from .checks import (
     check_call,
     check_model,
+    check_static,
     check_tower,
     check_weights,
     check_whole_images,
@@ -31,9 +34,10 @@ from .checks import (
 )
 from .deepstack import DeepStack
 from .forward import Forward, LayerHook, Setting
-from .handover import CallState, padding_mask, placeholders, regular
+from .handover import CallState, padding_mask, placeholders, regular, within
 from .modules import decoder_of
 from .occupied import free, occupy
+from .steps import Steps
 from .tower.form import known_tower
 from .tower.watch import Watch, looked_at
 from .trace import Pass, Trace
@@ -94,6 +98,10 @@ def apply(
             (`engine/assumptions.py`).
         RuntimeError: when entered, if `apply` or `enable` is already active on this model.
         TypeError: something among `methods` is neither a `Method` nor text.
+
+    `generate(cache_implementation="static")` works where methods decide in the prefill alone, with
+    sdpa or eager attention; transformers then compiles decode steps as it does without methods.
+    The trace gets these steps when the next prompt comes, or the block ends.
 
     A prompt may come in pieces (chunked prefill). Each piece is judged by its own last token, which
     stays, and by the images so far. So pieces equal the whole prompt where they end in text and
@@ -254,6 +262,7 @@ class Handle(AbstractContextManager[Trace]):
                 trace_last=self._trace_last,
                 threads=self._threads,
                 in_block=in_block,
+                model=anatomy.model,
             )
             _ACTIVE[body] = weakref.ref(self._engine)
             self._engine.attach()
@@ -276,9 +285,11 @@ class Engine:
         trace_last: int | None = None,
         threads: Threads = "refuse",
         in_block: bool = True,
+        model: Any = None,
     ) -> None:
         self.adapter = adapter
         self.body = body
+        self.whole = body if model is None else model
         self.methods = methods
         self.watch = watch
         self.decoder = decoder_of(body)
@@ -288,7 +299,11 @@ class Engine:
         self.busy = threading.Lock()
         self.turns = threading.Lock() if threads == "wait" else None
         self.in_block = in_block
+        self.compiled = Compiled(self.whole)
+        self.sizes: dict[int, list[int]] = {}  # of static layers' buffers; see `freeze`
         self.handles: list[Any] = []
+        self.inner: list[Any] = []  # what is off while decode steps run over a static cache
+        self.steps = Steps(self.trace, self.decoder)
         self.names = names_of(body, self.decoder)
         self.reach = max([1, *(method.needs.back for method in methods)])
         form = known_tower(body) if looked_at(methods) else None
@@ -306,27 +321,47 @@ class Engine:
     def attach(self) -> None:
         """Puts the hooks on."""
         self.handles = [
+            self.whole.register_forward_pre_hook(
+                torch.compiler.disable(self._call), with_kwargs=True
+            ),
+            self.whole.register_forward_hook(
+                torch.compiler.disable(self._called), always_call=True
+            ),
+        ]
+        self._attach_inner()
+        if self.tower is not None:
+            self.handles += self.tower.attach()
+
+    def _attach_inner(self) -> None:
+        """Puts on what acts in a prompt, and in the steps over a cache that grows."""
+        self.inner = [
             self.body.register_forward_pre_hook(self._read_input, with_kwargs=True),
             self.decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.decoder.register_forward_hook(self._end, always_call=True),
         ]
         for index, layer in enumerate(self.decoder.layers):
-            self.handles.append(
+            self.inner.append(
                 layer.register_forward_pre_hook(LayerHook(self._running, index), with_kwargs=True)
             )
         if self.turns is not None:
-            self.handles.append(self.body.register_forward_hook(self._leave, always_call=True))
-        if self.tower is not None:
-            self.handles += self.tower.attach()
+            self.inner.append(self.body.register_forward_hook(self._leave, always_call=True))
+
+    def _detach_inner(self) -> None:
+        for handle in self.inner:
+            handle.remove()
+        self.inner = []
 
     def detach(self) -> None:
         """Takes the hooks off, once no other thread is in the middle of a forward."""
         self._abandon()
         self._leave()
         with self.turns or nullcontext(), self.busy:
+            self._detach_inner()
             for handle in self.handles:
                 handle.remove()
             self.handles = []
+            self.steps.end()
+            self.compiled.put_back()
         _ACTIVE.pop(self.body, None)
         free(self.body)
 
@@ -355,7 +390,49 @@ class Engine:
         forward = self.call.forward
         self.call.forward = None
         if forward is not None:
-            forward.engage(False, whole=False)
+            self._release(forward, whole=False)
+        self._called()
+
+    def _hold(self) -> None:
+        """Keeps other threads out, until `busy` is released.
+
+        Raises:
+            RuntimeError: one is running the model.
+        """
+        if not self.busy.acquire(blocking=False):
+            raise RuntimeError(
+                "two threads run the model at once under one foveate.apply; let them take turns by "
+                'threads="wait", or give each its own model'
+            )
+
+    def _call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each call of the whole model. Compiled steps are a part of it, so this is never
+        traced.
+
+        A decode step over a static cache runs without the inner hooks: nothing of the engine is in
+        it but the layers' masks. Hooks in a compiled step would also be new in each `apply`, and
+        so compile it again.
+        """
+        self._abandon()
+        cache = kwargs.get(self.names.cache)
+        ids = kwargs.get("input_ids")
+        if not steps_over(cache, kwargs.get("inputs_embeds") if ids is None else ids):
+            if not self.inner:
+                with self.busy:
+                    self.steps.stop()
+                    self._attach_inner()
+            return
+        self._hold()
+        self.call.stepping = True
+        if self.inner:
+            self._check_static()
+            self._detach_inner()
+        self.steps.over(cache)
+
+    def _called(self, *called: object) -> None:
+        """Ends a decode step over a static cache."""
+        if self.call.stepping:
+            self.call.stepping = False
             self.busy.release()
 
     def _queue(self) -> None:
@@ -402,16 +479,16 @@ class Engine:
                 "the language model was called directly, so nobody can tell which tokens are visual; "
                 "call the whole model"
             )
-        if not self.busy.acquire(blocking=False):
-            raise RuntimeError(
-                "two threads run the model at once under one foveate.apply; let them take turns by "
-                'threads="wait", or give each its own model'
-            )
+        self._hold()
         try:
             kwargs = self.names.by_name(args, kwargs)
-            padding = padding_mask(kwargs.get("attention_mask"), self.call.mask)
-            check_call(self.decoder, kwargs.get("position_ids"), padding)
+            if steps_over(self.names.given_cache(kwargs), kwargs.get("inputs_embeds")):
+                raise ValueError(
+                    "a step over a static cache came to a part of the model alone; call the whole model"
+                )
             cache = self._cache(kwargs)
+            padding, kwargs = self._padding(visual, kwargs, cache)
+            check_call(self.decoder, kwargs.get("position_ids"), padding)
             kwargs = self.names.with_cache(kwargs, cache)
             deep, kwargs = DeepStack.taken_from(kwargs)
             self.call.forward = self._forward(visual, kwargs, cache, padding, deep)
@@ -430,8 +507,56 @@ class Engine:
             return None
         if cache is None:
             cache = DynamicCache(config=self.decoder.config)
-        adopt(cache, self.depth, self.names.cache)
+        if isinstance(cache, StaticCache):
+            self._check_static()
+            self.steps.settle()
+            make_ready(cache, self.depth, self.names.cache)
+        else:
+            adopt(cache, self.depth, self.names.cache)
         return cache
+
+    def _check_static(self) -> None:
+        """Raises ValueError where decode steps over a static cache could not be right."""
+        if self.whole is self.body:
+            raise ValueError(
+                f"a static cache needs a model around its multimodal body, and this is {type(self.body).__name__}; use "
+                "a dynamic cache"
+            )
+        if self.watch is not None:
+            raise ValueError(
+                "watch= sees every layer of every step, and the steps over a static cache run without the engine; "
+                "use a dynamic cache (leave out cache_implementation)"
+            )
+        if self.turns is not None:
+            raise ValueError(
+                'threads="wait" lets forwards take turns, and the steps over a static cache run without the engine; '
+                "use a dynamic cache (leave out cache_implementation), or a model for each thread"
+            )
+        check_static(self.methods, self.depth, self.decoder.config._attn_implementation)
+
+    def _padding(
+        self, visual: Tensor, kwargs: dict[str, Any], cache: Cache | None
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """The 2-D mask of padding, and the decoder's arguments.
+
+        For a static cache `generate` makes the whole mask beforehand, as wide as the cache. The
+        prefill gets what it would get with a dynamic one.
+        """
+        given = kwargs.get("attention_mask")
+        if not isinstance(cache, StaticCache):
+            return padding_mask(given, self.call.mask), kwargs
+        columns = cache.get_seq_length() + visual.shape[1]
+        most: int = cache.layers[0].most
+        if columns > most:
+            raise ValueError(
+                f"{self.names.cache} is a StaticCache for {most} tokens, and this prompt brings it to {columns}; make "
+                "it longer (max_cache_len), or use a dynamic one"
+            )
+        if not isinstance(given, dict) and not (isinstance(given, Tensor) and given.ndim == 4):
+            return padding_mask(given, self.call.mask), kwargs
+        special = special_masks(self.adapter, self.decoder.config)
+        mask, padding = within(given, columns, len(visual))
+        return padding, {**kwargs, "attention_mask": mask if special else padding}
 
     def _forward(
         self,
@@ -539,24 +664,36 @@ class Engine:
             return output
         forward = self.call.forward
         self.call.forward = None
-        if forward is None:
+        if forward is None or output is None:  # the forward raised
+            if forward is not None:
+                self._release(forward, whole=False)
             return output
         whole = False
         try:
-            if output is None:  # the forward raised
-                return output
-            last = forward.finish(self.names.last_state(output))
-            if forward.cache is not None:
-                self.names.check_returned(output, forward.cache)
-            self.trace.add(forward.record)
+            output = self._finished(forward, output)
             whole = True
-            if isinstance(output, tuple):
-                return (last, *output[1:])
-            output["last_hidden_state"] = last
-            return output
         finally:
-            forward.engage(False, whole)
-            self.busy.release()
+            self._release(forward, whole)
+        if isinstance(forward.cache, StaticCache):
+            freeze(forward.cache, self.sizes)
+            self.steps.allow(forward.cache)
+        return output
+
+    def _finished(self, forward: Forward, output: Any) -> Any:
+        """The decoder's output after a forward has run to its end."""
+        last = forward.finish(self.names.last_state(output))
+        if forward.cache is not None:
+            self.names.check_returned(output, forward.cache)
+        self.trace.add(forward.record)
+        if isinstance(output, tuple):
+            return (last, *output[1:])
+        output["last_hidden_state"] = last
+        return output
+
+    def _release(self, forward: Forward, whole: bool) -> None:
+        """Lets the next forward run."""
+        forward.engage(False, whole)
+        self.busy.release()
 
 
 def _known(cache: Cache | None, name: str) -> tuple[Ledger | None, int]:

@@ -37,6 +37,9 @@ can show is checked in the run: the cache that the engine prepared must be the o
 | rotations are cosines and sines (b T E) | what a layer is given | 5.17 to 5.24 |
 | the methods that `KeptLayer` overrides exist | `DynamicLayer` | 5.17 to 5.24 |
 | `layers`, `offloading`, `layer_class_to_replicate` | `DynamicCache` | 5.17 to 5.24 |
+| `layers` of `StaticLayer(max_cache_len)`, and `is_compileable` | `StaticCache` | 5.24 |
+| a mask as wide as it, 4-D or in a dict `full_attention` | `generate` with a `StaticCache` | 5.24 |
+| the names in `engine/artefacts.py` | what compiling leaves on a model | 5.24 |
 | `_attn_implementation` names the backend | the text's config | 5.17 to 5.24 |
 | `_attn_implementation_internal` sets it | the text's config | 5.17 to 5.24 |
 | `_supports_flex_attn` says whether flex may be set | the decoder | 5.17 to 5.24 |
@@ -85,6 +88,8 @@ try:
         DynamicCache,
         DynamicLayer,
         DynamicSlidingWindowLayer,
+        StaticCache,
+        StaticLayer,
     )
 except ImportError as error:
     raise ImportError(str(unsupported(str(error).partition(" (")[0]))) from error
@@ -385,8 +390,9 @@ def checkpointing_off(model: Any) -> str:
 
 
 __all__ = [
-    "CACHE_NAMES", "AttentionInterface", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer", "Names",
-    "PreTrainedConfig", "UnsupportedTransformersError", "cache_name", "check_assumptions", "check_filled",
-    "check_layer_call", "checkpointing_off", "missing", "names_of", "rotary_of", "takes_flex", "unsupported",
-    "without_cache",
+    "CACHE_NAMES", "AttentionInterface", "Cache", "DynamicCache", "DynamicLayer",
+    "DynamicSlidingWindowLayer", "Names", "PreTrainedConfig", "StaticCache", "StaticLayer",
+    "UnsupportedTransformersError", "cache_name", "check_assumptions", "check_filled",
+    "check_layer_call", "checkpointing_off", "missing", "names_of", "rotary_of", "takes_flex",
+    "unsupported", "without_cache",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from ..core.tower import Layer
 from .adapters import Adapter
 from .assumptions import check_assumptions, checkpointing_off, missing, takes_flex
 from .attention.flash import why_not
-from .attention.masks import SUPPORTED
+from .attention.masks import STATIC, SUPPORTED
 from .cache.ledger import Ledger
 from .decoders import PROVEN
 from .modules import decoder_of
@@ -52,9 +52,28 @@ def check_model(model: Any, body: Any, adapter: Adapter) -> None:
     check_call(decoder, None, None)
     settings = getattr(model, "generation_config", None)
     kind = getattr(settings, "cache_implementation", None)
-    if kind not in (None, "dynamic"):
+    if kind not in (None, "dynamic", "static"):
         raise ValueError(
-            f"generation_config.cache_implementation is {kind!r}, whose size is fixed; set it to None (dynamic)"
+            f"generation_config.cache_implementation is {kind!r}; supported are None (dynamic) and 'static'"
+        )
+
+
+def check_static(methods: Sequence[Method], depth: int, backend: str) -> None:
+    """Raises ValueError where decode steps over a static cache could not be right: nothing of the
+    engine runs in them.
+    """
+    late = [method.name for method in methods if method.decides_later(depth)]
+    if late:
+        raise ValueError(
+            f"{late[0]} decides in decode steps, which run without the engine where the cache is static; use a "
+            "dynamic cache (leave out cache_implementation), or let it decide in the prefill alone (dyrate: "
+            "decode=false)"
+        )
+    if backend not in STATIC:
+        raise ValueError(
+            f"a static cache under foveate.apply needs attention by {' or '.join(STATIC)}, whose masks can differ "
+            f"from layer to layer, and this is {backend}; call model.set_attn_implementation('sdpa'), or use a "
+            "dynamic cache"
         )
 
 

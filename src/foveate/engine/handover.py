@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .forward import Forward
 
+FULL = "full_attention"  # what transformers calls layers without a window
+
 
 class CallState(threading.local):
     """What one thread's call of the model hands from hook to hook.
@@ -19,6 +21,7 @@ class CallState(threading.local):
         visual: which columns of the call are visual, from the multimodal body to the decoder.
         forward: the decoder's forward under way.
         refused: whether `Engine._begin` has just raised.
+        stepping: whether it is in a decode step over a static cache.
         turn: whether it is this thread's turn, where threads wait for one another.
         ids: the call's `input_ids`, if it has any.
         mask: the call's `attention_mask`, as the caller gave it.
@@ -29,6 +32,7 @@ class CallState(threading.local):
     visual: Tensor | None = None
     forward: Forward | None = None
     refused: bool = False
+    stepping: bool = False
     turn: bool = False
     ids: Tensor | None = None
     mask: Any = None
@@ -72,6 +76,36 @@ def padding_mask(given: Any, called_with: Any) -> Tensor | None:
     raise ValueError(
         f"attention_mask has {form}; under foveate.apply give the 2-D mask of padding (B, tokens so far)"
     )
+
+
+def within(
+    given: Tensor | dict[str, Any], columns: int, batch: int
+) -> tuple[Any, Bool[Tensor, "B C"] | None]:
+    """A mask made for a static cache, up to the columns that there are; and the padding in it.
+
+    Args:
+        given: bool or additive (b 1 T M), as wide as the cache is long; or such masks by kinds of layers.
+        columns: so far, those of this forward included (C).
+        batch: B.
+
+    Raises:
+        ValueError: there is no such mask of full attention.
+    """
+    masks = given if isinstance(given, dict) else {FULL: given}
+    full = masks.get(FULL)
+    if full is None:  # `generate` made none, for there is no padding: nothing but causal order
+        return masks, None
+    if not isinstance(full, Tensor) or full.ndim != 4:
+        raise ValueError(
+            f"attention_mask has masks of {', '.join(masks) or 'nothing'}; expected one of {FULL}, for a static cache"
+        )
+    cut = {
+        name: mask[..., :columns] if isinstance(mask, Tensor) else mask
+        for name, mask in masks.items()
+    }
+    newest = cut[FULL][:, 0, -1]  # it sees all that is real
+    real = newest if newest.dtype == torch.bool else newest == 0
+    return cut if isinstance(given, dict) else cut[FULL], real.expand(batch, -1)
 
 
 def placeholders(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CompileConfig
 from transformers.generation.streamers import BaseStreamer
 
 from ..core.method import Method
@@ -59,6 +60,16 @@ class Timed:
     trace: Trace | None
 
 
+def compiled(device: torch.device) -> dict[str, Any]:
+    """What `generate` is given for a static cache and a compiled decode step, of fixed shapes.
+
+    transformers compiles on accelerators alone unless it is told otherwise; the setting has no other name.
+    """
+    config = CompileConfig(dynamic=False)
+    config._compile_all_devices = device.type == "cpu"
+    return {"cache_implementation": "static", "compile_config": config}
+
+
 @torch.inference_mode()
 def generate_timed(
     model: Any,
@@ -67,13 +78,21 @@ def generate_timed(
     max_new_tokens: int,
     streamer: BaseStreamer | None = None,
     least: int = 0,
+    static: bool = False,
 ) -> Timed:
     """Greedy generation of a batch. `methods` None runs the plain model, untouched and with its own cache.
 
-    `streamer` is given the tokens as they come. No answer ends before `least` tokens.
+    `streamer` is given the tokens as they come. No answer ends before `least` tokens. With `static`
+    the cache is static and transformers compiles the decode step.
     """
     watch = Stopwatch(model.device, streamer)
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": watch}
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "streamer": watch,
+    }
+    if static:
+        options |= compiled(model.device)
     if least:
         options["min_new_tokens"] = least
     trace = None

@@ -23,6 +23,7 @@ from ..cost.plan import Request
 from ..cost.roofline import hard_cap, read_by
 from ..cost.vision import vision_flops
 from ..engine.trace import Trace
+from ..methods import as_methods
 from .clock import Timed, generate_timed
 
 T = TypeVar("T")
@@ -30,6 +31,8 @@ SLACK = 1.03  # a ratio this far above its cap is a measurement error
 PLAIN = "plain"
 AGAIN = "plain again"
 KEEP_ALL = "keep-all"
+STATIC = ", static + compiled"  # of a contestant whose decode step is compiled
+GRAPHS = 64  # that one race may compile; torch's own limit of 8 would let the later contestants run uncompiled
 
 
 def build(
@@ -188,7 +191,7 @@ def faster(theirs: Sequence[float], ours: Sequence[float]) -> float:
 
 @dataclass
 class Found:
-    """What was measured of one contestant. Times in seconds, medians; ratios are times faster than `PLAIN`.
+    """What was measured of one contestant. Times in seconds, medians; ratios are times faster than `against`.
 
     Attributes:
         first: time to the first token (tower, prefill, head).
@@ -200,6 +203,7 @@ class Found:
         memory: peak bytes on the GPU beyond what was held before, or None on a CPU.
         kept: visual tokens per layer of the prefill, mean over samples.
         last: those at the last step.
+        against: the plain contestant of the same kind, its cache dynamic or static.
     """
 
     first: float
@@ -211,6 +215,7 @@ class Found:
     memory: float | None = None
     kept: list[float] = field(default_factory=list)
     last: list[float] = field(default_factory=list)
+    against: str = PLAIN
 
 
 def race(
@@ -221,6 +226,7 @@ def race(
     methods: Mapping[str, Sequence[Method | str]],
     repeats: int,
     tick: Callable[[], None] | None = None,
+    static: bool = False,
 ) -> dict[str, Found]:
     """Times plain transformers (its own cache, no hook), itself again for the noise, the engine alone, and methods.
 
@@ -232,6 +238,45 @@ def race(
         methods: contestants by name.
         repeats: timed turns.
         tick: called after every run.
+        static: whether plain transformers, and each method that decides in the prefill alone, also
+            run with a static cache and a compiled decode step.
+    """
+    lineup = contestants(methods, len(sizes.shapes.layers), static)
+    peaks: dict[str, float] = {}
+
+    def runner(name: str, chosen: Sequence[Method | str] | None) -> Callable[[], Timed]:
+        def run() -> Timed:
+            before = _reset_peak(model.device)
+            fixed = name.endswith(STATIC)
+            timed = generate_timed(model, given, chosen, asked.new_tokens, static=fixed)
+            if before is not None:
+                peaks[name] = torch.cuda.max_memory_allocated(model.device) - before
+            return timed
+
+        return run
+
+    with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+        times = in_turn(
+            {name: runner(name, chosen) for name, chosen in lineup.items()}, repeats, tick
+        )
+    tower = vision_flops(model, given) / asked.batch
+    found = {}
+    for name, runs in times.items():
+        against = PLAIN + STATIC if name.endswith(STATIC) else PLAIN
+        found[name] = _found(sizes, asked, runs, times[against], tower, peaks.get(name))
+        found[name].against = against
+    return found
+
+
+def contestants(
+    methods: Mapping[str, Sequence[Method | str]], layers: int, static: bool
+) -> dict[str, Sequence[Method | str] | None]:
+    """Who runs in a race; None is plain transformers.
+
+    Args:
+        methods: by name.
+        layers: of the decoder.
+        static: as for `race`.
     """
     lineup: dict[str, Sequence[Method | str] | None] = {
         PLAIN: None,
@@ -239,24 +284,15 @@ def race(
         KEEP_ALL: [],
         **methods,
     }
-    peaks: dict[str, float] = {}
-
-    def runner(name: str, chosen: Sequence[Method | str] | None) -> Callable[[], Timed]:
-        def run() -> Timed:
-            before = _reset_peak(model.device)
-            timed = generate_timed(model, given, chosen, asked.new_tokens)
-            if before is not None:
-                peaks[name] = torch.cuda.max_memory_allocated(model.device) - before
-            return timed
-
-        return run
-
-    times = in_turn({name: runner(name, chosen) for name, chosen in lineup.items()}, repeats, tick)
-    tower = vision_flops(model, given) / asked.batch
-    return {
-        name: _found(sizes, asked, runs, times[PLAIN], tower, peaks.get(name))
-        for name, runs in times.items()
+    if not static:
+        return lineup
+    early = {
+        name: chosen
+        for name, chosen in methods.items()
+        if not any(method.decides_later(layers) for method in as_methods(tuple(chosen)))
     }
+    fixed: dict[str, Sequence[Method | str] | None] = {PLAIN: None, **early}
+    return lineup | {name + STATIC: chosen for name, chosen in fixed.items()}
 
 
 def _reset_peak(device: torch.device) -> float | None:

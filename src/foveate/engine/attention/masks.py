@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 SUPPORTED = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+STATIC = ("sdpa", "eager")  # those that take any mask, and so a static cache
 
 
 @dataclass(frozen=True)

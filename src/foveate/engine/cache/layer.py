@@ -34,6 +34,10 @@ GROWTH = (
     1.5  # a full buffer grows by this factor: each token is copied about twice over its whole life
 )
 HEADROOM = 64  # slots that a fresh buffer has to spare
+OUTSIDE = (
+    "this cache was filled under foveate.apply, and nobody outside knows which of its tokens are left; "
+    "go on inside `with foveate.apply(model, ...)` (no methods will do), or start from a new cache"
+)
 
 
 class KeptLayer(DynamicLayer):
@@ -49,10 +53,12 @@ class KeptLayer(DynamicLayer):
             layer 0 alone.
         seen: tokens of the input so far, dropped ones included; what transformers counts positions
             from.
+        most: columns that a static cache may hold (`cache/static.py`); None where it grows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
         super().__init__()
+        self.most = most
         self.slots: Slots | None = None
         self.ledger: Ledger | None = None
         self.engaged = self.broken = False
@@ -65,6 +71,22 @@ class KeptLayer(DynamicLayer):
         self._in_graph = False
         self.length = self.seen = 0
         self.is_initialized = False
+
+    def take(
+        self,
+        keys: Float[Tensor, "B H Z D"],
+        values: Float[Tensor, "B H Z E"],
+        slots: Slots,
+        ledger: Ledger | None,
+        seen: int,
+    ) -> None:
+        """Goes on in buffers whose first slots are filled already."""
+        self.lazy_initialization(keys, values)
+        self._buffers = (keys, values)
+        self.slots = slots
+        self.ledger = ledger
+        self.seen = seen
+        self._show(slots.length)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Takes the type and device; the buffer comes with the first tokens."""
@@ -86,10 +108,7 @@ class KeptLayer(DynamicLayer):
                 outside of it.
         """
         if (self.ledger is not None or self.broken) and not self.engaged:
-            raise RuntimeError(
-                "this cache was filled under foveate.apply, and nobody outside knows which of its tokens are left; "
-                "go on inside `with foveate.apply(model, ...)` (no methods will do), or start from a new cache"
-            )
+            raise RuntimeError(OUTSIDE)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count = key_states.shape[-2]
