@@ -321,6 +321,7 @@ results-tuning: $(READY)
 	  $(addprefix --method ,$(TUNE_RIVALS)) --also tuned:$(TUNED)/setting.json --also schedule:$(MODEL)-gsearch-weighted
 	cp $(TUNED)/setting.json docs/results/tuning-setting-$(MODEL).json
 	cp $(TUNED)/eval/report.json docs/results/tuning-eval-$(MODEL).json
+	$(BIN)/python benchmarks/tuning.py unseen $(MODEL) $(TUNED)/setting.json --pictures $(if $(SCENES),200,24)
 	$(if $(SCENES),$(BIN)/python benchmarks/tuning.py guarantee runs/weighting/many-questions-scenes)
 	$(BIN)/python benchmarks/tuning.py page
 

@@ -10,21 +10,33 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from foveate.artefacts.tuned import SEARCHED, load_tuned
+from foveate.core.method import Method
+from foveate.eval.divergence import Divergence
+from foveate.eval.intervals import difference, estimate
+from foveate.eval.tasks import bundled
 from foveate.files import read_text, write_text
+from foveate.methods import parse, tuned
+from foveate.models.load import load
 from foveate.tune.setting.certificate import Promise
 from foveate.tune.setting.choose import percent
 from foveate.tune.setting.finalists import Finalist, front, settled
+from foveate.tune.setting.taught import Teacher
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "guides" / "tuning.md"
 TIMES = 1000
 DRAWN = 300  # pictures of each repetition: half choose, half certify
+NEAR = 0.03  # costs that count as equal
+FIRST = 70000  # the first test picture
+CHOSEN = "the choice"
 RISKS = (0.01, 0.02, 0.05)
 SHOWN = {
     "descriptions object-recall": "objects found",
@@ -95,6 +107,54 @@ def guarantee(folder: Path) -> None:
     write_text(RESULTS / "tuning-guarantee.json", json.dumps(found, indent=1) + "\n")
 
 
+def unseen(model: str, path: Path, pictures: int) -> None:
+    """Writes docs/results/tuning-unseen-MODEL.json: teacher forced, on pictures that no tuning has seen."""
+    loaded, file = load(model), load_tuned(path)
+    cost = file.certificate["cost"]
+    near = [row for row in file.tried if not row["refused"] and abs(row["cost"] - cost) < NEAR]
+    settings: dict[str, Method] = {CHOSEN: tuned(file)}
+    settings |= {
+        row["method"]: parse(row["method"])[0]
+        for row in near
+        if row["method"] not in (file.method, SEARCHED)
+    }
+    settings[f"schedule:{model}-gsearch-weighted"] = parse(f"schedule:{model}-gsearch-weighted")[0]
+    tasks = bundled(["descriptions", "captions", "questions"], None, FIRST, pictures=pictures)
+    samples = [tasks[i] for i in np.random.default_rng(0).permutation(len(tasks))[: 2 * pictures]]
+    teacher = Teacher(loaded, settings)
+    seen: dict[str, list[Divergence]] = {name: [] for name in settings}
+    for at in range(0, len(samples), 8):
+        for name, found in teacher.of(samples[at : at + 8], list(teacher.settings)):
+            seen[name] += found
+    groups = [sample.group for sample in samples]
+    rows = {}
+    for name, found in seen.items():
+        if not found:
+            continue
+        parts, ours = (
+            np.array([[100 * (1 - one.agreement), 1.0] for one in some])
+            for some in (found, seen[CHOSEN])
+        )
+        rows[name] = {
+            "words": asdict(estimate(parts, groups, mean)),
+            "difference": asdict(difference(parts, ours, groups, mean)),
+            "divergence": float(np.mean([one.kl for one in found])),
+        }
+    body = {
+        "method": file.method,
+        "cost": cost,
+        "pictures": len(set(groups)),
+        "examples": len(samples),
+        "rows": rows,
+    }
+    write_text(RESULTS / f"tuning-unseen-{model}.json", json.dumps(body, indent=1) + "\n")
+
+
+def mean(sums: np.ndarray) -> np.ndarray:
+    """The first sum over the second."""
+    return sums[..., 0] / sums[..., 1]
+
+
 def page() -> None:
     """Renders the tables into the guide, between its markers."""
     text = read_text(PAGE)
@@ -130,13 +190,26 @@ def _promises() -> list[str]:
 
 def _beside(model: str) -> list[str]:
     """The choice beside fixed methods at its FLOPs, on other pictures."""
-    report, file = (RESULTS / f"tuning-{part}-{model}.json" for part in ("eval", "setting"))
-    if not (report.is_file() and file.is_file()):
+    report, file, other = (
+        RESULTS / f"tuning-{part}-{model}.json" for part in ("eval", "setting", "unseen")
+    )
+    if not file.is_file():
         return []
-    found, setting = (json.loads(read_text(path)) for path in (report, file))
+    setting = json.loads(read_text(file))
+    spent = setting["spent"]
     lines = [
-        f"**`{model}`.** {setting['certificate']['sentence']} The setting: `{setting['method']}`. On "
-        f"{found['pictures']} other pictures, as differences to the unpruned model with 95 % intervals:",
+        f"**`{model}`.** {setting['certificate']['sentence']} The setting: `{setting['method']}`, "
+        f"{setting['certificate']['cost']:.2f} of the FLOPs. It took {spent['settings']} settings, "
+        f"{spent['examples scored']:,} scored examples and {spent['answers']:,} answers.",
+        "",
+    ]
+    if other.is_file():
+        lines += _unseen(json.loads(read_text(other)))
+    if not report.is_file():
+        return lines
+    found = json.loads(read_text(report))
+    lines += [
+        f"Answers on {found['pictures']} other pictures, as differences to the unpruned model with 95 % intervals:",
         "",
         "| method | FLOPs | " + " | ".join(SHOWN.values()) + " |",
         "|---|---:|" + "---:|" * len(SHOWN),
@@ -144,6 +217,30 @@ def _beside(model: str) -> list[str]:
     for method, row in found["methods"].items():
         cells = [_cell(row["figures"].get(key)) for key in SHOWN]
         lines.append(f"| `{method}` | {row['work']['flops']:.3f} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _unseen(found: dict[str, Any]) -> list[str]:
+    """The choice beside the best of what was tried at its cost, on pictures that no tuning has seen."""
+    rows = sorted(found["rows"].items(), key=lambda row: row[1]["divergence"])
+    shown = [row for row in rows if row[0] != CHOSEN][:5]
+    lines = [
+        f"Beside the best of what was tried at its cost and the bundled schedule, on {found['examples']} examples of "
+        f"{found['pictures']} pictures that no tuning has seen: words that would be others, in %.",
+        "",
+        "| setting | words | less the choice's | divergence |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, row in [(CHOSEN, found["rows"][CHOSEN]), *shown]:
+        words, gap = row["words"], row["difference"]
+        less = (
+            "" if name == CHOSEN else f"{gap['value']:+.2f} ({gap['low']:+.2f}, {gap['high']:+.2f})"
+        )
+        title = f"the choice, `{found['method']}`" if name == CHOSEN else f"`{name}`"
+        lines.append(
+            f"| {title} | {words['value']:.2f} ({words['low']:.2f}, {words['high']:.2f}) | {less} | "
+            f"{row['divergence']:.4f} |"
+        )
     return [*lines, ""]
 
 
@@ -160,10 +257,16 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("guarantee").add_argument("folder", type=Path)
+    other = commands.add_parser("unseen")
+    other.add_argument("model")
+    other.add_argument("file", type=Path)
+    other.add_argument("--pictures", type=int, default=100)
     commands.add_parser("page")
     asked = parser.parse_args(argv)
     if asked.command == "guarantee":
         guarantee(asked.folder)
+    if asked.command == "unseen":
+        unseen(asked.model, asked.file, asked.pictures)
     page()
 
 
