@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-tuning results-peers results-gpu predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -303,6 +303,23 @@ results-weighting: $(READY)
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py reasons scenes)
 	$(BIN)/python benchmarks/weighting.py summary $(W)
 	$(BIN)/python benchmarks/weighting.py page
+
+# What `foveate tune` chooses for MODEL, and that beside fixed methods at its FLOPs, on test pictures.
+TUNE_PICTURES ?= $(if $(SCENES),300,24)
+TUNE_BESIDE ?= $(if $(SCENES),200,24)
+TUNED := runs/tuning/$(MODEL)
+TUNE_RIVALS := divprune:keep=?,$(BOTH) fastv:layer=2,ranking=diverse,keep=?,$(BOTH) tome:keep=?,weigh=clusters
+TUNE_RIVALS += random:layer=0,keep=?,$(BOTH)
+results-tuning: $(READY)
+	mkdir -p $(TUNED)
+	$(BIN)/foveate tune $(MODEL) --loss $(if $(SCENES),2%,20% --no-search --tasks descriptions) --loss-of words --pictures $(TUNE_PICTURES) --out $(TUNED)/setting.json
+	$(BIN)/foveate eval --model $(MODEL) --tasks descriptions,captions,questions --first 60000 --pictures $(TUNE_BESIDE) --tokenizer words --save $(TUNED)/eval \
+	  --match flops=$$($(BIN)/python -c "import json; print(round(json.load(open('$(TUNED)/setting.json'))['certificate']['cost'] + 0.005, 2))") \
+	  $(addprefix --method ,$(TUNE_RIVALS)) --also tuned:$(TUNED)/setting.json --also schedule:$(MODEL)-gsearch-weighted
+	cp $(TUNED)/setting.json docs/results/tuning-setting-$(MODEL).json
+	cp $(TUNED)/eval/report.json docs/results/tuning-eval-$(MODEL).json
+	$(if $(SCENES),$(BIN)/python benchmarks/tuning.py guarantee runs/weighting/many-questions-scenes)
+	$(BIN)/python benchmarks/tuning.py page
 
 ABLATED ?= scenes
 PREDICTOR ?= scenes-0.33
