@@ -112,7 +112,8 @@ SERVING_READING = """## Reading
   tiny-20m (12 layers). With four requests nothing of it was seen.
 - Unused, the plugin costs less than what processes differ by chance. On tiny-20m "plugin loaded" took 3 % more than
   plain, and "none", which does more, 3 % less. On smol-135m both took 8 to 12 % more with four requests. Processes
-  started anew took 6.6 to 6.8 s, plain and "none" alike (three runs each). Whether it is below 1 % cannot be told from this.
+  started anew took 6.6 to 6.8 s, plain and "none" alike (three runs each). Whether it is below 1 % cannot be told
+  from this.
 """
 
 
