@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-tuning results-peers results-gpu predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-tuning results-peers gpu-check gpu-bench predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -233,10 +233,14 @@ results-peers: $(READY)  # each peer in an environment of its own, made on the f
 	$(BIN)/python benchmarks/peers/run.py --environments $(PEERS) --save docs/results/peers.json
 	$(BIN)/python benchmarks/pages.py
 
-results-gpu: $(READY)  # needs a CUDA device; goes on where it stopped
+# Each ends by itself within MINUTES on one CUDA device. They need torch, transformers, typer, rich and jaxtyping alone.
+MINUTES ?= 5
+gpu-check:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py --minutes $(MINUTES)
+gpu-bench:  # goes on where it stopped
 	mkdir -p docs/results
-	$(BIN)/python benchmarks/gpu.py
-	$(BIN)/python benchmarks/pages.py
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --minutes $(MINUTES)
+	PYTHONPATH=src $(PYTHON) benchmarks/pages.py
 
 results-serving: $(INSIDE_READY)  # inside vLLM; goes on where it stopped. A small model shows overhead best
 	$(INSIDE)/bin/python benchmarks/serving.py

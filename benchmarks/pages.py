@@ -69,11 +69,14 @@ PEERS_READING = """
 """
 GPU_INTRODUCTION = """# On a GPU
 
-`make results-gpu` measures LLaVA-1.5-7B, 13B and LLaVA-NeXT-7B shapes with random weights at batch 1, 8, 32 and
-128. It compares plain transformers, FastV, VTW, DyRate and a schedule. Each ratio stands next to the cap that no
-device can pass.
+`make gpu-bench` measures LLaVA-1.5-7B, 13B, LLaVA-NeXT-7B and Qwen2.5-VL-7B shapes with random weights at batch 1,
+8 and 32. It compares plain transformers, FastV, DivPrune, VisionZip, DyRate and a schedule. Plain and FastV also run
+with a static cache and a compiled decode step, the strongest baseline. Each ratio is to plain of the same kind, and
+stands next to the cap that no device can pass.
 
-It needs a CUDA device and no weights. It skips batches that do not fit, and continues where it stopped. Commit
+It needs a CUDA device, torch, transformers, typer, rich and jaxtyping, and no weights. It ends by itself within five
+minutes (`--minutes`), with the most important rows first, and prints this page. The same command continues where it
+stopped. It skips batches that do not fit. `make gpu-check` first checks that pruning is right on the device. Commit
 `docs/results/gpu.json` and this page with it. DyRate's predictor is random around a rate of one half, and the
 schedule's values are an example (`benchmarks/gpu.py`). So this measures what they cost, not what they do to
 answers.

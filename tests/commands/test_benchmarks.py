@@ -48,9 +48,10 @@ def load(path: Path) -> ModuleType:
         sys.path.remove(str(path.parent))
 
 
-peers, gpu, serving, pages = (
+peers, gpu, check, serving, pages = (
     load(BENCHMARKS / "peers" / "run.py"),
     load(BENCHMARKS / "gpu.py"),
+    load(BENCHMARKS / "gpu_check.py"),
     load(BENCHMARKS / "serving.py"),
     load(BENCHMARKS / "pages.py"),
 )
@@ -171,7 +172,7 @@ def test_rows_are_measured_once_and_the_rest_on_the_next_run(shape: str, tmp_pat
     assert len(said) == 2 and "batch 2" in said[1]
     with pytest.raises(ValueError, match="another setting"):
         gpu.run([shape], [1], gpu.Setting(text=9, device="cpu"), save)
-    assert "| 2 | `vtw:layer=2` |" in pages.gpu(second)
+    assert "| 2 | `divprune:keep=0.125` |" in pages.gpu(second)
 
 
 def test_batches_that_do_not_fit_are_skipped_with_a_line(
@@ -194,13 +195,26 @@ def test_batches_that_do_not_fit_are_skipped_with_a_line(
     assert pages.gpu(body).count("| skipped: ") == 2
 
 
+def test_it_ends_when_the_time_is_up(shape: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    body = gpu.run([shape], [1], SMALL, tmp_path / "gpu.json", said.append, minutes=-1.0)
+    assert body["rows"] == [] and "minutes are over" in said[-1]
+
+
+def test_checks_of_a_device_are_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "kinds", lambda _: [("float32", "sdpa", None)])
+    assert check.run("cpu", tmp_path / "check.json", 5.0, lambda _: None) == 0
+    found = json.loads((tmp_path / "check.json").read_text())["lines"]
+    assert len(found) == 1 + 3 + 3 * 5 and all(line["right"] for line in found)
+
+
 def test_every_shape_has_its_contestants() -> None:
     for name in gpu.SHAPES:
         config = gpu.config_of(name)
         found = gpu.contestants(config)
         for method in (m for methods in found.values() for m in methods):
             method.check(config.get_text_config().num_hidden_layers)
-        assert len(found) == 5
+        assert len(found) == (5 if config.model_type == "llava" else 4)
 
 
 def test_without_a_gpu_it_says_so(
@@ -208,7 +222,7 @@ def test_without_a_gpu_it_says_so(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(gpu.typer.Exit) as stopped:
-        gpu.main(shape=None, batch=None)
+        gpu.main(shape=None, batch=None, rehearse=False)
     assert stopped.value.exit_code == 1 and "there is no CUDA device" in capsys.readouterr().err
 
 

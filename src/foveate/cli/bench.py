@@ -87,7 +87,7 @@ def benchmark(
         bench.inputs(config, request, model, size),
         contestants,
         repeats,
-        static,
+        [bench.PLAIN, *contestants] if static else [],
     )
     body |= {"found": {name: asdict(one) for name, one in found.items()}, "parts": where}
     body["exceeded"] = {name: one.exceeded for name, one in found.items() if one.exceeded}
@@ -118,7 +118,7 @@ def _run(
     given: dict[str, torch.Tensor],
     contestants: dict[str, list[Method]],
     repeats: int,
-    static: bool,
+    static: list[str],
 ) -> tuple[dict[str, bench.Found], dict[str, dict[str, float]]]:
     """The race, then one generation of each contestant taken apart."""
     where: dict[str, dict[str, float]] = {}

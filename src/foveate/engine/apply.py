@@ -321,12 +321,8 @@ class Engine:
     def attach(self) -> None:
         """Puts the hooks on."""
         self.handles = [
-            self.whole.register_forward_pre_hook(
-                torch.compiler.disable(self._call), with_kwargs=True
-            ),
-            self.whole.register_forward_hook(
-                torch.compiler.disable(self._called), always_call=True
-            ),
+            self.whole.register_forward_pre_hook(self._call, with_kwargs=True),
+            self.whole.register_forward_hook(self._called, always_call=True),
         ]
         self._attach_inner()
         if self.tower is not None:
@@ -405,6 +401,7 @@ class Engine:
                 'threads="wait", or give each its own model'
             )
 
+    @torch.compiler.disable
     def _call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each call of the whole model. Compiled steps are a part of it, so this is never
         traced.
@@ -429,6 +426,7 @@ class Engine:
             self._detach_inner()
         self.steps.over(cache)
 
+    @torch.compiler.disable
     def _called(self, *called: object) -> None:
         """Ends a decode step over a static cache."""
         if self.call.stepping:

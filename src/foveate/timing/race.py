@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -226,7 +226,7 @@ def race(
     methods: Mapping[str, Sequence[Method | str]],
     repeats: int,
     tick: Callable[[], None] | None = None,
-    static: bool = False,
+    static: Collection[str] = (),
 ) -> dict[str, Found]:
     """Times plain transformers (its own cache, no hook), itself again for the noise, the engine alone, and methods.
 
@@ -238,8 +238,8 @@ def race(
         methods: contestants by name.
         repeats: timed turns.
         tick: called after every run.
-        static: whether plain transformers, and each method that decides in the prefill alone, also
-            run with a static cache and a compiled decode step.
+        static: who also runs with a static cache and a compiled decode step: `PLAIN`, and names of
+            methods. Methods that decide while decoding do not.
     """
     lineup = contestants(methods, len(sizes.shapes.layers), static)
     peaks: dict[str, float] = {}
@@ -269,7 +269,7 @@ def race(
 
 
 def contestants(
-    methods: Mapping[str, Sequence[Method | str]], layers: int, static: bool
+    methods: Mapping[str, Sequence[Method | str]], layers: int, static: Collection[str]
 ) -> dict[str, Sequence[Method | str] | None]:
     """Who runs in a race; None is plain transformers.
 
@@ -284,15 +284,13 @@ def contestants(
         KEEP_ALL: [],
         **methods,
     }
-    if not static:
-        return lineup
-    early = {
-        name: chosen
+    early = [
+        name
         for name, chosen in methods.items()
         if not any(method.decides_later(layers) for method in as_methods(tuple(chosen)))
-    }
-    fixed: dict[str, Sequence[Method | str] | None] = {PLAIN: None, **early}
-    return lineup | {name + STATIC: chosen for name, chosen in fixed.items()}
+    ]
+    fixed = [name for name in (PLAIN, *early) if name in static]
+    return lineup | {name + STATIC: lineup[name] for name in fixed}
 
 
 def _reset_peak(device: torch.device) -> float | None:
