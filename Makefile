@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-peers gpu-check gpu-bench predictors predictors-ablations smol train clean
+.PHONY: demo test check lint types test-slow test-oldest test-newest test-lmms test-package docs families fuzz results results-all results-smol results-zoo results-search results-dyrate results-adapting results-ablations results-weighting results-tuning results-peers gpu-check gpu-bench predictors predictors-ablations smol train clean
 
 demo: $(READY)
 	$(BIN)/foveate demo
@@ -19,7 +19,11 @@ INSIDE ?= .venv-vllm
 INSIDE_READY := $(INSIDE)/.ready
 test-vllm: $(INSIDE_READY)
 	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm
-.PHONY: test-vllm
+test-vllm-slow: $(INSIDE_READY)  # soaks of 7,200 requests, and the benchmark
+	OMP_NUM_THREADS=1 $(INSIDE)/bin/python -m pytest tests/vllm -m slow
+vllm-families: $(INSIDE_READY)  # docs/serving-families.md, from the tests
+	$(INSIDE)/bin/python tests/vllm/table.py
+.PHONY: test-vllm test-vllm-slow results-serving vllm-families
 $(INSIDE_READY): pyproject.toml tests/vllm/torchvision_operators.py
 	test -d $(INSIDE) || $(PYTHON) -m venv $(INSIDE)
 	$(INSIDE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -238,6 +242,11 @@ gpu-bench:  # goes on where it stopped
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --minutes $(MINUTES)
 	PYTHONPATH=src $(PYTHON) benchmarks/pages.py
 
+results-serving: $(INSIDE_READY)  # inside vLLM; goes on where it stopped. A small model shows overhead best
+	$(INSIDE)/bin/python benchmarks/serving.py
+	$(INSIDE)/bin/python benchmarks/serving.py --shape tiny-20m --load 1x8 --repeats 40 --no-defaults --save docs/results/serving-tiny-20m.json
+	$(INSIDE)/bin/python benchmarks/pages.py
+
 # Ranked by diversity before layer 0, or by the last token's attention before layer 1, whichever had the lower
 # cross-entropy in cross-validation. One table of answers at every rate serves all budgets of a grid. NAME-0.33-decode
 # decides before every step, as the paper has it, and learned through the paper's masks.
@@ -272,13 +281,14 @@ W_SCENES := $(filter scenes,$(W))
 BOTH := weigh=nearest,merge=mean
 FIND_W = $(BIN)/foveate search $(W) --ranking diverse --algorithm gsearch --start-layer 0 --weigh nearest --merge mean
 W_QUARTER := divprune:keep=0.25 divprune:keep=0.25,$(BOTH) divprune:keep=0.125,$(BOTH)
+W_QUARTER += divprune:layer=2,keep=0.1953,$(BOTH) schedule:docs/results/search/smol/gsearch-diverse-weighted-0.02.json
 W_MORE := $(foreach k,0.25 0.125 0.0625,divprune:keep=$(k) divprune:keep=$(k),weigh=nearest divprune:keep=$(k),$(BOTH))
 W_OTHERS := cdpruner:keep=0.125 vispruner:keep=0.125 visionzip:keep=0.25 fastv:layer=2,keep=0.25 random:layer=0,keep=0.25
 W_ALL := $(W_MORE) $(foreach m,$(W_OTHERS),$(m) $(m),$(BOTH)) tome:keep=0.125 tome:keep=0.125,weigh=clusters
 W_FOUND := docs/results/search/scenes/gsearch-diverse
 W_GOALS := $(W_FOUND:%=schedule:%.json) $(foreach t,0.05 0.01,schedule:$(W_FOUND)-weighted-$(t).json)
 W_GOALS += $(foreach p,0.33 0.2 0.2-weighted,dyrate:predictor=scenes-$(p))
-W_MANY := $(foreach k,0.25 0.125 0.0625,divprune:keep=$(k),$(BOTH)) schedule:$(W_FOUND)-weighted-0.01.json dyrate:predictor=scenes-0.2-weighted
+W_MANY := $(foreach k,0.25 0.125 0.0625,divprune:keep=$(k),$(BOTH)) schedule:$(W_FOUND)-weighted-0.01.json
 W_JUDGE = $(BIN)/foveate eval --model $(W) --tokenizer words
 W_TELL = $(W_JUDGE) --tasks descriptions,captions --first 20000 --pictures
 W_SAY = $(W_TELL) $(if $(W_SCENES),200,60)
@@ -292,12 +302,32 @@ results-weighting: $(READY)
 	$(if $(W_SCENES),$(W_ASK) --save runs/weighting/goals-questions-scenes $(addprefix --method ,$(W_GOALS)))
 	$(if $(W_SCENES),$(W_TELL) 2000 --save runs/weighting/many-answers-scenes $(addprefix --method ,$(W_MANY)))
 	$(if $(W_SCENES),$(W_JUDGE) --tasks questions --first 40000 --limit 5000 --save runs/weighting/many-questions-scenes $(addprefix --method ,$(W_MANY)))
-	for part in answers questions $(if $(W_SCENES),goals-answers goals-questions many-answers many-questions); do cp runs/weighting/$$part-$(W)/report.json docs/results/weighting-$$part-$(W).json || exit 1; done
+	$(if $(W_SCENES),$(W_TELL) 608 --save runs/weighting/dyrate-answers-scenes --method dyrate:predictor=scenes-0.2-weighted)
+	$(if $(W_SCENES),$(W_JUDGE) --tasks questions --first 40000 --limit 5000 --save runs/weighting/dyrate-questions-scenes --method dyrate:predictor=scenes-0.2-weighted)
+	for part in answers questions $(if $(W_SCENES),dyrate-answers dyrate-questions goals-answers goals-questions many-answers many-questions); do cp runs/weighting/$$part-$(W)/report.json docs/results/weighting-$$part-$(W).json || exit 1; done
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py run scenes zoo,$(BIN)/python benchmarks/weighting.py run $(W) few --pictures 20)
 	$(if $(W_SCENES),for g in kinds knobs pact; do $(BIN)/python benchmarks/weighting.py run scenes $$g --pictures 30 || exit 1; done)
 	$(if $(W_SCENES),$(BIN)/python benchmarks/weighting.py reasons scenes)
 	$(BIN)/python benchmarks/weighting.py summary $(W)
 	$(BIN)/python benchmarks/weighting.py page
+
+# What `foveate tune` chooses for MODEL, and that beside fixed methods at its FLOPs, on test pictures.
+TUNE_PICTURES ?= $(if $(SCENES),300,24)
+TUNE_BESIDE ?= $(if $(SCENES),200,24)
+TUNED := runs/tuning/$(MODEL)
+TUNE_RIVALS := divprune:keep=?,$(BOTH) fastv:layer=2,ranking=diverse,keep=?,$(BOTH) tome:keep=?,weigh=clusters
+TUNE_RIVALS += random:layer=0,keep=?,$(BOTH)
+results-tuning: $(READY)
+	mkdir -p $(TUNED)
+	$(BIN)/foveate tune $(MODEL) --loss $(if $(SCENES),2%,20% --no-search --tasks descriptions) --loss-of words --pictures $(TUNE_PICTURES) --out $(TUNED)/setting.json
+	$(BIN)/foveate eval --model $(MODEL) --tasks descriptions,captions,questions --first 60000 --pictures $(TUNE_BESIDE) --tokenizer words --save $(TUNED)/eval \
+	  --match flops=$$($(BIN)/python -c "import json; print(round(json.load(open('$(TUNED)/setting.json'))['certificate']['cost'] + 0.005, 2))") \
+	  $(addprefix --method ,$(TUNE_RIVALS)) --also tuned:$(TUNED)/setting.json --also schedule:$(MODEL)-gsearch-weighted
+	cp $(TUNED)/setting.json docs/results/tuning-setting-$(MODEL).json
+	cp $(TUNED)/eval/report.json docs/results/tuning-eval-$(MODEL).json
+	$(BIN)/python benchmarks/tuning.py unseen $(MODEL) $(TUNED)/setting.json --pictures $(if $(SCENES),200,24)
+	$(if $(SCENES),$(BIN)/python benchmarks/tuning.py guarantee runs/weighting/many-questions-scenes)
+	$(BIN)/python benchmarks/tuning.py page
 
 ABLATED ?= scenes
 PREDICTOR ?= scenes-0.33

@@ -1,16 +1,27 @@
-"""Writes docs/peers.md and docs/gpu.md from docs/results/; where a file is not there, that nothing is measured."""
+"""Writes docs/peers.md, docs/gpu.md and docs/serving-speed.md from docs/results/.
+
+Where a file is not there, the page says that nothing is measured.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from foveate.eval.intervals import weighted
+from foveate.timing.race import SLACK
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 PEERS, GPU = ROOT / "docs" / "peers.md", ROOT / "docs" / "gpu.md"
+SERVING = ROOT / "docs" / "serving-speed.md"
+SERVED = ("serving", "serving-tiny-20m")  # files of benchmarks/serving.py, one for each shape
 
 PEERS_INTRODUCTION = """# Peers, side by side
 
@@ -69,6 +80,28 @@ stopped. It skips batches that do not fit. `make gpu-check` first checks that pr
 `docs/results/gpu.json` and this page with it. DyRate's predictor is random around a rate of one half, and the
 schedule's values are an example (`benchmarks/gpu.py`). So this measures what they cost, not what they do to
 answers.
+"""
+
+SERVING_INTRODUCTION = """# Speed inside vLLM
+
+`make results-serving` compares plain vLLM with the plugin, in one process each, in turn and in rotating order. Plain
+vLLM has the same flags as Foveate requires (no graphs, chunks or prefix caching). "plain again" is the noise. "plugin
+loaded" has the plugin installed and not asked for. "none" has it asked for, and every token kept. "vLLM's defaults"
+compiles the decoder and has chunked prefill; its pictures never come twice. So does the method that goes the way
+"before" the decoder, which is compared with those defaults. All others are compared with plain.
+
+| column | meaning |
+|---|---|
+| load | requests that arrive together x tokens of each answer |
+| first token, per token | of plain vLLM in milliseconds; of others, how many times faster they are |
+| answers | the same of the time until the last token of all |
+| processor | the same of the processor time of all that; waiting for other processes is not in it |
+| of the cap | the share of the cap of "answers" that "processor" reaches |
+
+Times faster are plain's time in all turns over the contestant's, with a 95 % bootstrap interval over turns. After "of"
+stands the cap: the ratio of computed FLOPs, and per token the larger of those of FLOPs and bytes.
+
+Pictures are processed before the clock starts. Weights are random, so this is about speed only.
 """
 
 
@@ -163,10 +196,71 @@ def _measured(one: dict[str, Any]) -> list[str]:
     return [*cells, f"{one['throughput']:.1f}", f"{one['ratio']['total']:.2f}", peak]
 
 
+def serving(bodies: Sequence[dict[str, Any] | None]) -> str:
+    """The page of vLLM, of the measurements that are there."""
+    there = [body for body in bodies if body is not None]
+    if not there:
+        return f"{SERVING_INTRODUCTION}\n**Not yet measured.**\n"
+    return "\n".join([SERVING_INTRODUCTION, *(line for body in there for line in _shape(body))])
+
+
+def _shape(body: dict[str, Any]) -> list[str]:
+    """What was measured of one shape."""
+    setting = body["setting"]
+    busy = [turn["machine"] for row in body["rows"] for turn in row["turns"]]
+    told = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
+    lines = [
+        f"## {setting['shape']}",
+        "",
+        f"{setting['text']} text and {body['visual']} visual tokens, float32, {setting['threads']} CPU "
+        f"thread{'s' * (setting['threads'] > 1)}; {told}. Other processes kept the machine busy meanwhile (load "
+        f"average {min(busy):.1f} to {max(busy):.1f} on {body['processors']} processors).",
+        "",
+        "| load | turns | | first token | per token | answers | processor | of the cap |",
+        "|---:|---:|---" + "|---:" * 5 + "|",
+    ]
+    for row in body["rows"]:
+        runs = [turn["runs"] for turn in row["turns"]]
+        for name in dict.fromkeys(name for turn in runs for name in turn):
+            base = row["against"].get(name, "plain")
+            both = [(turn[base], turn[name]) for turn in runs if base in turn and name in turn]
+            cells = _served(both, name == "plain", row["caps"].get(name, {}))
+            lines.append(f"| {row['load']} | {len(both)} | `{name}` | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _served(
+    runs: list[tuple[dict[str, float | None], dict[str, float | None]]],
+    is_plain: bool,
+    cap: dict[str, float],
+) -> list[str]:
+    """A contestant's cells, from its runs and those it is compared with."""
+    cells, share = [], ""
+    for part in ("first", "further", "total", "processor"):
+        pairs = [(theirs[part], ours[part]) for theirs, ours in runs]
+        known = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if not known:
+            cells.append("")
+            continue
+        if is_plain:
+            cells.append(f"{1e3 * statistics.median(b for _, b in known):.0f} ms")
+            continue
+        theirs, ours = np.array(known).T
+        faster = weighted(theirs, ours)
+        of = f" of {cap[part]:.2f}" if part in cap else ""
+        between = f" ({faster.low:.2f} to {faster.high:.2f})" if len(known) > 1 else ""
+        cells.append(f"{faster.value:.2f}{of}{between}")
+        if part == "processor" and cap:
+            reached = faster.value / cap["total"]
+            share = f"{reached:.0%}" if reached <= SLACK else "**above its cap**"
+    return [*cells, share]
+
+
 def main() -> int:
-    """Rewrites both pages."""
+    """Rewrites the pages."""
     PEERS.write_text(peers(read("peers")))
     GPU.write_text(gpu(read("gpu")))
+    SERVING.write_text(serving([read(name) for name in SERVED]))
     return 0
 
 

@@ -188,7 +188,7 @@ def render_speed() -> str:
 
 
 def answered(model: str, part: str = "") -> dict[str, dict[str, Any]]:
-    """Descriptions, captions and questions of `make results-weighting`, by method."""
+    """Descriptions, captions and questions of `make results-weighting`, by method that answered all of them."""
     said, asked = (
         read(f"weighting-{part}{name}-{model}")["methods"] for name in ("answers", "questions")
     )
@@ -198,6 +198,7 @@ def answered(model: str, part: str = "") -> dict[str, dict[str, Any]]:
             "flops": found["work"]["flops"],
         }
         for spec, found in said.items()
+        if spec in asked
     }
 
 

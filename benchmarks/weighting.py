@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -397,6 +398,7 @@ def page() -> None:
         path.write_text(filled(path))
     for model in MODELS:
         plot(model)
+    plot_least()
 
 
 def filled(path: Path) -> str:
@@ -404,7 +406,7 @@ def filled(path: Path) -> str:
     text = path.read_text()
     for model in MODELS:
         for name, table in tables(model).items():
-            if (name == "short") != (path == GUIDE):
+            if (name in ("short", "least")) != (path == GUIDE):
                 continue
             begin, end = f"<!-- {model} {name} -->", f"<!-- /{model} {name} -->"
             if begin not in text or end not in text:
@@ -438,7 +440,8 @@ def tables(model: str) -> dict[str, list[str]]:
     if answers:
         found["answers"] = answers_table(answers)
         found["short"] = answers_table({s: answers[s] for s in SHORT if s in answers})
-    for group in ("goals", "many"):
+        found["least"] = least_table(settings(model))
+    for group in GROUPED:
         judged = answered(model, f"{group}-")
         if judged:
             found[group] = answers_table(judged)
@@ -470,34 +473,52 @@ SHOWN = {
 
 
 def answered(model: str, of: str = "") -> dict[str, Any]:
-    """What answers came to, by method: all figures, and the FLOPs of descriptions and captions."""
+    """What answers came to, by method: all figures, the FLOPs of descriptions and captions, and of how many.
+
+    A method that answered no questions has the figures of pictures alone.
+    """
     paths = [RESULTS / f"weighting-{of}{part}-{model}.json" for part in ("answers", "questions")]
     if not all(path.is_file() for path in paths):
         return {}
-    described, asked = (json.loads(path.read_text())["methods"] for path in paths)
+    pictures, questions = (json.loads(path.read_text()) for path in paths)
+    asked = questions["methods"]
     return {
         spec: {
-            "figures": described[spec]["figures"] | asked[spec]["figures"],
-            "flops": described[spec]["work"]["flops"],
+            "figures": row["figures"] | (asked[spec]["figures"] if spec in asked else {}),
+            "flops": row["work"]["flops"],
+            "pictures": pictures["pictures"],
+            "questions": questions["samples"] if spec in asked else 0,
         }
-        for spec in described
-        if spec in asked
+        for spec, row in pictures["methods"].items()
     }
 
 
-def worst(figures: dict[str, Any]) -> tuple[str, dict[str, float]]:
-    """The kind of answer that lost most, in points; CIDEr in percent of the unpruned model's."""
-    losses = {}
+def losses(figures: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Paired differences of every kind of answer, in points; CIDEr in percent of the unpruned model's."""
+    found = {}
     for key, figure in figures.items():
         if "difference" in figure and key in (*SHOWN.values(), *QUESTIONS):
             gap = figure["difference"]
             whole = figure["value"] - gap["value"]
             scale = 100 / whole if key == SHOWN["CIDEr"] else 1.0
-            losses[key] = {end: scale * gap[end] for end in ("value", "low", "high")}
-    name = min(losses, key=lambda key: losses[key]["value"])
-    return name, losses[name]
+            found[key] = {end: scale * gap[end] for end in ("value", "low", "high")}
+    return found
 
 
+def worst(figures: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """The kind of answer that lost most."""
+    found = losses(figures)
+    name = min(found, key=lambda key: found[key]["value"])
+    return name, found[name]
+
+
+def title(kind: str) -> str:
+    """The short name of a kind of answer."""
+    return kind.replace("questions/", "").replace(" exact", "").split()[-1]
+
+
+GROUPED = ("goals", "many", "dyrate")  # further runs with answers, of other samples or methods
+TICKS = (1, 2, 5, 10, 20, 50)  # points that were lost, of the plot
 QUESTIONS = tuple(f"questions/{kind} exact" for kind in KINDS)
 
 
@@ -508,24 +529,137 @@ def answers_table(answers: dict[str, Any]) -> list[str]:
         "|---" + "|---:" * (len(SHOWN) + 1) + "|---|",
     ]
     for spec, found in answers.items():
-        cells = [answer_cell(found["figures"][key]) for key in SHOWN.values()]
+        cells = [answer_cell(found["figures"].get(key)) for key in SHOWN.values()]
         last = ""
         if spec != "unpruned":
             name, gap = worst(found["figures"])
-            title = name.replace("questions/", "").replace(" exact", "").split()[-1]
             unit = " %" if name == SHOWN["CIDEr"] else ""
-            last = f"{title} {gap['value']:+.1f}{unit} ({gap['low']:.1f}, {gap['high']:.1f})"
+            last = f"{title(name)} {gap['value']:+.1f}{unit} ({gap['low']:.1f}, {gap['high']:.1f})"
         lines.append(f"| `{spec}` | {found['flops']:.2f} | {' | '.join(cells)} | {last} |")
     return lines
 
 
-def answer_cell(figure: dict[str, Any]) -> str:
+def answer_cell(figure: dict[str, Any] | None) -> str:
     """A paired difference with its interval, bold where that leaves out 0; the value of the unpruned model."""
+    if figure is None:
+        return ""
     gap = figure.get("difference")
     if gap is None:
         return f"{figure['value']:.1f}"
     text = f"{gap['value']:+.1f} ({gap['low']:.1f}, {gap['high']:.1f})"
     return f"**{text}**" if gap["low"] > 0 or gap["high"] < 0 else text
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One setting of a method.
+
+    Attributes:
+        flops: relative to the unpruned model.
+        shown: whether some kind of answer shows a loss: its interval lies below 0.
+        kind: of the answers for which a larger loss can be excluded least.
+        bound: a larger loss than this is excluded there, in points (CIDEr: percent).
+        pictures: described.
+        questions: answered.
+    """
+
+    flops: float
+    shown: bool
+    kind: str
+    bound: float
+    pictures: int
+    questions: int
+
+
+def settings(model: str) -> dict[tuple[str, bool], list[Judged]]:
+    """All settings that were answered with, by name and whether weighted, by FLOPs.
+
+    Of a setting that ran twice, the run on more pictures counts. Left out are weights without means, and what
+    answered no questions.
+    """
+    by_spec: dict[str, dict[str, Any]] = {}
+    for of in ("", *(f"{group}-" for group in GROUPED)):
+        for spec, found in answered(model, of).items():
+            if found["pictures"] >= by_spec.get(spec, found)["pictures"]:
+                by_spec[spec] = found
+    grouped: dict[tuple[str, bool], list[Judged]] = {}
+    for spec, found in by_spec.items():
+        if spec == "unpruned" or spec.endswith("weigh=nearest") or not found["questions"]:
+            continue
+        kinds = losses(found["figures"])
+        kind = min(kinds, key=lambda key: kinds[key]["low"])
+        judged = Judged(
+            found["flops"],
+            any(gap["high"] < 0 for gap in kinds.values()),
+            title(kind),
+            -kinds[kind]["low"],
+            found["pictures"],
+            found["questions"],
+        )
+        weighted = "weigh=" in spec or "-weighted" in spec
+        grouped.setdefault((named(spec), weighted), []).append(judged)
+    return {name: sorted(ones, key=lambda one: one.flops) for name, ones in grouped.items()}
+
+
+def named(spec: str) -> str:
+    """The method of a setting, without its knobs."""
+    name = spec.partition(":")[0]
+    later = name == "divprune" and "layer=" in spec
+    return {"schedule": "G-Search", "dyrate": "DyRate"}.get(name, name) + ", later" * later
+
+
+def least_table(found: dict[tuple[str, bool], list[Judged]]) -> list[str]:
+    """Methods down; the smallest FLOPs without a loss that shows, as published and weighted."""
+    lines = [
+        "| | as published | weighted and averaged | excluded there | pictures, questions |",
+        "|---|---:|---:|---|---:|",
+    ]
+    for name in dict.fromkeys(name for name, _ in found):
+        published, weighted = (found.get((name, both), []) for both in (False, True))
+        cells = [smallest(tried) for tried in (published, weighted)]
+        best = next((one for one in weighted if not one.shown), None)
+        unit = " %" if best is not None and best.kind == "cider" else ""
+        excluded = "" if best is None else f"{best.kind} -{best.bound:.1f}{unit}"
+        shown = best or (weighted or published)[-1]
+        ran = f"{shown.pictures:,}, {shown.questions:,}"
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {excluded} | {ran} |")
+    return lines
+
+
+def smallest(tried: list[Judged]) -> str:
+    """The smallest FLOPs without a loss that shows, or that every setting that was tried shows one."""
+    free = [one.flops for one in tried if not one.shown]
+    if free or not tried:
+        return f"{free[0]:.2f}" if free else ""
+    ends = [f"{flops:.2f}" for flops in (tried[0].flops, tried[-1].flops)]
+    return f"none of {' to '.join(dict.fromkeys(ends))}"
+
+
+def plot_least() -> None:
+    """FLOPs against the largest loss that cannot be excluded, of every setting; filled where no loss shows."""
+    figure, grid = subplots(1, len(MODELS), (10.0, 4.6))
+    for axes, model in zip(grid[0], MODELS, strict=True):
+        found = settings(model)
+        names = list(dict.fromkeys(name for name, _ in found))
+        for (name, weighted), ones in found.items():
+            color = f"C{names.index(name)}"
+            line = "-" if weighted else ":"
+            flops, bounds = [one.flops for one in ones], [one.bound for one in ones]
+            axes.plot(flops, bounds, line, color=color, linewidth=1.2)
+            for one in ones:
+                fill = "none" if one.shown else color
+                axes.plot(one.flops, one.bound, "o" if weighted else "s", color=color, mfc=fill)
+        for name in names:
+            axes.plot([], [], color=f"C{names.index(name)}", label=name)
+        axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
+        axes.set_yscale("log")
+        axes.set_yticks(TICKS, [str(tick) for tick in TICKS])
+        axes.minorticks_off()
+        axes.set_title(model)
+        axes.set_xlabel("FLOPs of unpruned: tower, prefill, decode and head")
+        axes.legend(fontsize=7)
+    grid[0, 0].set_ylabel("largest loss not excluded, of all kinds of answers:\npoints (CIDEr: %)")
+    save(figure, RESULTS / "weighting-least.png")
 
 
 def plot(model: str) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+import foveate
 from models.tiny import LAYERS, SIDE, llava
 
 ROOT = Path(__file__).parents[2]
@@ -46,10 +48,11 @@ def load(path: Path) -> ModuleType:
         sys.path.remove(str(path.parent))
 
 
-peers, gpu, check, pages = (
+peers, gpu, check, serving, pages = (
     load(BENCHMARKS / "peers" / "run.py"),
     load(BENCHMARKS / "gpu.py"),
     load(BENCHMARKS / "gpu_check.py"),
+    load(BENCHMARKS / "serving.py"),
     load(BENCHMARKS / "pages.py"),
 )
 
@@ -224,7 +227,9 @@ def test_without_a_gpu_it_says_so(
 
 
 def test_pages_say_what_was_measured() -> None:
-    """docs/peers.md and docs/gpu.md are what benchmarks/pages.py renders of docs/results/*.json."""
+    """Pages are what benchmarks/pages.py renders of docs/results/*.json."""
+    served = [pages.read(name) for name in pages.SERVED]
+    assert pages.serving(served) == pages.SERVING.read_text()
     assert pages.peers(pages.read("peers")) == pages.PEERS.read_text()
     assert pages.gpu(pages.read("gpu")) == pages.GPU.read_text()
 
@@ -253,3 +258,58 @@ def test_the_page_of_peers_tells_what_failed_and_what_dropped_nothing() -> None:
     )
     assert "**idle dropped nothing**" in page and "plain dropped nothing" not in page
     assert "| idle | 100.0 ms | 1.00 | 10.0 ms | 1.00 | 1.00 |  | 28 |" in page
+
+
+def test_a_model_for_serving_takes_the_prompts_of_the_benchmark(tmp_path: Path) -> None:
+    config = serving.config_of("tiny-20m", 1)
+    serving.write_model(config, tmp_path)
+    loaded = foveate.load(str(tmp_path))
+    side = serving.config_side(tmp_path)
+    picture = Image.new("RGB", (side, side))
+    given = loaded.processor(text="w1 <image> w16 w17", images=[picture], return_tensors="pt")
+    ids = given["input_ids"][0]
+    assert int((ids == config.image_token_id).sum()) == 576 and len(ids) == 576 + 3
+    assert ids[-2:].tolist() == [16, 17]
+    loaded.model(**given)
+
+
+def test_caps_of_serving() -> None:
+    config = serving.config_of("smol-135m")
+    sizes = serving.architecture(config, "float32")
+    short, long = (
+        serving.caps_of(config, sizes, serving.Load.of(text), 64) for text in ("4x1", "4x16")
+    )
+    for method in serving.SPECS:
+        assert "further" not in short[method]
+        # Of one token, everything is the prefill; the more tokens, the less a prefill is of all.
+        assert short[method]["first"] == pytest.approx(short[method]["total"], rel=1e-3)
+        assert 1 < long[method]["total"] < short[method]["total"]
+        assert long[method]["first"] == pytest.approx(short[method]["first"])
+    for text in ("4", "x4", "0x1", "4x0", "4x1x1"):
+        with pytest.raises(ValueError, match="expected REQUESTSxTOKENS"):
+            serving.Load.of(text)
+
+
+def test_the_page_of_serving() -> None:
+    def turn(pruned: float) -> dict[str, Any]:
+        runs = {
+            name: {"first": 1 / speed, "further": None, "total": 1 / speed, "processor": 1 / speed}
+            for name, speed in {"plain": 1.0, "none": 1.1, "fastv": pruned}.items()
+        }
+        return {"machine": 1.5, "runs": runs}
+
+    caps = {"fastv": {"first": 2.0, "total": 2.0}}
+    body = {
+        "setting": {"shape": "tiny", "text": 64, "threads": 1}, "visual": 576, "processors": 2, "versions": {},
+        "rows": [
+            {"load": "4x1", "against": {}, "caps": caps, "turns": [turn(1.5), turn(1.7), turn(1.9)]},
+            {"load": "1x1", "against": {"fastv": "none"}, "caps": caps, "turns": [turn(2.42)]},
+        ],
+    }  # fmt: skip
+    page = pages.serving([None, body])
+    assert "| 4x1 | 3 | `plain` | 1000 ms |  | 1000 ms | 1000 ms |  |" in page
+    cell = "1.68 of 2.00 (1.50 to 1.90)"  # three turns: 3 s of plain's over 1.78 s
+    assert f"| `fastv` | {cell} |  | {cell} | 1.68 (1.50 to 1.90) | 84% |" in page
+    assert "| `fastv` | 2.20 of 2.00 |" in page and "1 CPU thread;" in page
+    assert page.count("**above its cap**") == 1
+    assert "**Not yet measured.**" in pages.serving([None, None])

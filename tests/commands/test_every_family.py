@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import foveate
 from foveate.cli.app import run
 from foveate.methods import score_of
 from foveate.models.load import load
@@ -27,7 +28,7 @@ from oracles.crossing import CLOSE
 METHOD = "fastv:layer=1,keep=0.5"
 WEIGHED = "divprune:keep=0.5,weigh=nearest,merge=mean"
 PROMPT = "what is this ?"
-COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, OTHER, DATA, ROWS and OUT stand for paths
+COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, OTHER, DATA, ROWS, ASKED and OUT stand for paths
     "generate": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", METHOD, "--compare",
                  "--max-new-tokens", "2", "--repeats", "1", "--json"],
     "generate weighed": ["generate", "IMAGE", PROMPT, "--model", "MODEL", "--method", WEIGHED,
@@ -45,6 +46,8 @@ COMMANDS: dict[str, list[str]] = {  # MODEL, IMAGE, OTHER, DATA, ROWS and OUT st
     "cost": ["cost", "MODEL", "--method", METHOD, "--image-size", "40x24", "--json"],
     "search": ["search", "MODEL", "--data", "ROWS", "--out", "OUT/found.json", "--algorithm", "random", "--budget",
                "0.6", "--trials", "2", "--start-layer", "1", "--batch", "2", "--json"],
+    "tune": ["tune", "MODEL", "--data", "ASKED", "--loss", "20%", "--loss-of", "words", "--guard", "--out",
+             "OUT/tuned.json", "--json"],
     "train dyrate": ["train", "dyrate", "--model", "MODEL", "--data", "ROWS", "--out", "OUT/predictor", "--steps", "1",
                      "--batch", "2", "--layer", "1", "--budget", "0.9", "--held-out", "1", "--masks"],
 }  # fmt: skip
@@ -86,7 +89,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for image, text in asked[:3]
     ]
     rows = [{"image": image, "prompt": text, "response": "this is that"} for image, text in asked]
-    for name, body in {"data.jsonl": samples, "rows.jsonl": rows}.items():
+    unanswered = [
+        {"image": image, "prompt": text, "group": str(number), "max_new_tokens": 3}
+        for number, (image, text) in enumerate([*asked, *asked, *asked])
+    ]
+    bodies = {"data.jsonl": samples, "rows.jsonl": rows, "asked.jsonl": unanswered}
+    for name, body in bodies.items():
         (home / name).write_text("".join(json.dumps(row) + "\n" for row in body))
     return home
 
@@ -102,6 +110,7 @@ def ran(
         "OTHER": files / "b.png",
         "DATA": files / "data.jsonl",
         "ROWS": files / "rows.jsonl",
+        "ASKED": files / "asked.jsonl",
     }
     args = [str(swap.get(part, part)).replace("OUT", str(out)) for part in COMMANDS[command]]
     capsys.readouterr()
@@ -160,6 +169,14 @@ def test_it_works_or_says_why_not(
             json.loads(out)["samples"] == 3
             and 0.6 < json.loads(out)["methods"][METHOD]["work"]["tokens"] < 0.7
         )
+    if command == "tune":
+        body = json.loads(out)
+        assert len(body["tried"]) > 8 and body["certificate"]["sentence"]
+        assert (tmp_path / "tuned.html").read_text().count("<circle") > 8
+        loaded = load(str(files / name))
+        with foveate.apply(loaded.model, f"tuned:{tmp_path / 'tuned.json'}") as trace:
+            loaded.model(**loaded.inputs([files / "a.png"], PROMPT), use_cache=True)
+        assert (trace.mean_kept() < 1) == (body["method"] != "none")
     if command == "explore":
         plain, fewer = json.loads(out)["rows"]
         assert plain["kept"] == 1 and 0.6 < fewer["kept"] < 0.7

@@ -12,6 +12,7 @@ from foveate.core.method import Method
 from foveate.core.schedules import Cut
 from foveate.core.scores import Even
 from foveate.core.weighing import AtCut, Nearest
+from foveate.engine import forward
 from foveate.methods import parse
 from models.families import FAMILIES as EVERY
 from models.tiny import FAMILIES, batch, model
@@ -167,6 +168,32 @@ def test_a_bias_of_zeros_is_no_bias(backend: str, close: float) -> None:
         with torch.no_grad(), foveate.apply(made, method):
             logits.append(made(**given).logits)
     torch.testing.assert_close(*logits, atol=close, rtol=0)
+
+
+def test_weights_need_no_copies_of_shared_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, sdpa is given the keys as they are, and the results are those of copied keys, to the bit."""
+    made, given = model("llava"), batch("llava", LAYOUTS["left"]).inputs
+    attention = made.model.language_model.layers[0].self_attn
+    assert attention.num_key_value_groups > 1
+    heads: list[tuple[int, int]] = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs["attn_mask"] is not None and kwargs["attn_mask"].is_floating_point():
+            heads.append((query.shape[1], key.shape[1]))
+        return plain(query, key, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    found = []
+    for shares in (forward.shares_keys, lambda *_: False):
+        monkeypatch.setattr(forward, "shares_keys", shares)
+        with torch.no_grad(), foveate.apply(made, *parse("fastv:layer=1,keep=0.5,weigh=nearest")):
+            found.append(made(**given).logits)
+    each = len(heads) // 2
+    assert each == len(made.model.language_model.layers) - 1  # layers from the cut on
+    assert {q // k for q, k in heads[:each]} == {attention.num_key_value_groups}
+    assert {q // k for q, k in heads[each:]} == {1}
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("spec", ["random:layer=1,keep=0.5", "dyrate", "downsample:layer=0"])

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from foveate.cli.app import run
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"
@@ -150,3 +152,24 @@ def test_pages_of_results_say_what_was_measured(
     monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as for a script that is run
     page = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))
     assert page["render"]() == page["PAGE"].read_text()
+
+
+def test_the_example_in_containers() -> None:
+    """The compose file and the Dockerfile name what is there, and start a command that `foveate serve` takes."""
+    yaml = pytest.importorskip("yaml")
+    folder = EXAMPLES / "serving"
+    service = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["foveate"]
+    context = (folder / service["build"]["context"]).resolve()
+    assert context == ROOT
+    steps = [
+        line.split(maxsplit=1)
+        for line in (context / service["build"]["dockerfile"]).read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert steps[0][0] == "FROM" and len(steps) <= 10
+    copied = [name for step, rest in steps if step == "COPY" for name in rest.split()[:-1]]
+    assert copied and all((ROOT / name).exists() for name in copied)
+    image = dict(steps)
+    assert json.loads(image["ENTRYPOINT"]) == ["foveate", "serve"]
+    assert json.loads(image["CMD"]) == service["command"]
+    assert run(["serve", *service["command"], "--dry-run"]) == 0

@@ -103,7 +103,7 @@ def test_a_list_of_rows_is_read_and_errors_name_the_entry(folder: Path) -> None:
     path.write_text(json.dumps(ROW, indent=2))
     assert len(from_file(path)) == 1
     path.write_text("[{,")
-    with pytest.raises(ValueError, match=r"rows\.json:1: Expecting"):
+    with pytest.raises(ValueError, match=r"rows\.json:1: it is not JSON: Expecting"):
         from_file(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,24 @@ def test_a_hopeless_trial_is_given_up_and_only_such(scenes: Any, data: Data) -> 
     parts = judge.parts(bad)
     assert parts is not None
     quality, before = judge.quality(parts), judge.runner.replay.tally.layers
-    assert judge.parts(bad, quality + 1e-3) is None or parts[2] == 0
-    assert judge.parts(bad, quality - 1e-6) is not None
+    assert judge.parts(bad, (quality + 1e-3,)) is None or parts[2] == 0
+    assert judge.parts(bad, (quality - 1e-6,)) is not None
     judge = judge_of(scenes, data, "kl")
-    assert judge.parts(bad, float(parts[:2].sum() / judge.weights.sum()) / 2) is None
+    assert judge.parts(bad, (float(parts[:2].sum() / judge.weights.sum()) / 2,)) is None
     assert judge.runner.replay.tally.layers < before, "the second batch was not run"
+
+
+def test_by_kind_a_trial_is_given_up_where_one_kind_is_hopeless(scenes: Any, data: Data) -> None:
+    kinds = ["first", *["others"] * (len(data.calibration) - 1)]
+    told = [replace(e, kind=kind) for e, kind in zip(data.calibration, kinds, strict=True)]
+    judge = Evaluator(scenes, told, OBJECTIVES["kl"], RANKINGS["last"], batch=1, by_kind=True)
+    assert judge.groups.tolist() == [0, *[1] * (len(told) - 1)]
+    bad = (1.0, *[0.0] * 7)
+    parts = judge.parts(bad)
+    assert parts is not None
+    first = float(parts[0] / judge.weights[0])
+    assert judge.parts(bad, (first + 1e-3, -1e9)) is None
+    assert judge.parts(bad, (first - 1e-3, -1e9)) is not None
 
 
 @pytest.mark.parametrize(

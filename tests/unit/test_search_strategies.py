@@ -28,16 +28,19 @@ class Known:
 
     def __init__(self, quality: Callable[[tuple[float, ...]], float]) -> None:
         self.of, self.weights, self.asked, self.prefixes = quality, torch.ones(1), [], []
+        self.groups = torch.zeros(1, dtype=torch.long)
 
     def hold(self, prefix: Sequence[float]) -> None:
         self.prefixes.append(tuple(prefix))
 
-    def parts(self, keep: Sequence[float], floor: float | None = None) -> torch.Tensor | None:
+    def parts(
+        self, keep: Sequence[float], floors: Sequence[float] | None = None
+    ) -> torch.Tensor | None:
         self.asked.append(tuple(keep))
         value = self.of(tuple(keep))
         return (
             None
-            if floor is not None and value < floor
+            if floors is not None and value < floors[0]
             else torch.tensor([value], dtype=torch.float64)
         )
 
@@ -276,3 +279,38 @@ def test_knobs_are_told_and_strangers_refused() -> None:
         problem(lambda keep: 0.0, 4, first=4)
     with pytest.raises(ValueError, match="tolerance=-1"):
         search("gsearch", problem(lambda keep: 0.0, 4), tolerance=-1)
+
+
+class OfTwoKinds:
+    """A judge of two kinds of prompts, nine of the first and one of the second, which alone needs tokens."""
+
+    weights = torch.ones(10)
+
+    def __init__(self, by_kind: bool) -> None:
+        kinds = [0] * 9 + [int(by_kind)]
+        self.groups = torch.tensor(kinds)
+        self.floors: list[Sequence[float]] = []
+
+    def hold(self, prefix: Sequence[float]) -> None:
+        pass
+
+    def parts(
+        self, keep: Sequence[float], floors: Sequence[float] | None = None
+    ) -> torch.Tensor | None:
+        self.floors += [] if floors is None else [floors]
+        lost = max(0.0, 0.5 - min(keep))
+        return torch.tensor([2.0] * 9 + [1.0 - lost], dtype=torch.float64)
+
+
+def test_a_tolerance_by_kind_spares_the_kind_that_the_mean_hides() -> None:
+    found = {}
+    for by_kind in (False, True):
+        judge = OfTwoKinds(by_kind)
+        asked = Problem(judge, mean_keep, 2, 0)
+        found[by_kind] = min(search("gsearch", asked, tolerance=0.04, grid=GRID))
+        if by_kind:  # quality is what the worst kind lost, and each kind has a floor of its own
+            assert asked.full == 0 and asked.quality((0.25, 0.25)) == pytest.approx(-0.25)
+            assert judge.floors[0] == pytest.approx([2 - 0.04, 1 - 0.04])
+        else:
+            assert asked.full == pytest.approx(1.9) and judge.floors[0] == pytest.approx([1.86])
+    assert found == {False: pytest.approx(2 / GRID), True: pytest.approx(8 / GRID)}

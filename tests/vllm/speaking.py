@@ -11,12 +11,14 @@ import tiny
 import torch
 import transformers as tf
 from PIL import Image
+from vllm.distributed import cleanup_dist_env_and_memory
 
 import foveate
 from foveate.methods import parse
 from vllm import LLM, SamplingParams
 
 STEPS = 6
+LONGEST = 384  # tokens of a sequence
 Answer = tuple[list[int], list[float]]  # tokens, and the log-probability of each
 
 
@@ -48,12 +50,30 @@ def prompt(family: str, seed: int, method: str, pictures: int = 1) -> Prompt:
 def engine(folder: Path, also: list[str], **more: Any) -> LLM:
     """vLLM with Foveate, which prunes what asks for it."""
     given = {
-        "dtype": "float32", "max_model_len": 384, "max_num_batched_tokens": 2048, "block_size": 32,
+        "dtype": "float32", "max_model_len": LONGEST, "max_num_batched_tokens": 2048, "block_size": 32,
         "enforce_eager": True, "enable_prefix_caching": False, "enable_chunked_prefill": False,
         "limit_mm_per_prompt": {"image": 2, "video": 0}, "gpu_memory_utilization": 0.3,
         "additional_config": {"foveate": {"method": "none", "also": also}}, **more,
     }  # fmt: skip
     return LLM(str(folder), **given)
+
+
+def shut_down(llm: LLM) -> None:
+    """Ends an engine, so that another can start in this process."""
+    llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+
+
+def whole_vllm(folder: Path, also: list[str], **more: Any) -> LLM:
+    """vLLM with what it has by default, chunked prefill and prefix caching, and Foveate before its decoder.
+
+    Its steps are so short that prompts of tiles are split.
+    """
+    settings = {"foveate": {"method": "none", "also": also, "way": "before"}}
+    return engine(
+        folder, [], additional_config=settings, enable_prefix_caching=True, enable_chunked_prefill=True,
+        max_num_batched_tokens=176, **more,
+    )  # fmt: skip
 
 
 def request(one: Prompt, **more: Any) -> tuple[dict[str, Any], SamplingParams]:
@@ -115,7 +135,7 @@ class Reference:
             text=one.text, images=list(one.pictures) or None, return_tensors="pt"
         )
         methods = [] if one.method == "none" else parse(one.method)
-        with foveate.apply(self.model, *methods):
+        with foveate.apply(self.model, *methods) as self.trace:
             said = self.model.generate(
                 **given, do_sample=False, max_new_tokens=STEPS, min_new_tokens=STEPS, eos_token_id=None,
                 return_dict_in_generate=True, output_scores=True,

@@ -25,12 +25,15 @@ def folder(saved: Path) -> Path:
         ({"enforce_eager": False}, "compiled decoder"),
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"enable_lora": True}, "LoRA"),
-        ({"additional_config": {"foveate": {"method": "st3"}}}, "while decoding"),
-        ({"additional_config": {"foveate": {"method": "fastv:layer=9"}}}, "layers 0 to 5"),
         (
-            {"additional_config": {"foveate": {"method": "vscan1+fastv", "also": ["pact"]}}},
-            "weigh=",
+            {
+                "additional_config": {
+                    "foveate": {"method": "dyrate:predictor=scenes-0.33-decode,semantics=recompute"}
+                }
+            },
+            "without a KV cache",
         ),
+        ({"additional_config": {"foveate": {"method": "fastv:layer=9"}}}, "layers 0 to 5"),
     ],
 )
 def test_configurations(folder: Path, options: dict[str, Any], expected: str) -> None:

@@ -17,6 +17,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
+from foveate.artefacts.predictors import Card, save_pretrained
+from foveate.core.predictor import RatePredictor
+
 LAYERS = 6
 TEXT = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": LAYERS,
@@ -183,7 +186,10 @@ def qwen3_vl() -> Any:
         "intermediate_size": 96, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0, 2],
     }  # fmt: skip
-    return tf.Qwen3VLConfig(vision_config=tower, text_config={**TEXT, **MROPE}, **QWEN_IDS)
+    # vLLM reads off the configuration what transformers' code always does: the axes interleave.
+    rope = {**MROPE["rope_parameters"], "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    text = {**TEXT, "rope_parameters": rope}
+    return tf.Qwen3VLConfig(vision_config=tower, text_config=text, **QWEN_IDS)
 
 
 def qwen_processor(kind: str, video: str, folder: Path) -> None:
@@ -401,6 +407,21 @@ def build(name: str) -> Any:
         head[WORDS:] = head[3 : 3 + len(head) - WORDS] / 2
     made.generation_config.eos_token_id = None
     return made.eval()
+
+
+RATES = [0.2, 0.4, 0.6, 0.8, 0.9]
+
+
+def predictor(folder: Path) -> Path:
+    """Puts a predictor of DyRate's into `folder`: the more an answer looks at itself, the more leaves."""
+    made = RatePredictor(TEXT["num_attention_heads"], RATES)
+    with torch.no_grad():
+        for rate, share in enumerate((0.0, 0.05, 0.1, 0.2, 0.4)):  # the nearest share wins
+            made.linear.weight[rate, 3::4] = 2 * share / made.heads
+            made.linear.bias[rate] = -(share**2)
+    card = Card("tiny", LAYERS, made.heads, 2, RATES, True, "last", 1.0)
+    save_pretrained(made, card, folder)
+    return folder
 
 
 def save(name: str, folder: Path) -> Path:

@@ -31,7 +31,9 @@ class TunedFile:
         wish: what was asked for: loss or speed, and how cost is counted.
         data: how many examples there were, and their hashes.
         tried: every candidate with its cost and what it lost.
-        limits: of `guarded`: what inputs looked like; others run unpruned. Empty: all are pruned.
+        limits: of `core.guard`: what inputs looked like; others run unpruned. Empty: all are pruned.
+        spent: what the tuning took: settings tried, examples scored, samples x layers of that, and
+            answers generated.
         seed: of the division of the data.
         versions: of foveate, torch, transformers.
     """
@@ -44,6 +46,7 @@ class TunedFile:
     data: dict[str, Any] = field(default_factory=dict)
     tried: list[dict[str, Any]] = field(default_factory=list)
     limits: dict[str, tuple[float, float]] = field(default_factory=dict)
+    spent: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -54,12 +57,16 @@ class TunedFile:
         if (self.method == SEARCHED) != (self.schedule is not None):
             raise ValueError(f"method {self.method!r} does not go with what it says of a schedule")
 
+    def body(self) -> dict[str, Any]:
+        """What the file holds."""
+        found = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if self.schedule is not None:
+            found["schedule"]["weighting"] = self.schedule.weighting.facts
+        return found
+
     def save(self, path: Path | str) -> None:
         """Writes the file."""
-        body = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        if self.schedule is not None:
-            body["schedule"]["weighting"] = self.schedule.weighting.facts
-        write_text(path, json.dumps(body, indent=1) + "\n")
+        write_text(path, json.dumps(self.body(), indent=1) + "\n")
 
 
 def load_tuned(path: Path | str) -> TunedFile:

@@ -20,6 +20,7 @@ from . import (
     doctor,
     eval,
     explore,
+    export,
     generate,
     inspect,
     inspect_ranking,
@@ -73,6 +74,7 @@ app.command(
     rich_help_panel=USE,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(serve.serve)
+app.command("export", rich_help_panel=USE)(export.export_model)
 app.command("advise", rich_help_panel=MEASURE)(advise.advise)
 app.command("bench", rich_help_panel=MEASURE)(bench.benchmark)
 app.command("eval", rich_help_panel=MEASURE)(eval.evaluate_methods)

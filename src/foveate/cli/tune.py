@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -93,7 +92,7 @@ def tune(
 ) -> None:
     """Choose a setting for a model by examples of its use, and certify it on others.
 
-    Half of the pictures choose, the other half certify. Interrupt and give the same command again to go on.
+    A third of the pictures choose, the others certify. Interrupt and give the same command again to go on.
     """
     wish = Wish(
         risk=None if loss is None else share(loss, "--loss"),
@@ -130,7 +129,7 @@ def tune(
     document = out.with_suffix(".html")
     page.write(page.render(outcome, wish, examples, hints), document)
     if as_json:
-        print_json(asdict(outcome.file))
+        print_json(outcome.file.body())
     else:
         _print(outcome, wish, hints)
     wrote(out, f"the setting; use it by --method tuned:{out}")

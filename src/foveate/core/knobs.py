@@ -36,7 +36,7 @@ def checked(factory: Callable[P, Made]) -> Callable[P, Made]:
             return factory(*args, **kwargs)
         hints = get_type_hints(factory)
         for knob, value in given.items():
-            kinds = _kinds(hints[knob])
+            kinds = _kinds(hints.get(knob, Any))  # `self` has no hint
             if kinds <= set(_WORDS) and not any(_is(value, kind) for kind in kinds):
                 named = kinds - {int} if float in kinds else kinds
                 wanted = " or ".join(words for kind, words in _WORDS.items() if kind in named)
@@ -53,7 +53,10 @@ def _kinds(hint: Any) -> set[Any]:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value may be meant as this type: any number as another number, a list as a tuple."""
+    """Whether a value may be meant as this type: any number as another number, a list as a tuple.
+
+    True and False are no numbers here, though Python has them so.
+    """
     if kind in (int, float):
-        return isinstance(value, Real)
+        return isinstance(value, Real) and not isinstance(value, bool)
     return isinstance(value, (tuple, list) if kind is tuple else kind)

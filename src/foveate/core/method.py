@@ -24,6 +24,7 @@ from .contract import (
     as_schedule,
     as_score,
 )
+from .knobs import checked
 from .selection import top, top_per_image
 from .view import View
 from .weighing import CUTOFF, PLACE, AtCut, Cell, Clusters, Mean, Nearest, Uniform, owners
@@ -133,7 +134,10 @@ class Method:
         """Raises ValueError if the schedule does not fit `layers` layers or a model of this family,
         or the score.
         """
-        self.schedule.check(layers, family)
+        try:
+            self.schedule.check(layers, family)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
         self.check_parts(layers)
 
     def check_parts(self, layers: int = 128) -> None:
@@ -192,6 +196,7 @@ class Method:
         image = view.tokens.image.gather(1, view.visual.clamp(min=0))
         return Selection(top_per_image(scores, view.mask, counts, image), counts)
 
+    @checked
     def weighted(
         self,
         weigh: WeighKind = "nearest",

@@ -183,7 +183,10 @@ class Handle(AbstractContextManager[Trace]):
     ) -> None:
         if threads not in get_args(Threads):
             raise ValueError(f"threads={threads!r}; expected {' or '.join(get_args(Threads))}")
-        if trace_last is not None and (not isinstance(trace_last, int) or trace_last < 1):
+        if watch is not None and not callable(watch):
+            raise TypeError(f"watch={watch!r}; expected a function of a View, or None")
+        whole = isinstance(trace_last, int) and not isinstance(trace_last, bool)
+        if trace_last is not None and (not whole or trace_last < 1):
             raise ValueError(
                 f"trace_last={trace_last!r}; expected a number of forwards, 1 or more, or None"
             )

@@ -30,6 +30,7 @@ can show is checked in the run: the cache that the engine prepared must be the o
 | a mask is None, or 2-D (flash attention) or 4-D | what a layer is given | 5.17 to 5.24 |
 | a 4-D mask is bool or additive | what a layer is given | 5.17 to 5.24 |
 | a `BlockMask` or none, with `position_bias` (B H R S) | flex attention's function | 5.17 to 5.24 |
+| none, with `position_bias` (B 1 R S) and `is_causal` | sdpa's function | 5.17 to 5.24 |
 | the function that attends is found by `config`'s name | attention, at every call | 5.17 to 5.24 |
 | it returns (B R H E) | the function that attends | 5.17 to 5.24 |
 | it is given `softcap` where products are capped | the function that attends | 5.17 to 5.24 |

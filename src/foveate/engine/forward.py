@@ -16,7 +16,7 @@ from ..core.tokens import Kind
 from ..core.view import View
 from .adapters import Adapter
 from .assumptions import Cache, check_filled, check_layer_call, unsupported
-from .attention.biased import BiasedConfig
+from .attention.biased import BiasedConfig, shares_keys
 from .attention.lookback import Lookback, Ran
 from .attention.masks import OwnMask, added_in, for_backend, needless, own_mask
 from .attention.rows import replace_rows, take_rows
@@ -429,10 +429,17 @@ class Forward:
         numbers = self.numbers[index]
         if self.flash and numbers is not None:
             self.biased = BiasedConfig(module.self_attn, self._bias(index, numbers, batch))
-        elif self.backend == "flex_attention" and mask is not None:
+        elif mask is not None and self._takes_table(module.self_attn, mask):
             self.biased = BiasedConfig(module.self_attn, mask)
             return None
         return mask
+
+    def _takes_table(self, attention: Any, mask: Tensor) -> bool:
+        """Whether the backend takes an additive mask as a table of biases, and no mask beside it."""
+        if self.backend == "flex_attention":
+            return True
+        # One row needs no copies of keys; transformers then packs the heads.
+        return self.backend == "sdpa" and mask.shape[2] > 1 and shares_keys(attention, mask)
 
     def _bias(self, index: int, numbers: Numbers, batch: int) -> Tensor:
         """What attention adds to products with each key that layer `index` is about to hold (B S)."""

@@ -23,7 +23,7 @@ def tuned(path: str | TunedFile) -> Method:
     Angelopoulos et al., arXiv 2110.01052, for the certificate; what is chosen from are the other
     methods, each with its own paper.
 
-    Where: inside the language model; as the method chosen.
+    Where: inside the language model; as chosen.
 
     Deviations: none.
 

@@ -47,7 +47,7 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        return error
+        return ValueError(f"it is not JSON: {error}")
 
 
 def pictures_of(row: dict[str, Any], folder: Path) -> tuple[tuple[str, ...], list[str | Path]]:

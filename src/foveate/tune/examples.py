@@ -29,12 +29,14 @@ class Example:
 
     Attributes:
         earlier: former turns of the chat, (prompt, answer) each; the images belong to the first turn.
+        kind: of prompt, where several are told apart.
     """
 
     images: Callable[[], list[Image.Image]]
     prompt: str
     answer: str
     earlier: tuple[tuple[str, str], ...] = ()
+    kind: str = ""
 
 
 @dataclass
@@ -62,7 +64,7 @@ def scene_examples(
             if asked is None:
                 continue
             turn = asked
-        rows.append(Example(partial(_drawn, scene), turn.question, turn.answer))
+        rows.append(Example(partial(_drawn, scene), turn.question, turn.answer, kind=kind))
     return Examples(rows)
 
 
@@ -128,7 +130,7 @@ def _of_row(row: Any, folder: Path) -> list[Example]:
         load = pictures(sources)
         turns = turns_of(row, len(names))
         return [
-            Example(load, asked, answer, tuple(turns[:number]))
+            Example(load, asked, answer, tuple(turns[:number]), str(row.get("kind", "")))
             for number, (asked, answer) in enumerate(turns)
         ]
     prompt, answer = row["prompt"], row["response"]
@@ -136,7 +138,7 @@ def _of_row(row: Any, folder: Path) -> list[Example]:
         raise KeyError("image")
     if not (isinstance(prompt, str) and isinstance(answer, str) and answer.strip()):
         raise ValueError("prompt and response must be text, the response not empty")
-    return [Example(pictures(sources), prompt, answer)]
+    return [Example(pictures(sources), prompt, answer, kind=str(row.get("kind", "")))]
 
 
 def pictures(sources: Sequence[str | Path]) -> Callable[[], list[Image.Image]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ..engine.adapters import Adapter, adapters
-from .metadata import BACKENDS
 
 LAYER = ("positions", "hidden_states", "residual")  # what a decoder layer is called with
 
@@ -21,14 +21,20 @@ class Anatomy:
     Attributes:
         layers: of the decoder, in order.
         attentions: vLLM's attention of each.
+        heads: width of a head in each; attention's own may be wider where keys carry a bias.
         adapter: what the other engine knows of the family, or None.
         config: of transformers.
     """
 
     layers: tuple[Any, ...]
     attentions: tuple[Any, ...]
+    heads: tuple[int, ...]
     adapter: Adapter | None
     config: Any
+
+    def head_size(self, index: int) -> int:
+        """Width of a head of a layer, as the model has it."""
+        return self.heads[index]
 
     def key_heads(self, index: int) -> int:
         """Key heads of a layer, of all ranks of a tensor-parallel model together."""
@@ -46,13 +52,16 @@ class Anatomy:
         return None if self.adapter is None else self.adapter.grid(self.config)
 
 
-def anatomy_of(model: Any, config: Any, length: int) -> Anatomy:
+def anatomy_of(
+    model: Any, config: Any, length: int, backends: Collection[str] | None = None
+) -> Anatomy:
     """The anatomy of a live model.
 
     Args:
         model: as vLLM loaded it.
         config: of transformers.
         length: the longest sequence that vLLM will run (max_model_len).
+        backends: of attention, that will do; None if any will.
 
     Raises:
         ValueError: hooks could not be right on it.
@@ -67,8 +76,9 @@ def anatomy_of(model: Any, config: Any, length: int) -> Anatomy:
         _check_layer(name, layer)
     attentions = tuple(layer.self_attn.attn for layer in layers)
     for attention in attentions:
-        _check_attention(name, attention, length)
-    return Anatomy(layers, attentions, adapters().get(config.model_type), config)
+        _check_attention(name, attention, length, backends)
+    heads = tuple(attention.head_size for attention in attentions)
+    return Anatomy(layers, attentions, heads, adapters().get(config.model_type), config)
 
 
 def _layers(language: Any) -> tuple[Any, ...] | None:
@@ -98,12 +108,14 @@ def _check_layer(name: str, layer: Any) -> None:
         )
 
 
-def _check_attention(name: str, attention: Any, length: int) -> None:
+def _check_attention(
+    name: str, attention: Any, length: int, backends: Collection[str] | None
+) -> None:
     """Raises ValueError where attention depends on more than which keys there are, in order."""
     backend = attention.attn_backend.get_name()
-    if backend not in BACKENDS:
+    if backends is not None and backend not in backends:
         raise ValueError(
-            f"the attention backend is {backend}; supported inside vLLM are {', '.join(BACKENDS)}"
+            f"the attention backend is {backend}; supported inside the decoder are {', '.join(backends)}"
         )
     window = attention.sliding_window
     reasons = {

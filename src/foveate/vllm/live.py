@@ -11,11 +11,16 @@ from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 
 from .anatomy import anatomy_of
+from .bias import WideHeads
 from .checks import check_config
+from .evict import Evict
 from .forward import Forward
-from .metadata import Shortened
+from .metadata import BACKENDS, Shortened
+from .paged import Paged
+from .pictures import Pictures
+from .report import NEWS, Held
 from .rows import Request, Share, request_of
-from .settings import Settings, methods_of
+from .settings import Settings, drops_while_decoding, methods_of
 from .tower import TowerWatch
 
 logger = init_logger("vllm.foveate")
@@ -23,7 +28,8 @@ PICTURES = ("image", "video")
 STACKED = "_get_deepstack_input_embeds"  # of a model with DeepStack
 RUNNER = (
     "_model_forward", "_on_request_state_removed", "_cache_encoder_output", "_process_encoder_cache_scheduler_output",
-    "input_batch", "requests", "query_start_loc", "get_model",
+    "_init_mrope_positions", "sample_tokens",
+    "input_batch", "requests", "query_start_loc", "get_model", "initialize_kv_cache",
 )  # fmt: skip
 
 
@@ -39,19 +45,17 @@ class Live:
     """
 
     def __init__(self, runner: Any, settings: Settings) -> None:
-        lacking = [name for name in RUNNER if not hasattr(runner, name)]
-        if lacking:
-            raise ValueError(
-                f"vLLM's {type(runner).__name__} has no {', '.join(lacking)}; use another release"
-            )
         self.runner = runner
         self.settings = settings
         config = runner.model_config
         model = runner.get_model()
-        self.anatomy = anatomy_of(model, config.hf_config, config.max_model_len)
+        self.anatomy = anatomy_of(model, config.hf_config, config.max_model_len, BACKENDS)
         self.tower_watch = TowerWatch.of(model, config.hf_config, settings.tower)
         self.requests: dict[str, Request] = {}
         self.forward: Forward | None = None
+        self.wide: list[WideHeads] | None = None  # of each layer, where keys carry biases
+        self.evict: Evict | None = None
+        self.news: dict[str, Held] = {}  # of this step, for the scheduler
 
     def attach(self) -> None:
         """Puts the hooks on, for the life of the process."""
@@ -60,7 +64,13 @@ class Live:
         ):
             layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True)
             attention.register_forward_pre_hook(_AttentionHook(self, index))
+        if self.settings.weighs:
+            self.wide = [WideHeads(attention, self._bias) for attention in self.anatomy.attentions]
+        if self.settings.decodes:
+            self.initialize = self.runner.initialize_kv_cache
+            self.runner.initialize_kv_cache = self._initialize_kv_cache
         self.run, self.runner._model_forward = self.runner._model_forward, self._model_forward
+        self.sample, self.runner.sample_tokens = self.runner.sample_tokens, self._sample_tokens
         self.removed = self.runner._on_request_state_removed
         self.runner._on_request_state_removed = self._on_request_state_removed
         model = self.runner.get_model()
@@ -78,6 +88,17 @@ class Live:
 
         return stacked
 
+    def _bias(self, rows: int) -> Tensor | None:
+        return None if self.forward is None else self.forward.bias
+
+    def _initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
+        """vLLM's, after which it is known how the cache is laid out."""
+        self.initialize(*args, **kwargs)
+        paged = Paged.of(
+            self.anatomy.attentions, self.anatomy.attentions[0].kv_cache.dtype, self.runner.device
+        )
+        self.evict = Evict(paged, self.anatomy, self.wide)
+
     def _on_request_state_removed(self, name: str, state: Any) -> None:
         self.requests.pop(name, None)
         self.removed(name, state)
@@ -88,13 +109,30 @@ class Live:
         if not any(share.columns is not None or share.request.gone.any() for share in shares):
             return self.run(*args, **kwargs)
         self.forward = Forward(
-            self.anatomy, shares, Shortened(self.runner, len(shares)), self.tower_watch
+            self.anatomy,
+            shares,
+            Shortened(self.runner, len(shares)),
+            self.tower_watch,
+            self.evict,
         )
         total = int(kwargs["positions"].shape[-1])
         try:
-            return self.forward.finish(self.run(*args, **kwargs), total)
+            output = self.forward.finish(self.run(*args, **kwargs), total)
         finally:
             self.forward = None
+        for name, share in zip(self.runner.input_batch.req_ids, shares, strict=True):
+            if share.columns is not None:
+                self.news[name] = share.request.report()
+        return output
+
+    def _sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's, with news for the scheduler in its output."""
+        output = self.sample(*args, **kwargs)
+        if self.news and output is not None:
+            # Where steps overlap, the output is made later, around this one.
+            setattr(getattr(output, "_model_runner_output", output), NEWS, self.news)
+            self.news = {}
+        return output
 
     def _shares(self) -> list[Share]:
         """The requests of this step, in the order of their rows; none in a dry run."""
@@ -114,8 +152,10 @@ class Live:
             self.requests[name] = self._request(name)
         request = self.requests[name]
         share = Share(request, start, count, before + count)
-        if request.tokens is None or before >= request.prompt:
+        if request.tokens is None:
             return share
+        if before >= request.prompt:
+            return self._decoding(share, before)
         if before > 0 or count < request.prompt:
             raise RuntimeError(
                 f"vLLM runs columns {before} to {before + count} of a prompt of {request.prompt} apart; "
@@ -129,6 +169,19 @@ class Live:
         )
         return share
 
+    def _decoding(self, share: Share, before: int) -> Share:
+        """A request's part of a decode step, of which its prefill has run `before` tokens or more."""
+        step = before - share.request.prompt + 1
+        if not share.request.decodes or not share.request.acts(step):
+            return share
+        if share.count > 1:
+            raise RuntimeError(
+                f"vLLM runs {share.count} answer tokens of a request in one step; its method decides before each"
+            )
+        share.step = step
+        share.columns = torch.tensor([before], device=self.runner.device)
+        return share
+
     def _request(self, name: str) -> Request:
         state = self.runner.requests[name]
         params = state.sampling_params
@@ -139,6 +192,7 @@ class Live:
             len(self.anatomy.layers),
             self.anatomy.per_image,
             self.anatomy.grid,
+            drops_while_decoding(text),
         )
 
     def _visual(self, state: Any) -> Tensor | None:
@@ -203,9 +257,22 @@ def attach(worker: Any) -> None:
     if settings is None:
         return
     check_config(worker.vllm_config, settings)
-    Live(worker.model_runner, settings).attach()
+    runner = worker.model_runner
+    lacking = [name for name in RUNNER if not hasattr(runner, name)]
+    if lacking:
+        raise ValueError(
+            f"vLLM's {type(runner).__name__} has no {', '.join(lacking)}; use another release"
+        )
+    if settings.way == "before":
+        model, config = runner.get_model(), runner.model_config
+        anatomy = anatomy_of(model, config.hf_config, config.max_model_len)
+        watch = TowerWatch.of(model, config.hf_config, settings.tower)
+        Pictures(runner, anatomy, watch, settings.weighs).attach()
+    else:
+        Live(runner, settings).attach()
     logger.info(
-        "foveate prunes visual tokens inside the decoder: %s by default%s",
+        "foveate prunes visual tokens %s the decoder: %s by default%s",
+        settings.way,
         settings.method,
         f", {', '.join(settings.also)} on request" if settings.also else "",
     )

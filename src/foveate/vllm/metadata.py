@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,18 @@ class Shortened:
             is_prefilling=torch.from_numpy(prefilling),
         )
         self.made = {}
+
+    def slots_of(self, request: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Gives the slots of a request's places 0, 1, ... in its own blocks."""
+        blocks = self.blocks[request]
+
+        def slots(places: torch.Tensor) -> torch.Tensor:
+            return (
+                blocks[places // self.block_size].long() * self.block_size
+                + places % self.block_size
+            )
+
+        return slots
 
     def put(self, context: Any, name: str) -> None:
         """Gives the attention layer `name` its metadata and slots in vLLM's forward context."""

@@ -1,6 +1,6 @@
 """vLLM's entry point into Foveate (`vllm.general_plugins`); vLLM calls `register` in each of its processes.
 
-It puts three wrappers around functions of vLLM's. Each looks whether the configuration has
+It puts four wrappers around functions of vLLM's. Each looks whether the configuration has
 `additional_config={"foveate": ...}`, and otherwise does what it did before.
 """
 
@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from .before import shorten
 from .checks import check_config, check_request
 from .settings import KEY, Settings
 
@@ -21,6 +22,7 @@ def register() -> None:
     if _REGISTERED:
         return
     _REGISTERED.append(True)
+    _admit()  # here: with several API servers, only one process makes a configuration
     from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 - vLLM is loading its plugins
     from vllm.v1.worker.worker_base import WorkerWrapperBase  # noqa: PLC0415 - as above
 
@@ -35,7 +37,6 @@ def _configuring(create: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(create)
     def configured(args: Any, *rest: Any, **more: Any) -> Any:
         config = create(args, *rest, **more)
-        _admit()
         try:
             settings = Settings.of(config.additional_config)
             if settings is not None:
@@ -43,9 +44,9 @@ def _configuring(create: Callable[..., Any]) -> Callable[..., Any]:
         except ValueError as error:
             raise ValueError(f"foveate: {error}") from None
         if settings is not None:
-            overlapping = config.scheduler_config.async_scheduling
-            name = "AsyncWholePrompts" if overlapping else "WholePrompts"
-            config.scheduler_config.scheduler_cls = f"foveate.vllm.scheduler.{name}"
+            overlapping = "Async" if config.scheduler_config.async_scheduling else ""
+            name = "WholePrompts" if settings.way == "inside" else "ShortPrompts"
+            config.scheduler_config.scheduler_cls = f"foveate.vllm.scheduler.{overlapping}{name}"
         return config
 
     return configured
@@ -75,20 +76,35 @@ def _starting(start: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _admit() -> None:
-    """Wraps what checks a request's parameters, in the process that takes requests."""
+    """Wraps what checks and makes a request."""
     from vllm.exceptions import VLLMValidationError  # noqa: PLC0415 - as in `register`
-    from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415 - workers need none
+    from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415 - as above
 
     check = InputProcessor._validate_params
-    if hasattr(check, "__wrapped__"):
-        return
 
     @functools.wraps(check)
     def checked(processor: Any, params: Any, *rest: Any, **more: Any) -> Any:
         try:
-            check_request(Settings.of(processor.vllm_config.additional_config), params)
+            config = processor.vllm_config
+            check_request(Settings.of(config.additional_config), params, config.model_config)
         except ValueError as error:
             raise VLLMValidationError(f"foveate: {error}", parameter=KEY) from error
         return check(processor, params, *rest, **more)
 
     InputProcessor._validate_params = checked
+    process = InputProcessor.process_inputs
+
+    @functools.wraps(process)
+    def processed(processor: Any, *given: Any, **named: Any) -> Any:
+        request = process(processor, *given, **named)
+        settings = Settings.of(processor.vllm_config.additional_config)
+        params = request.sampling_params
+        if settings is None or settings.way != "before" or params is None:
+            return request
+        try:
+            shorten(request, settings.chosen(params.extra_args), processor.vllm_config.model_config)
+        except ValueError as error:
+            raise VLLMValidationError(f"foveate: {error}", parameter=KEY) from error
+        return request
+
+    InputProcessor.process_inputs = processed

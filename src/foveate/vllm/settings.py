@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ..core.method import SOON, Method
 from ..core.tower import Layer
 from ..methods import factories, knobs, parse
+from ..methods.dyrate import LearnedRate
 from ..methods.spec import Named, named_in, read
 
+Way = Literal["inside", "before"]
 KEY = "foveate"  # in vLLM's additional_config, and in a request's vllm_xargs
 NONE = "none"  # the method that keeps everything
+DEEPEST = 128  # no decoder has more layers
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,11 @@ class Settings:
 
     Attributes:
         method: the method of requests that choose none, as text; "none" keeps all tokens.
-        also: further methods, as text, that a request may choose. Methods that name a file, or look
-            at layers of the vision tower at which `method` does not look, must be listed here.
+        also: further methods, as text, that a request may choose. Methods that name a file must be
+            listed here, and those for which the server must be prepared: methods that look at the
+            vision tower, weigh, or drop tokens while decoding.
+        way: where tokens leave: "inside" the decoder, at any layer and step; or "before" it, so that
+            the prompt is shorter for all of vLLM (see `before`).
 
     Raises:
         ValueError: a method that is not known, or that cannot be right inside vLLM.
@@ -31,8 +37,11 @@ class Settings:
 
     method: str
     also: tuple[str, ...] = ()
+    way: Way = "inside"
 
     def __post_init__(self) -> None:
+        if self.way not in get_args(Way):
+            raise ValueError(f"way={self.way!r}; expected one of {', '.join(get_args(Way))}")
         for text in self.listed:
             check_text(text)
 
@@ -48,16 +57,17 @@ class Settings:
             return None
         if isinstance(said, str):
             said = {"method": said}
-        if not isinstance(said, Mapping) or "method" not in said or set(said) - {"method", "also"}:
+        known = {"method", "also", "way"}
+        if not isinstance(said, Mapping) or "method" not in said or set(said) - known:
             raise ValueError(
                 f'additional_config has {KEY}={said!r}; expected {{"method": "fastv:layer=2,keep=0.5"}}, and '
-                'perhaps "also": [...], the further methods that requests may choose'
+                'perhaps "also": [...], the further methods that requests may choose, and "way": "inside" or "before"'
             )
         also = said.get("also", [])
         texts = [said["method"], *(also if isinstance(also, list | tuple) else [also])]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"additional_config has {KEY}={said!r}; expected methods as text")
-        return Settings(texts[0], tuple(texts[1:]))
+        return Settings(texts[0], tuple(texts[1:]), said.get("way", "inside"))
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -70,6 +80,16 @@ class Settings:
         found = (layer for text in self.listed for layer in tower_of(methods_of(text)))
         return tuple(dict.fromkeys(found))
 
+    @property
+    def weighs(self) -> bool:
+        """Whether some listed method weighs, so that keys carry biases."""
+        return any(weighs(text) for text in self.listed)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether some listed method drops tokens while decoding."""
+        return any(drops_while_decoding(text) for text in self.listed)
+
     def chosen(self, extra: Mapping[str, Any] | None) -> Any:
         """The method's text for a request with these `vllm_xargs`; not checked."""
         said = None if extra is None else extra.get(KEY)
@@ -79,8 +99,8 @@ class Settings:
         """The methods of a request that chose `text`.
 
         Raises:
-            ValueError: it is not known, cannot be right inside vLLM, names a file, or looks at
-                layers of the vision tower that the server does not watch.
+            ValueError: it is not known, cannot be right inside vLLM, names a file, or is one for
+                which this server is not prepared.
         """
         if not isinstance(text, str):
             raise ValueError(
@@ -98,12 +118,21 @@ class Settings:
                 )
         check_text(text)
         methods = methods_of(text)
-        lacking = set(tower_of(methods)) - set(self.tower)
-        if lacking:
-            raise ValueError(
-                f"{text} looks at the vision tower, which this server does not watch; the server can offer it: "
-                f'"also": ["{text}"] in its settings'
-            )
+        lacking = {
+            "looks at the vision tower, which this server does not watch": bool(
+                set(tower_of(methods)) - set(self.tower)
+            ),
+            "weighs tokens (weigh=), for which this server's keys have no room": weighs(text)
+            and not self.weighs,
+            "drops tokens while decoding, for which this server is not prepared": (
+                drops_while_decoding(text) and not self.decodes
+            ),
+        }
+        for reason, there in lacking.items():
+            if there:
+                raise ValueError(
+                    f'{text} {reason}; the server can offer it: "also": ["{text}"] in its settings'
+                )
         return methods
 
 
@@ -124,6 +153,7 @@ def methods_of(text: str) -> tuple[Method, ...]:
     return () if text.strip() == NONE else tuple(parse(text))
 
 
+@lru_cache(maxsize=256)  # settings are read again for every request
 def check_text(text: str) -> None:
     """Raises ValueError unless `text` names methods that can be right inside vLLM."""
     for method in methods_of(text):
@@ -132,16 +162,29 @@ def check_text(text: str) -> None:
 
 def check_method(method: Method) -> None:
     """Raises ValueError where vLLM does not give what a method needs, whatever the model."""
-    if method.weigh is not None:
+    if isinstance(method.schedule, LearnedRate) and method.schedule.semantics == "recompute":
         raise ValueError(
-            f"{method.name} adds a bias to attention (weigh=), which vLLM's attention kernels do not take; leave out "
-            "weigh=, or run it with foveate.apply"
+            f"{method.name} runs without a KV cache (semantics=recompute), which vLLM always has; take "
+            "semantics=cached, or run it with foveate.apply"
         )
-    if any(method.drops(layer, step) for step in range(1, SOON) for layer in range(128)):
-        raise ValueError(
-            f"{method.name} drops tokens while decoding, or does not say that it does not; inside vLLM a request "
-            "decides in its prefill alone (dyrate takes decode=false)"
-        )
+
+
+@lru_cache(maxsize=256)
+def weighs(text: str) -> bool:
+    """Whether kept tokens weigh by some of the methods that `text` names."""
+    return any(method.weigh is not None for method in methods_of(text))
+
+
+@lru_cache(maxsize=256)
+def drops_while_decoding(text: str) -> bool:
+    """Whether some method that `text` names drops tokens while decoding, or does not say that it does not."""
+    steps, layers = range(1, SOON), range(DEEPEST)
+    return any(
+        method.drops(layer, step)
+        for method in methods_of(text)
+        for step in steps
+        for layer in layers
+    )
 
 
 def check_depth(text: str, layers: int, family: str) -> None:

@@ -23,11 +23,10 @@ from ..engine.modules import first_of, multimodal_body, projector_of, tower_of
 from ..engine.tower.form import NORMS, READ, TowerForm, has_summary, last_read, stack_of
 from ..engine.tower.watch import CHUNK, found_among
 from .lookback import all_heads
-from .rows import Share
 
 
 @dataclass
-class Seen:
+class AttentionCall:
     """What a layer's attention was called with: (I T H E), or (S H E) where pictures are packed.
 
     Attributes:
@@ -46,16 +45,16 @@ class Seen:
 
 
 @dataclass
-class Run:
+class TowerRun:
     """One run of the tower. `tokens` is what the projector made of it, (R D)."""
 
-    seen: dict[int, Seen] = field(default_factory=dict)
+    seen: dict[int, AttentionCall] = field(default_factory=dict)
     tokens: Tensor | None = None
     pictures: int = 1
 
 
 @dataclass
-class Picture:
+class EncodedPicture:
     """A picture in vLLM's encoder cache.
 
     Attributes:
@@ -63,7 +62,7 @@ class Picture:
         index: for each of its embeddings, its place among the runs' tokens; -1 for none.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[TowerRun, ...]
     index: Int[Tensor, n]
 
 
@@ -80,8 +79,8 @@ class TowerWatch:
         self.form = form
         self.attentions = attentions
         self.wanted = wanted
-        self.runs: list[Run] = []
-        self.pictures: dict[str, Picture] = {}
+        self.runs: list[TowerRun] = []
+        self.pictures: dict[str, EncodedPicture] = {}
 
     @staticmethod
     def of(model: Any, config: Any, layers: Sequence[Layer]) -> TowerWatch | None:
@@ -137,10 +136,10 @@ class TowerWatch:
         runner._cache_encoder_output = cached
         runner._process_encoder_cache_scheduler_output = dropped
 
-    def _open(self) -> Run:
+    def _open(self) -> TowerRun:
         """The run under way."""
         if not self.runs or self.runs[-1].tokens is not None:
-            self.runs.append(Run())
+            self.runs.append(TowerRun())
         return self.runs[-1]
 
     def _attends(
@@ -152,7 +151,7 @@ class TowerWatch:
         if self.form.packed:
             parts = [part.flatten(0, 1) for part in parts]
         queries, keys, values = parts
-        self._open().seen[index] = Seen(queries, keys, values, given.get("cu_seqlens"))
+        self._open().seen[index] = AttentionCall(queries, keys, values, given.get("cu_seqlens"))
 
     def _leaves(self, index: int, output: Any) -> None:
         out = output[0] if isinstance(output, tuple) else output
@@ -171,14 +170,21 @@ class TowerWatch:
             return  # a dry run, or embeddings that came without the tower: `look_of` refuses them
         # DeepStack's features of other layers stand beside the tokens.
         rows = rows[:, : known[0].shape[1]]
-        self.pictures[name] = Picture(runs, found_among(rows, torch.cat(known)))
+        self.pictures[name] = EncodedPicture(runs, found_among(rows, torch.cat(known)))
 
-    def look_of(self, share: Share) -> Callable[[What, Layer, Tensor], Tensor]:
-        """What a view of this request may look at; see `core.tower.Tower`."""
+    def look_of(
+        self, pictures: Sequence[tuple[str, Int[Tensor, n]]], length: int
+    ) -> Callable[[What, Layer, Tensor], Tensor]:
+        """What a view of a prompt may look at; see `core.tower.Tower`.
+
+        Args:
+            pictures: names of its pictures, and the columns of each.
+            length: of the prompt.
+        """
 
         def look(what: What, layer: Layer, columns: Int[Tensor, "1 N"]) -> Float[Tensor, "1 N *K"]:
             parts, places = [], []
-            for name, at in share.pictures:
+            for name, at in pictures:
                 if name not in self.pictures:
                     raise ValueError(
                         "a method looks at the vision tower, but a picture came as embeddings, without going through it"
@@ -186,13 +192,13 @@ class TowerWatch:
                 parts.append(self._of(self.pictures[name], what, layer))
                 places.append(at)
             where, values = torch.cat(places), torch.cat(parts)
-            table = values.new_zeros((share.request.prompt, *values.shape[1:]))
+            table = values.new_zeros((length, *values.shape[1:]))
             table[where] = values
             return table[columns[0]][None]
 
         return look
 
-    def _of(self, picture: Picture, what: What, layer: Layer) -> Tensor:
+    def _of(self, picture: EncodedPicture, what: What, layer: Layer) -> Tensor:
         """Of each embedding of a picture; zeros where it comes from no patch."""
         known = picture.index >= 0
         if what == "known":
@@ -202,7 +208,7 @@ class TowerWatch:
         found = values[picture.index.clamp(min=0)]
         return found * known.view(-1, *([1] * (found.ndim - 1)))
 
-    def _of_run(self, run: Run, what: What, index: int) -> Tensor:
+    def _of_run(self, run: TowerRun, what: What, index: int) -> Tensor:
         seen = run.seen[index]
         skip = 0 if self.form.packed else int(self.form.summary)
         if what == "attention":
@@ -217,7 +223,7 @@ class TowerWatch:
         values = found.float()[groups.clamp(min=0)]
         return (values * (groups >= 0).view(*groups.shape, *([1] * (values.ndim - 2)))).mean(1)
 
-    def _received(self, index: int, seen: Seen) -> Float[Tensor, "P H"]:
+    def _received(self, index: int, seen: AttentionCall) -> Float[Tensor, "P H"]:
         scale = self.attentions[index].scale
         if self.form.summary:  # how much the [CLS] row looks at each patch
             paid = _rows(seen.queries[:, :1], seen.keys, scale)

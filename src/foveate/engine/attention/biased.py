@@ -1,4 +1,4 @@
-"""How attention is handed a bias that its backend's mask cannot carry.
+"""How attention is handed a bias that its backend's mask cannot carry, or carries at a price.
 
 transformers looks up the function that attends by the name in the attention module's configuration,
 and anyone may register such a function. While a layer with a bias runs, its attention module has a
@@ -19,6 +19,17 @@ from ..assumptions import AttentionInterface
 from .flash import why_not, widened
 
 NAME = "foveate_biased"
+
+
+def shares_keys(attention: Any, mask: Tensor) -> bool:
+    """Whether sdpa shall take an additive mask as a bias, because several query heads share a key.
+
+    Given a mask, transformers copies such keys and values for every query head. Given a bias, it
+    lets torch share them. torch's kernel for CPUs takes both, with the same results to the bit. On
+    a GPU that is left to transformers, which copies, since the fast kernels take one of the two.
+    """
+    shared: int = getattr(attention, "num_key_value_groups", 1)
+    return mask.device.type == "cpu" and mask.is_floating_point() and shared > 1
 
 
 class LentConfig:
@@ -56,7 +67,7 @@ class BiasedConfig(LentConfig):
     Args:
         attention: of the layer that is about to run.
         bias: what is added to scaled products: of each key (B S) under flash attention, of each row
-            and key (B 1 R S) under flex attention.
+            and key (B 1 R S) under others.
     """
 
     def __init__(
@@ -86,6 +97,11 @@ def attend_biased(
     name = str(module.config._attn_implementation)
     attend = AttentionInterface()[name]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if name == "sdpa":
+        # The table is causal already. Otherwise transformers would make it so for the first rows.
+        given = {**kwargs, "is_causal": False, "position_bias": config.bias}
+        out = attend(module, query, key, value, None, scaling=scaling, **given)
+        return out[0], out[1]
     if not name.startswith("flash"):
         # Flex attention reads this as table[b, h, i, j], and a 4-D mask as table[b][0][i][j].
         # Compiled for a CPU, the second form writes where it must not (torch 2.13), so the mask

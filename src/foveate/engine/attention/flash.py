@@ -30,23 +30,34 @@ def widened(
     value: Float[Tensor, "B K S V"],
     bias: Float[Tensor, "B S"],
     scaling: float,
+    wide: int | None = None,
 ) -> tuple[Float[Tensor, "B H R W"], Float[Tensor, "B K S W"], Float[Tensor, "B K S W"]]:
-    """Queries, keys and values with the bias folded in, all equally wide."""
-    more = _wide(query.shape[-1]) - query.shape[-1]
+    """Queries, keys and values with the bias folded in, all equally wide.
+
+    `wide` is that width; by default the least that flash attention takes.
+    """
+    wide = _wide(query.shape[-1]) if wide is None else wide
+    ones = query.new_zeros((*query.shape[:-1], wide - query.shape[-1]))
+    ones[..., :PARTS] = 1
+    values = value.new_zeros((*value.shape[:-1], wide - value.shape[-1]))
+    return (
+        torch.cat([query, ones], -1),
+        with_bias(key, bias, scaling, wide),
+        torch.cat([value, values], -1),
+    )
+
+
+def with_bias(
+    key: Float[Tensor, "B K S E"], bias: Float[Tensor, "B S"], scaling: float, wide: int
+) -> Float[Tensor, "B K S W"]:
+    """Keys of width `wide` with the bias folded in."""
     whole = bias.to(key.device).float() / scaling
     high = whole.to(
         torch.bfloat16
     ).float()  # every dtype that a kernel may cast to holds it exactly
-    keys = key.new_zeros((*key.shape[:-1], more))
+    keys = key.new_zeros((*key.shape[:-1], wide - key.shape[-1]))
     keys[..., :PARTS] = torch.stack([high, whole - high], -1)[:, None].to(key)
-    ones = query.new_zeros((*query.shape[:-1], more))
-    ones[..., :PARTS] = 1
-    values = value.new_zeros((*value.shape[:-1], query.shape[-1] + more - value.shape[-1]))
-    return (
-        torch.cat([query, ones], -1),
-        torch.cat([key, keys], -1),
-        torch.cat([value, values], -1),
-    )
+    return torch.cat([key, keys], -1)
 
 
 def why_not(head: int, softcap: float | None) -> str | None:

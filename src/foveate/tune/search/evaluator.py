@@ -63,6 +63,7 @@ class Evaluator:
         cache_bytes: float = 2e9,
         processes: Processes = ALONE,
         weighting: Weighting = UNWEIGHED,
+        by_kind: bool = False,
     ) -> None:
         if not examples:
             raise ValueError("got no examples to judge schedules on; give at least one")
@@ -86,6 +87,9 @@ class Evaluator:
             answers = (loaded.tokenizer(e.answer, add_special_tokens=False) for e in examples)
             weights = [len(answer["input_ids"]) + 1 for answer in answers]  # 1: end of sequence
         self.weights = torch.tensor(weights, dtype=torch.float64, device="cpu")
+        kinds = list(dict.fromkeys(e.kind for e in examples))
+        group = [kinds.index(e.kind) if by_kind else 0 for e in examples]
+        self.groups = torch.tensor(group, dtype=torch.long, device="cpu")
 
     def hold(self, prefix: Keep) -> None:
         """Says that schedules to come begin with `prefix`.
@@ -94,8 +98,10 @@ class Evaluator:
         """
         self.prefix = tuple(prefix)
 
-    def parts(self, keep: Keep, floor: float | None = None) -> Float[Tensor, " N"] | None:
-        """Each example's sum; None as soon as it is certain that quality is below `floor`."""
+    def parts(
+        self, keep: Keep, floors: Sequence[float] | None = None
+    ) -> Float[Tensor, " N"] | None:
+        """Each example's sum; None as soon as it is certain that a group's mean is below its floor."""
         # A Gaussian process may round differently elsewhere, so all take the first's schedule.
         same: tuple[float, ...] = self.processes.of_first(tuple(keep))
         mine: dict[int, Tensor] = {}
@@ -105,7 +111,7 @@ class Evaluator:
         for index in worst_first:  # the worst batches are the likeliest to show that it fails
             mine[index] = self._of(index, same).cpu()
             self.last[index] = float(mine[index].sum())
-            if floor is not None and self._hopeless(mine, floor):
+            if floors is not None and self._hopeless(mine, floors):
                 given_up = True
                 break
         gathered = self.processes.gather(None if given_up else mine)
@@ -120,13 +126,20 @@ class Evaluator:
         """The objective's value."""
         return float(parts.sum() / self.weights.sum())
 
-    def _hopeless(self, mine: dict[int, Tensor], floor: float) -> bool:
-        """Whether quality misses `floor` even if all batches not in `mine` reach the ceiling."""
-        seen = sum(float(self.weights[self._rows(index)].sum()) for index in mine)
-        found = sum(float(values.sum()) for values in mine.values())
-        whole = float(self.weights.sum())
-        best = found + self.objective.ceiling * (whole - seen)
-        return best < floor * whole - 1e-9 * whole
+    def _hopeless(self, mine: dict[int, Tensor], floors: Sequence[float]) -> bool:
+        """Whether some group misses its floor even if all batches not in `mine` reach the ceiling."""
+        for group, floor in enumerate(floors):
+            ours = self.groups == group
+            whole = float(self.weights[ours].sum())
+            seen = found = 0.0
+            for index, values in mine.items():
+                here = ours[self._rows(index)]
+                seen += float(self.weights[self._rows(index)][here].sum())
+                found += float(values[here].sum())
+            best = found + self.objective.ceiling * (whole - seen)
+            if best < floor * whole - 1e-9 * whole:
+                return True
+        return False
 
     def _rows(self, index: int) -> slice:
         """Which examples a batch has."""

@@ -18,21 +18,30 @@ RECIPE = "recipe"  # begins the journal's keys of what statistics gave
 
 @runtime_checkable
 class Judge(Protocol):
-    """What a problem needs of an evaluator."""
+    """What a problem needs of an evaluator.
+
+    Attributes:
+        weights: of the examples.
+        groups: of each example a number from 0 on: examples of one group are averaged together.
+    """
 
     weights: torch.Tensor
+    groups: torch.Tensor
 
     def hold(self, prefix: Keep) -> None:
         """Schedules to come begin with `prefix`."""
         ...
 
-    def parts(self, keep: Keep, floor: float | None = None) -> torch.Tensor | None:
-        """Each example's sum, or None if quality is certainly below `floor`."""
+    def parts(self, keep: Keep, floors: Sequence[float] | None = None) -> torch.Tensor | None:
+        """Each example's sum, or None if a group's mean is certainly below its floor."""
         ...
 
 
 class Problem:
     """A search under way.
+
+    Quality is the mean over examples. Where the judge has several groups, as kinds of questions, it
+    is that of the group that has lost most: its mean less the unpruned model's.
 
     Strategies are deterministic in what they get from here, so a journal is all a restart needs.
 
@@ -114,7 +123,31 @@ class Problem:
     def _quality(self, found: dict[str, Any]) -> float:
         """The objective's value, of a trial that was not given up."""
         parts = torch.tensor(found["parts"], dtype=torch.float64, device="cpu")
-        return float(parts.sum() / self.judge.weights.sum())
+        if not self._grouped:
+            return float(parts.sum() / self.judge.weights.sum())
+        plain = self._found(self.unpruned, None)["parts"]
+        before = self._means(torch.tensor(plain, dtype=torch.float64, device="cpu"))
+        return min(ours - was for ours, was in zip(self._means(parts), before, strict=True))
+
+    @property
+    def _grouped(self) -> bool:
+        return bool(self.judge.groups.any())
+
+    def _means(self, parts: torch.Tensor) -> list[float]:
+        """Each group's."""
+        groups = self.judge.groups
+        return [
+            float(parts[groups == group].sum() / self.judge.weights[groups == group].sum())
+            for group in range(int(groups.max()) + 1)
+        ]
+
+    def _floors(self, floor: float) -> list[float]:
+        """The floor of every group, of a floor of quality."""
+        if not self._grouped:
+            return [floor]
+        plain = self._found(self.unpruned, None)["parts"]
+        before = self._means(torch.tensor(plain, dtype=torch.float64, device="cpu"))
+        return [was + floor for was in before]
 
     def parts(self, keep: Keep) -> torch.Tensor:
         """Each calibration example's sum."""
@@ -154,7 +187,7 @@ class Problem:
             self.report(whole)
         self.fresh += 1
         before = _tally(self.judge)
-        parts = self.judge.parts(keep, floor)
+        parts = self.judge.parts(keep, None if floor is None else self._floors(floor))
         spent = [now - then for now, then in zip(_tally(self.judge), before, strict=True)]
         found = {"parts": None if parts is None else parts.tolist(), "spent": spent}
         self.journal.add(at_least if parts is None else whole, found)

@@ -58,6 +58,7 @@ class Search:
         cache_gb: what each process may hold between trials.
         seed: of strategies that draw, and of the bootstrap.
         weighting: what kept tokens weigh, and whether they become means, in every trial and in the file.
+        by_kind: whether quality is that of the kind of prompt that loses most, in place of the mean.
     """
 
     algorithm: str = "gsearch"
@@ -71,6 +72,7 @@ class Search:
     cache_gb: float = 2.0
     seed: int = 0
     weighting: Weighting = UNWEIGHED
+    by_kind: bool = False
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -172,6 +174,8 @@ def _journal(
     facts.pop("cache_gb")  # the same is found with any
     if not plan.weighting.facts:
         facts.pop("weighting")  # so that records of before weights and means were go on
+    if not plan.by_kind:
+        facts.pop("by_kind")
     journal = Journal(record if together.index == 0 else None, facts)
     journal.known = together.of_first(journal.known)
     return journal
@@ -273,6 +277,7 @@ def _evaluator(
         cache_bytes=plan.cache_gb * 1e9,
         processes=together,
         weighting=plan.weighting,
+        by_kind=plan.by_kind,
     )
 
 
@@ -301,7 +306,20 @@ def _scores(
         if pruned is not None and unpruned is not None:  # without a floor no trial is given up
             title = "held out" if objective == plan.objective else f"held out, {objective}"
             out[title] = compared(pruned, unpruned, judge.weights, plan.seed)
+            if plan.by_kind and objective == plan.objective:
+                out["held out, by kind"] = _by_kind(data.held_out, pruned - unpruned, judge.weights)
     return out
+
+
+def _by_kind(
+    examples: Sequence[Example], gaps: Float[Tensor, " N"], weights: Float[Tensor, " N"]
+) -> dict[str, float]:
+    """What each kind of prompt loses or gains on average."""
+    found = {}
+    for kind in dict.fromkeys(example.kind for example in examples):
+        ours = [index for index, example in enumerate(examples) if example.kind == kind]
+        found[kind] = float(gaps[ours].sum() / weights[ours].sum())
+    return found
 
 
 def compared(

@@ -51,7 +51,7 @@ from .speed import most, times_faster
 
 LEVELS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)  # of the unpruned model's cost
 COSTS = {"flops": "flops", "kv": "bytes", "seconds": "flops"}  # what levels are in
-_ON = 24  # examples that a search of counts runs on
+_ON = 48  # examples that a search of counts runs on
 _TUNE_ON = 8  # examples that tell the cost of a method that no plan foresees
 Tell = Callable[[str], None]
 
@@ -167,6 +167,7 @@ class Tuning:
         self.tell = tell
         self.shape = shapes(loaded.model)
         self.depth = len(self.shape.layers)
+        self.said: dict[str, list[int]] = {}  # by the unpruned model, of each example
         self.facts = {
             **model_facts(loaded.model, loaded.name),
             "weights": fingerprint(loaded.model),
@@ -280,14 +281,15 @@ class Tuning:
             self.tell(f"divergence of {settings} settings, example {number + 1} of {len(samples)}")
 
         samples = self._part(part)
-        return Race(self.loaded, samples, self.journal, self.among, tell)
+        return Race(self.loaded, samples, self.journal, self.among, self.said, tell)
 
     # -- counts by layer ------------------------------------------------------------------------
 
     def _searched(self, winners: Sequence[Candidate], race: Race) -> list[Candidate]:
         """G-Search, ranked by diversity or attention as the best winner of about the wanted loss."""
         best = self._pivot(winners)
-        if not math.isfinite(best.kl):
+        examples = self._examples()
+        if len(examples) < 2:  # answers without a word
             return []
         method = parse(best.spec)[0]
         name = next((name for name, score in RANKINGS.items() if score == method.score), "diverse")
@@ -300,10 +302,10 @@ class Tuning:
             batch=min(self.wish.size, 8),
             seed=self.wish.seed,
             weighting=Weighting("nearest", "mean"),
+            by_kind=True,
         )
         out = self.folder / SEARCHED_FILE
         self.tell(f"G-Search of counts by layer, ranked by {name}")
-        examples = self._examples()
         data = Data(self.asked.name, examples[: len(examples) // 2], examples[len(examples) // 2 :])
         record = self.folder / "searched.trials.jsonl"
         found = find_schedule(
@@ -331,7 +333,13 @@ class Tuning:
         """The first examples that choose, with the unpruned model's answers."""
         rows = zip(self.asked.choose, self._plain_chosen, strict=True)
         said = [
-            Example(sample.images, sample.prompt, row.answer, sample.earlier)
+            Example(
+                sample.images,
+                sample.prompt,
+                row.answer,
+                sample.earlier,
+                sample.kind or sample.task,
+            )
             for sample, row in rows
             if row.answer
         ]
@@ -509,9 +517,28 @@ class Tuning:
                 for one in candidates
             ],
             limits=limits,
+            spent=self._spent(candidates, finalists),
             seed=self.wish.seed,
             versions=versions(),
         )
+
+    def _spent(
+        self, candidates: Sequence[Candidate], finalists: Sequence[Finalist]
+    ) -> dict[str, int]:
+        """What was run, the searched schedule's trials left out."""
+        scored = sum(len(one.seen) for one in candidates)
+        answers = len(self.asked.both)
+        if self.wish.kind.of is None:
+            scored += sum(len(self.asked.certify) for one in finalists if one.verdict)
+        else:
+            answers += len(self.asked.choose) * len(finalists)
+            answers += sum(len(self.asked.certify) for one in finalists if one.verdict)
+        return {
+            "settings": len(candidates),
+            "examples scored": scored,
+            "samples x layers": scored * self.depth,
+            "answers": answers,
+        }
 
     def _certificate(
         self, finalists: Sequence[Finalist], chosen: Finalist | None, outside: float | None
@@ -555,7 +582,9 @@ class Tuning:
     ) -> int | None:
         """Pictures to certify on that would do, if others were like these."""
         if chosen is not None:
-            return enough_pictures(chosen.losses, promise)
+            seen = [chosen.losses.astype(float), self._unseen(chosen).astype(float)]
+            both = np.concatenate(seen)
+            return enough_pictures(both > 0.5 if self._binary else both, promise)
         known = [one.losses for one in finalists]
         counts = [enough_pictures(losses, promise) for losses in known]
         return min((count for count in counts if count is not None), default=None)

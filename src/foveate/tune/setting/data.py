@@ -10,7 +10,8 @@ import numpy as np
 
 from ...eval.tasks import Sample, identity
 
-FEWEST = 8  # pictures, of which half choose: with fewer there is nothing to choose by
+FEWEST = 8  # pictures: with fewer there is nothing to choose by
+PART = 1 / 3  # of the pictures, to choose on: a certificate needs more than a choice
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,11 @@ class Asked:
 
 
 def apart(
-    name: str, samples: Sequence[Sample], seed: int, unusable: Sequence[str] = (), part: float = 0.5
+    name: str,
+    samples: Sequence[Sample],
+    seed: int,
+    unusable: Sequence[str] = (),
+    part: float = PART,
 ) -> Asked:
     """Divides examples by their pictures, at random: what is asked of one picture stays together.
 
@@ -72,7 +77,7 @@ def apart(
     if len(groups) < FEWEST:
         raise ValueError(
             f"{name} has {len(groups)} picture{'s' * (len(groups) != 1)}; expected {FEWEST} or more, and 50 to 500 to "
-            "certify anything: half of them choose, the others certify"
+            "certify anything: a third of them choose, the others certify"
         )
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(groups))

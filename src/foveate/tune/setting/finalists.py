@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from ...artefacts.tuned import SEARCHED
-from .certificate import Losses, Promise, Verdict, in_sequence, least_pictures
+from .certificate import Losses, Promise, Verdict, in_sequence, judge, least_pictures
 
 SEARCHED_FILE = "searched.json"  # of a tuning's folder: the schedule that was searched
 
@@ -69,8 +69,8 @@ def settled(
 ) -> Finalist | None:
     """Tests finalists in their order, and takes the cheapest that holds.
 
-    Where there are too few pictures to certify anything, it takes the cheapest whose loss seems to
-    be in order, and its verdict does not hold.
+    Where there are too few pictures to certify anything, it takes the cheapest whose loss is small
+    enough on both parts, and its verdict does not hold.
 
     Args:
         finalists: as `front` orders them.
@@ -89,5 +89,10 @@ def settled(
     if held:
         return min(held, key=lambda one: one.cost)
     tested = likely[0].verdict if likely else None
-    too_few = tested is not None and tested.pictures < least_pictures(promise, binary)
-    return min(likely, key=lambda one: one.cost) if too_few else None
+    if tested is None or tested.pictures >= least_pictures(promise, binary):
+        return None
+    for one in sorted(likely, key=lambda one: one.cost):
+        one.verdict = one.verdict or judge(unseen(one), promise)
+        if one.verdict.loss <= promise.risk:
+            return one
+    return None

@@ -63,6 +63,7 @@ class Race:
         samples: examples, in the order in which rounds take them.
         journal: of what was found; the same in all processes.
         among: the processes that share the work.
+        said: the unpruned model's answers, as `Teacher` has them.
         tick: called before each batch with its last example's number, and how many candidates run.
     """
 
@@ -72,9 +73,11 @@ class Race:
         samples: Sequence[Sample],
         journal: Journal,
         among: Processes = ALONE,
+        said: dict[str, list[int]] | None = None,
         tick: Tick = lambda number, settings: None,
     ) -> None:
         self.loaded = loaded
+        self.said = {} if said is None else said
         self.samples = samples
         self.journal = journal
         self.among = among
@@ -84,7 +87,9 @@ class Race:
         """Brings every candidate that the model can run to `count` examples."""
         self._know(candidates)
         teacher = Teacher(
-            self.loaded, {one.spec: parse(one.spec)[0] for one in candidates if not one.refused}
+            self.loaded,
+            {one.spec: parse(one.spec)[0] for one in candidates if not one.refused},
+            self.said,
         )
         batches = [range(at, min(at + FIRST, count)) for at in range(0, count, FIRST)]
         mine: dict[str, Any] = {}

@@ -44,7 +44,7 @@ def lines(depth: int, more: Sequence[str] = ()) -> list[str]:
     Raises:
         ValueError: one of `more` is no method, or several.
     """
-    places = {"early": max(1, round(depth / 16)), "late": max(2, round(depth / 5))}
+    places = {"early": max(1, round(depth / 16)), "late": min(max(2, round(depth / 5)), depth - 1)}
     found = [line.format(**places) for line in _LINES]
     for spec in more:
         if len(parse(spec.replace(f"={MARK}", "=1"))) != 1:

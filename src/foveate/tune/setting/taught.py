@@ -30,13 +30,21 @@ class Teacher:
     Args:
         loaded: the model.
         settings: every method that will be asked about, by its text.
+        said: the unpruned model's answers by the samples' keys, as token ids; those that are lacking
+            are generated and added.
 
     Attributes:
         refused: why the model cannot run some of them.
     """
 
-    def __init__(self, loaded: Loaded, settings: Mapping[str, Method]) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        settings: Mapping[str, Method],
+        said: dict[str, list[int]] | None = None,
+    ) -> None:
         self.loaded = loaded
+        self.said = {} if said is None else said
         self.settings: dict[str, Method] = {}
         self.refused: dict[str, str] = {}
         depth, family = loaded.anatomy.depth, loaded.anatomy.family
@@ -84,20 +92,24 @@ class Teacher:
 
     def _answered(self, inputs: dict[str, Tensor], samples: Sequence[Sample]) -> Batch:
         """The prompts with the unpruned model's greedy answers."""
-        longest = max(sample.max_new_tokens for sample in samples)
-        model = self.loaded.model
-        out = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
-        columns = inputs["input_ids"].shape[1]
-        ends = model.generation_config.eos_token_id
-        stops = set(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
-        answers = [
-            _until(row, stops)[: sample.max_new_tokens]
-            for row, sample in zip(out[:, columns:].tolist(), samples, strict=True)
-        ]
+        if any(sample.key not in self.said for sample in samples):
+            self._say(inputs, samples)
+        answers = [self.said[sample.key] for sample in samples]
         pad = self.loaded.tokenizer.pad_token_id or 0
         on_cpu = {name: value.cpu() for name, value in inputs.items()}
         whole = answered(self.loaded.anatomy, on_cpu, answers, pad)
-        return Batch(self.loaded.moved(whole), columns)
+        return Batch(self.loaded.moved(whole), inputs["input_ids"].shape[1])
+
+    def _say(self, inputs: dict[str, Tensor], samples: Sequence[Sample]) -> None:
+        """Generates the batch's answers."""
+        longest = max(sample.max_new_tokens for sample in samples)
+        model = self.loaded.model
+        out = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
+        ends = model.generation_config.eos_token_id
+        stops = set(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
+        rows = out[:, inputs["input_ids"].shape[1] :].tolist()
+        for row, sample in zip(rows, samples, strict=True):
+            self.said[sample.key] = _until(row, stops)[: sample.max_new_tokens]
 
     def _log_probabilities(
         self, at: Standing, batch: Batch, methods: Sequence[Method]
