@@ -312,20 +312,19 @@ results-weighting: $(READY)
 	$(BIN)/python benchmarks/weighting.py page
 
 # What `foveate tune` chooses for MODEL, and that beside fixed methods at its FLOPs, on test pictures.
-TUNE_PICTURES ?= $(if $(SCENES),300,24)
-TUNE_BESIDE ?= $(if $(SCENES),200,24)
+TUNE_PICTURES ?= $(if $(SCENES),300,36)
+TUNE_BESIDE ?= $(if $(SCENES),100,24)
 TUNED := runs/tuning/$(MODEL)
-TUNE_RIVALS := divprune:keep=?,$(BOTH) fastv:layer=2,ranking=diverse,keep=?,$(BOTH) tome:keep=?,weigh=clusters
-TUNE_RIVALS += random:layer=0,keep=?,$(BOTH)
+TUNE_RIVALS := divprune:keep=?,$(BOTH) fastv:layer=1,ranking=diverse,keep=?,$(BOTH) tome:keep=?,weigh=clusters
 results-tuning: $(READY)
 	mkdir -p $(TUNED)
-	$(BIN)/foveate tune $(MODEL) --loss $(if $(SCENES),2%,20% --no-search --tasks descriptions) --loss-of words --pictures $(TUNE_PICTURES) --out $(TUNED)/setting.json
+	$(BIN)/foveate tune $(MODEL) --loss $(if $(SCENES),5%,20% --no-search --tasks descriptions) --loss-of words --pictures $(TUNE_PICTURES) --out $(TUNED)/setting.json
 	$(BIN)/foveate eval --model $(MODEL) --tasks descriptions,captions,questions --first 60000 --pictures $(TUNE_BESIDE) --tokenizer words --save $(TUNED)/eval \
 	  --match flops=$$($(BIN)/python -c "import json; print(round(json.load(open('$(TUNED)/setting.json'))['certificate']['cost'] + 0.005, 2))") \
 	  $(addprefix --method ,$(TUNE_RIVALS)) --also tuned:$(TUNED)/setting.json --also schedule:$(MODEL)-gsearch-weighted
 	cp $(TUNED)/setting.json docs/results/tuning-setting-$(MODEL).json
 	cp $(TUNED)/eval/report.json docs/results/tuning-eval-$(MODEL).json
-	$(BIN)/python benchmarks/tuning.py unseen $(MODEL) $(TUNED)/setting.json --pictures $(if $(SCENES),200,24)
+	$(BIN)/python benchmarks/tuning.py unseen $(MODEL) $(TUNED)/setting.json --pictures $(if $(SCENES),150,24)
 	$(if $(SCENES),$(BIN)/python benchmarks/tuning.py guarantee runs/weighting/many-questions-scenes)
 	$(BIN)/python benchmarks/tuning.py page
 
