@@ -401,7 +401,7 @@ class Engine:
                 'threads="wait", or give each its own model'
             )
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each call of the whole model. Compiled steps are a part of it, so this is never
         traced.
@@ -426,7 +426,7 @@ class Engine:
             self._detach_inner()
         self.steps.over(cache)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _called(self, *called: object) -> None:
         """Ends a decode step over a static cache."""
         if self.call.stepping:

@@ -57,7 +57,7 @@ def attend_seen(
             "call the whole model"
         )
     mask = attention_mask if sight is None else sight.mask(attention_mask)
-    return config.attend(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
+    return config.attend(module, query, key, value, mask, **kwargs)
 
 
 def _attends(attention: Any) -> Any:

@@ -264,6 +264,8 @@ def freeze(cache: Cache, sizes: dict[int, list[int]]) -> None:
     frozen = []
     for index, (layer, weights) in enumerate(zip(kept, numbers, strict=True)):
         slots = layer.slots or Slots()
+        if layer.keys is None:
+            raise ValueError(f"layer {index} has run nothing that could be frozen")
         size = max(before[index], _rounded(slots.length + most - ledger.columns, most))
         before[index] = size
         key = (slots.key, id(weights), size, layer.device)
