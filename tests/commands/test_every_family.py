@@ -171,8 +171,8 @@ def test_it_works_or_says_why_not(
         )
     if command == "tune":
         body = json.loads(out)
-        assert len(body["tried"]) > 8 and body["certificate"]["sentence"]
-        assert (tmp_path / "tuned.html").read_text().count("<circle") > 8
+        assert len(body["tried"]) > 4 and body["certificate"]["sentence"]
+        assert (tmp_path / "tuned.html").read_text().count("<circle") > 4
         loaded = load(str(files / name))
         with foveate.apply(loaded.model, f"tuned:{tmp_path / 'tuned.json'}") as trace:
             loaded.model(**loaded.inputs([files / "a.png"], PROMPT), use_cache=True)

@@ -73,7 +73,11 @@ def test_a_setting_is_chosen_certified_written_and_used(
             assert torch.equal(scenes.model(**inputs).logits, ours)
 
     mine = run(["tune", "scenes", *options, "--json"])  # everything is known now
-    assert mine == 0 and json.loads(capsys.readouterr().out) == body
+    again = json.loads(capsys.readouterr().out)
+    for one in (again, body):  # what it took, of which nothing ran again; and last digits
+        for key in ("search", "scores"):
+            (one["schedule"] or {}).pop(key, None)
+    assert mine == 0 and again == body
 
 
 @pytest.mark.usefixtures("short")

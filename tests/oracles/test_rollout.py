@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -280,6 +281,14 @@ def test_gradients_go_through_every_kind_of_layer(name: str) -> None:
     found = roll_out(made, predictor, RANKINGS["last"], 1, given, soft)
     (grad,) = torch.autograd.grad(found.logits.square().mean(), [predictor.linear.bias])
     assert bool(grad.isfinite().all()) and grad.abs().max() > 0
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """Tests share models: what one freezes must not stay so for others."""
+    yield
+    for p in model("llava").parameters():
+        p.requires_grad_(True)
 
 
 def rolled(ranking: str = "last") -> tuple[Any, Any, Rollout]:

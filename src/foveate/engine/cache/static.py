@@ -117,8 +117,8 @@ class FrozenLayer(StaticLayer):
         self.device = keys.device
         self.batch_size = len(keys)
         self.keys, self.values = (_laid(part, size) for part in (keys, values))
-        self.written = torch.tensor(kept.length, device=self.device)
-        self.ahead = torch.tensor(kept.seen - kept.length, device=self.device)
+        self.written = torch.tensor(kept.length, dtype=torch.long, device=self.device)
+        self.ahead = torch.tensor(kept.seen - kept.length, dtype=torch.long, device=self.device)
         for part in (self.keys, self.values, self.written, self.ahead):
             torch._dynamo.mark_static_address(part)
         self.is_initialized = True
