@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.schedules import PerLayer
-from ..files import read_text, write_text
+from ..files import write_text
+from .documents import body_of
 from .weighting import UNWEIGHED, Weighting
 
 FORMAT = "foveate schedule"
@@ -99,17 +100,7 @@ def load_schedule(path: Path | str) -> ScheduleFile:
         raise ValueError(
             f"cannot read a schedule from {path}: there is no such file; bundled are {', '.join(bundled())}"
         )
-    try:
-        body = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read a schedule from {path}: {error}") from error
-    if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
-        raise ValueError(f"{path} is no schedule; expected JSON as `foveate search` writes it")
-    version = body.pop("version", None)
-    if version != VERSION:
-        raise ValueError(
-            f"{path} is of version {version} of the format, this foveate reads {VERSION}; update foveate"
-        )
+    body = body_of(path, "schedule", FORMAT, VERSION, "foveate search")
     try:
         body["weighting"] = Weighting(**body.get("weighting", {}))
         return ScheduleFile(**{**body, "keep": tuple(body["keep"])})

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import read_text, write_text
+from ..files import write_text
+from .documents import body_of
 from .schedules import ScheduleFile
 from .weighting import Weighting
 
@@ -85,17 +86,7 @@ def load_tuned(path: Path | str) -> TunedFile:
             f"cannot read a tuned setting from {path}: there is no such file; `foveate tune` writes one, and bundled "
             f"are {', '.join(bundled())}"
         )
-    try:
-        body = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read a tuned setting from {path}: {error}") from error
-    if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
-        raise ValueError(f"{path} is no tuned setting; expected JSON as `foveate tune` writes it")
-    version = body.pop("version", None)
-    if version != VERSION:
-        raise ValueError(
-            f"{path} is of version {version} of the format, this foveate reads {VERSION}; update foveate"
-        )
+    body = body_of(path, "tuned setting", FORMAT, VERSION, "foveate tune")
     try:
         found = body.get("schedule")
         if found is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,17 +51,12 @@ def from_file(path: Path, limit: int | None = None, metric: str | None = None) -
         ValueError: there is no such file, it is empty, or a row is not of this form. Nothing is skipped.
     """
     samples: list[Sample] = []
-    for number, row in rows(path):
+    for number, found in _each(path, metric, judged=True):
         if limit is not None and len(samples) >= limit:
             break
-        try:
-            if isinstance(row, Exception):
-                raise row
-            samples += _samples(row, path, number, metric)
-        except KeyError as error:
-            raise ValueError(f"{path.name}:{number}: {error} is missing") from error
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path.name}:{number}: {error}") from error
+        if isinstance(found, Exception):
+            raise ValueError(_told(path, number, found)) from found
+        samples += found
     if not samples:
         raise ValueError(
             f"{path} has no rows; expected JSON lines of image, prompt, references and metric"
@@ -88,17 +83,13 @@ def prompts_in(path: Path, limit: int | None = None) -> tuple[list[Sample], list
     """
     samples: list[Sample] = []
     unusable: list[str] = []
-    for number, row in rows(path):
+    for number, found in _each(path, None, judged=False):
         if limit is not None and len(samples) >= limit:
             break
-        try:
-            if isinstance(row, Exception):
-                raise row
-            samples += _samples(row, path, number, None, judged=False)
-        except KeyError as error:
-            unusable.append(f"{path.name}:{number}: {error} is missing")
-        except (ValueError, TypeError, OSError) as error:
-            unusable.append(f"{path.name}:{number}: {error}")
+        if isinstance(found, Exception):
+            unusable.append(_told(path, number, found))
+        else:
+            samples += found
     if not samples:
         first = unusable[0] if unusable else "It is empty"
         raise ValueError(
@@ -110,6 +101,25 @@ def prompts_in(path: Path, limit: int | None = None) -> tuple[list[Sample], list
         if taken[sample.key] > 1:
             samples[place] = replace(sample, key=f"{sample.key}#{taken[sample.key]}")
     return samples[:limit], unusable
+
+
+def _each(
+    path: Path, metric: str | None, judged: bool
+) -> Iterator[tuple[int, list[Sample] | Exception]]:
+    """The samples of every numbered row, or what is wrong with it."""
+    for number, row in rows(path):
+        try:
+            if isinstance(row, Exception):
+                raise row
+            yield number, _samples(row, path, number, metric, judged)
+        except (KeyError, TypeError, ValueError) as error:
+            yield number, error
+
+
+def _told(path: Path, number: int, error: Exception) -> str:
+    """An error of a row in words, with its place."""
+    said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return f"{path.name}:{number}: {said}"
 
 
 def _samples(
