@@ -240,7 +240,7 @@ def test_processes_share_a_tuning(tmp_path: Path) -> None:
     found = []
     for count in (1, 2):
         out = tmp_path / f"{count}.json"
-        launch = ["torch.distributed.run", f"--nproc-per-node={count}", "--master-port=0", "-m"]
+        launch = ["torch.distributed.run", f"--nproc-per-node={count}", "--master-port=29641", "-m"]
         start = launch if count > 1 else []
         command = [sys.executable, "-m", *start, "foveate", "tune", "scenes", "--loss", "40%"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
