@@ -75,9 +75,9 @@ class Teacher:
             earlier=[sample.earlier for sample in samples],
         )
         batch = self._answered(inputs, samples)
-        at = self.replay.start(batch.inputs, batch.prompt)
+        at = self._start(batch)
         plain = self._log_probabilities(at, batch, ())
-        for spec in specs:
+        for spec in (spec for spec in specs if spec in self.settings):
             method = self.settings[spec]
             try:
                 found = (
@@ -89,6 +89,21 @@ class Teacher:
                 self.refused[spec] = str(refusal)
                 continue
             yield spec, found
+
+    def _start(self, batch: Batch) -> Standing:
+        """The batch before layer 0; if nobody can look at its tower, without those who would."""
+        try:
+            return self.replay.start(batch.inputs, batch.prompt)
+        except ValueError as refusal:
+            looking = [spec for spec, method in self.settings.items() if method.needs.tower]
+            if not looking:
+                raise
+            for spec in looking:
+                self.refused[spec] = str(refusal)
+                del self.settings[spec]
+            needs = Needs.joined(*(method.needs for method in self.settings.values()))
+            self.replay = Replay(self.loaded.model, needs)
+            return self.replay.start(batch.inputs, batch.prompt)
 
     def _answered(self, inputs: dict[str, Tensor], samples: Sequence[Sample]) -> Batch:
         """The prompts with the unpruned model's greedy answers."""
