@@ -19,6 +19,7 @@ from foveate.models.load import load
 from foveate.models.processors import missing_packages
 from foveate.tune.examples import file_examples
 from foveate.tune.search.runner import Runner
+from foveate.tune.setting import portfolio
 from foveate.tune.train.dyrate.rollout import batch_of, unpruned_logits
 from models.processors import PROCESSORS
 from models.saved import save
@@ -130,8 +131,15 @@ def crossed() -> list[Any]:
 
 @pytest.mark.parametrize(("command", "name"), crossed())
 def test_it_works_or_says_why_not(
-    command: str, name: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str,
+    name: str,
+    files: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if command == "tune":  # every line of the portfolio, at one cost
+        monkeypatch.setattr(portfolio, "LEVELS", (0.9,))
     code, out, said = ran(command, name, files, tmp_path, capsys)
     assert "Traceback" not in said
     if code == 2:

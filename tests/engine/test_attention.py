@@ -112,6 +112,8 @@ def test_kept_sets_are_those_of_the_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, inputs = model("llava"), batch("llava", ONE).inputs
+    gone = kept_sets(made, inputs, 2, random(layer=0, keep=0))
+    assert gone.reached.shape[1] > 0 and not gone.reached.any(), "nothing is left, yet all are known"
     kept = kept_sets(made, inputs, 4, random(layer=1, keep=5))
     assert kept.alive.sum(1).tolist() == [5] * 4 and kept.grid == (4, 4) and len(kept.answer) == 4
     with pytest.raises(ValueError, match="no visual tokens"):

@@ -64,19 +64,22 @@ def kept_sets(
     steps: list[np.ndarray] = []
     grids: list[tuple[int, int] | None] = []
 
-    def look(view: View) -> Int[Tensor, " B"]:
-        columns = view.tokens.are(Kind.IMAGE)[0].nonzero()[:, 0]
+    def begin(view: View) -> None:
         if view.layer == 0:
+            columns = view.tokens.are(Kind.IMAGE)[0].nonzero()[:, 0]
             steps.append(np.zeros(len(columns), dtype=np.int64))
             grids.append(view.tokens.grid)
+
+    def look(view: View) -> Int[Tensor, " B"]:
+        columns = view.tokens.are(Kind.IMAGE)[0].nonzero()[:, 0]
         steps[-1] += torch.isin(columns, view.visual[0][view.mask[0]]).cpu().numpy()
         return view.alive
 
     # The last method sees what the others have decided before each layer. It keeps all itself, so
-    # it never ranks.
+    # it never ranks. Where nothing is left it is not asked, so `begin` makes each step's row.
     onlooker = Method(Even(), look, name="onlooker")
     chosen: Any = model
-    with apply(model, *methods, onlooker) as trace:
+    with apply(model, *methods, onlooker, watch=begin) as trace:
         out = chosen.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     if not steps or not steps[0].size:
         raise ValueError("the prompt holds no visual tokens")

@@ -112,6 +112,9 @@ def tensors(
 ) -> dict[str, Tensor]:
     """The model's inputs for prompts with their pictures, padded on the left.
 
+    What is only for training is left out: PaliGemma's processor adds labels, and the model then
+    wants the logits of every token.
+
     Raises:
         ValueError: prompts of different lengths, and the tokenizer has neither a padding nor an end-of-sequence token.
     """
@@ -122,7 +125,7 @@ def tensors(
         given = None
     with _padded_left(tokenizer_of(processor), len(texts) > 1) as padding:
         made = processor(images=given, text=list(texts), return_tensors="pt", **padding)
-    return dict(made)
+    return {name: value for name, value in made.items() if name != "labels"}
 
 
 @contextmanager
