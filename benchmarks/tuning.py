@@ -25,9 +25,9 @@ from foveate.files import read_text, write_text
 from foveate.methods import parse, tuned
 from foveate.models.load import load
 from foveate.tune.setting.certificate import Promise
-from foveate.tune.setting.choose import percent
 from foveate.tune.setting.finalists import Finalist, front, settled
 from foveate.tune.setting.taught import Teacher
+from foveate.tune.setting.wish import percent
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -31,7 +31,7 @@ ASK = ["--tasks", "questions", "--pictures", "10"]
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small portfolio at two costs."""
     monkeypatch.setattr(portfolio, "_LINES", FEW)
-    monkeypatch.setattr(choose, "LEVELS", (0.6, 0.3))
+    monkeypatch.setattr(portfolio, "LEVELS", (0.6, 0.3))
     monkeypatch.setattr("foveate.cli.tune.presets", lambda family, name: [])
 
 

@@ -19,11 +19,11 @@ from foveate.eval.divergence import divergence, reference
 from foveate.eval.tasks import Sample, bundled
 from foveate.methods import parse, tuned
 from foveate.tune.setting.certificate import Promise
-from foveate.tune.setting.choose import Wish, sentence
 from foveate.tune.setting.data import apart
 from foveate.tune.setting.finalists import Finalist, front, settled
 from foveate.tune.setting.portfolio import lines
 from foveate.tune.setting.taught import Teacher
+from foveate.tune.setting.wish import Wish, sentence
 from models.tiny import Layout, batch, model
 from oracles.cases import TUNED
 

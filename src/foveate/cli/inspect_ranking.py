@@ -17,9 +17,7 @@ from .output import errors, print_json, wrote
 
 
 def ranking(
-    model: Annotated[
-        str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
-    ] = "scenes",
+    model: options.ModelName = "scenes",
     data: Annotated[
         Path | None,
         typer.Option(

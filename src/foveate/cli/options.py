@@ -58,6 +58,12 @@ Model = Annotated[
         help="scenes or smol (bundled), a folder, or a hub id.", autocompletion=_named(BUNDLED)
     ),
 ]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="scenes or smol (bundled), a folder, or a hub id.", autocompletion=_named(BUNDLED)
+    ),
+]
 Ranking = Annotated[
     str,
     typer.Option(

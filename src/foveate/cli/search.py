@@ -30,9 +30,7 @@ def search(
             help="Write the schedule to this .json file; beside it .trials.jsonl records the trials, to resume."
         ),
     ],
-    model: Annotated[
-        str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
-    ] = "scenes",
+    model: options.ModelName = "scenes",
     algorithm: Annotated[
         str, typer.Option(help=f"Search strategy: {', '.join(strategies())}.")
     ] = "gsearch",

@@ -16,9 +16,10 @@ from ..methods import parse
 from ..models.load import load
 from ..models.loaded import Loaded
 from ..processes import launched
-from ..tune.setting.choose import COSTS, Outcome, Tuning, Wish, percent
+from ..tune.setting.choose import Outcome, Tuning
 from ..tune.setting.data import Asked, apart
 from ..tune.setting.losses import LOSSES
+from ..tune.setting.wish import COSTS, Wish, percent
 from . import options
 from .output import console, errors, print_json, wrote
 from .sheet import Sheet
@@ -34,9 +35,7 @@ def tune(
             help="Write the setting to this .json file; beside it a page (.html) and a folder (.work), to resume."
         ),
     ],
-    model: Annotated[
-        str, typer.Argument(help="scenes or smol (bundled), a folder, or a hub id.")
-    ] = "scenes",
+    model: options.ModelName = "scenes",
     data: Annotated[
         Path | None,
         typer.Option(

@@ -121,6 +121,10 @@ class Method:
         """
         return self.drops(layer, step) or any(part.notices(layer, step) for part in self._watching)
 
+    def drops_later(self, layers: int) -> bool:
+        """Whether the method may drop tokens in decode steps of a model of so many layers."""
+        return any(self.drops(layer, step) for layer in range(layers) for step in range(1, SOON))
+
     def decides_later(self, layers: int) -> bool:
         """Whether the method is to be consulted in decode steps of a model of so many layers."""
         return any(self.acts(layer, step) for layer in range(layers) for step in range(1, SOON))

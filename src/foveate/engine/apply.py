@@ -18,7 +18,6 @@ from ..core.view import View
 from ..methods import as_methods
 from .adapters import Adapter
 from .anatomy import Anatomy, anatomy_of
-from .artefacts import Compiled
 from .assumptions import Cache, DynamicCache, StaticCache, names_of
 from .cache.layer import KeptLayer, adopt, not_ours
 from .cache.ledger import Ledger
@@ -32,6 +31,7 @@ from .checks import (
     check_whole_images,
     special_masks,
 )
+from .compiled import Compiled
 from .deepstack import DeepStack
 from .forward import Forward, LayerHook, Setting
 from .handover import CallState, padding_mask, placeholders, regular, within

@@ -39,7 +39,7 @@ can show is checked in the run: the cache that the engine prepared must be the o
 | `layers`, `offloading`, `layer_class_to_replicate` | `DynamicCache` | 5.17 to 5.24 |
 | `layers` of `StaticLayer(max_cache_len)`, and `is_compileable` | `StaticCache` | 5.24 |
 | a mask as wide as it, 4-D or in a dict `full_attention` | `generate` with a `StaticCache` | 5.24 |
-| the names in `engine/artefacts.py` | what compiling leaves on a model | 5.24 |
+| the names in `engine/compiled.py` | what compiling leaves on a model | 5.24 |
 | `_attn_implementation` names the backend | the text's config | 5.17 to 5.24 |
 | `_attn_implementation_internal` sets it | the text's config | 5.17 to 5.24 |
 | `_supports_flex_attn` says whether flex may be set | the decoder | 5.17 to 5.24 |

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.method import SOON, Method
+from ..core.method import Method
 from ..engine.apply import apply
 from ..engine.assumptions import cache_name
 from ..methods import as_methods
@@ -92,12 +92,7 @@ def _forced(
     model: Any = loaded.model
     name = cache_name(model)
     prompt = inputs["input_ids"].shape[1]
-    decodes = any(
-        method.drops(layer, step)
-        for method in methods
-        for layer in range(loaded.anatomy.depth)
-        for step in range(1, SOON)
-    )
+    decodes = any(method.drops_later(loaded.anatomy.depth) for method in methods)
     words = answer[None, :-1]
     # A method that drops while decoding wants its words one by one, as `generate` brings them.
     pieces = torch.split(words, 1, 1) if decodes else (words,)

@@ -19,8 +19,9 @@ from ..files import write_text
 from ..inspect.kept import kept_sets
 from ..inspect.places import places
 from ..models.loaded import Loaded
-from ..tune.setting.choose import Outcome, Wish, percent
+from ..tune.setting.choose import Outcome
 from ..tune.setting.halving import Candidate
+from ..tune.setting.wish import Wish, percent
 from .record import data_uri
 from .report import Hint, Panel
 

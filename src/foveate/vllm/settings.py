@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from ..core.method import SOON, Method
+from ..core.method import Method
 from ..core.tower import Layer
 from ..methods import factories, knobs, parse
 from ..methods.dyrate import LearnedRate
@@ -178,13 +178,7 @@ def weighs(text: str) -> bool:
 @lru_cache(maxsize=256)
 def drops_while_decoding(text: str) -> bool:
     """Whether some method that `text` names drops tokens while decoding, or does not say that it does not."""
-    steps, layers = range(1, SOON), range(DEEPEST)
-    return any(
-        method.drops(layer, step)
-        for method in methods_of(text)
-        for step in steps
-        for layer in layers
-    )
+    return any(method.drops_later(DEEPEST) for method in methods_of(text))
 
 
 def check_depth(text: str, layers: int, family: str) -> None:

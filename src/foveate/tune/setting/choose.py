@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -33,7 +32,6 @@ from ...eval.answers import answer, evaluate, fingerprint
 from ...eval.records import Record
 from ...eval.tasks import Sample
 from ...methods import parse
-from ...methods.spec import MARK
 from ...methods.tuned import first_of
 from ...models.loaded import Loaded
 from ...processes import ALONE, Processes
@@ -46,66 +44,13 @@ from .certificate import Promise, by_picture, enough_pictures, judge
 from .data import Asked
 from .finalists import SEARCHED_FILE, Finalist, front, settled
 from .halving import Candidate, Race
-from .portfolio import lines
+from .portfolio import candidates_of, nearest
 from .speed import most, times_faster
+from .wish import COSTS, Wish, sentence
 
-LEVELS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)  # of the unpruned model's cost
-COSTS = {"flops": "flops", "kv": "bytes", "seconds": "flops"}  # what levels are in
 _ON = 48  # examples that a search of counts runs on
 _TUNE_ON = 8  # examples that tell the cost of a method that no plan foresees
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is asked for.
-
-    Attributes:
-        risk: the largest mean loss to accept; None asks for a speed.
-        speed: times faster, end to end; None asks for a loss.
-        loss: one of `losses.LOSSES`.
-        confidence: of the certificate.
-        cost: what is to be least: flops, kv (bytes) or seconds, measured on this device.
-        new_tokens: length of answers, for seconds.
-        batch: prompts at once, for seconds.
-        search: whether counts by layer are searched too.
-        guard: whether inputs unlike the examples are to run unpruned.
-        seed: of the division of the data, and of the search.
-        size: examples that run together.
-
-    Raises:
-        ValueError: a number out of range, or neither or both of risk and speed.
-    """
-
-    risk: float | None = None
-    speed: float | None = None
-    loss: str = "answers"
-    confidence: float = 0.95
-    cost: str = "flops"
-    new_tokens: int = 64
-    batch: int = 1
-    search: bool = True
-    guard: bool = False
-    seed: int = 0
-    size: int = 16
-
-    def __post_init__(self) -> None:
-        if (self.risk is None) == (self.speed is None):
-            raise ValueError(
-                "got both a loss and a speed, or neither; expected one of --loss and --speed"
-            )
-        if self.loss not in judging.LOSSES:
-            raise ValueError(f"loss of {self.loss!r}; expected one of {', '.join(judging.LOSSES)}")
-        if self.cost not in COSTS:
-            raise ValueError(f"cost in {self.cost!r}; expected one of {', '.join(COSTS)}")
-        if self.speed is not None and not (math.isfinite(self.speed) and self.speed > 1):
-            raise ValueError(f"speed {self.speed:g}x; expected more than 1x")
-        Promise(0.5 if self.risk is None else self.risk, self.confidence)
-
-    @property
-    def kind(self) -> judging.Loss:
-        """The loss."""
-        return judging.LOSSES[self.loss]
 
 
 @dataclass
@@ -242,22 +187,7 @@ class Tuning:
     def _candidates(self) -> list[Candidate]:
         """Every entry of the portfolio, tuned to every cost that it can have."""
         target = COSTS[self.wish.cost]
-        work = self._work(target)
-        found: dict[str, Candidate] = {}
-        for line in lines(self.depth, self.more):
-            if MARK not in line:
-                cost = work(parse(line))
-                level = int(np.argmin([abs(cost - level) for level in LEVELS]))
-                found[line] = Candidate(line, level, cost)
-                continue
-            for level, ratio in enumerate(LEVELS):
-                try:
-                    spec, cost = equal.tune(line, equal.Target(target, ratio), work, self.depth)
-                except ValueError:  # it cannot cost so little
-                    continue
-                if cost > ratio - 0.1 * ratio:  # else a coarse knob, of another level
-                    found.setdefault(spec, Candidate(spec, level, cost))
-        return list(found.values())
+        return candidates_of(self.depth, self.more, target, self._work(target))
 
     def _work(self, target: str) -> equal.Work:
         """Cost of methods over the unpruned model's, by plan, or measured where none foresees it."""
@@ -318,8 +248,7 @@ class Tuning:
         cost = self._work(COSTS[self.wish.cost])(parse(spec))
         if cost > 0.95:
             return []
-        level = int(np.argmin([abs(cost - level) for level in LEVELS]))
-        candidate = Candidate(spec, level, cost)
+        candidate = Candidate(spec, nearest(cost), cost)
         race.run([candidate], len(self.asked.choose))
         return [] if candidate.refused else [candidate]
 
@@ -620,33 +549,3 @@ class Tuning:
             with apply(self.loaded.model, watch=watch):
                 self.loaded.model(**inputs, use_cache=True, logits_to_keep=1)
         return np.array(found)
-
-
-def sentence(wish: Wish, found: dict[str, Any]) -> str:
-    """The certificate, or what it lacks, in one sentence."""
-    risk = found["risk"]
-    level = f"{100 * wish.confidence:g} %"
-    if found["holds"]:
-        seen = found["tested"]
-        said = wish.kind.sentence.format(share=percent(risk))
-        return (
-            f"With {level} confidence, on data like these, {said} "
-            f"({percent(seen['loss'])} on {seen['pictures']} pictures that nothing was chosen on)."
-        )
-    many = found["enough"]
-    if found["estimated"] is None:
-        more = "" if many is None else f" About {many} pictures to certify on might do."
-        return (
-            f"Nothing cheaper than the unpruned model could be certified: {level} confidence that "
-            f"{wish.kind.sentence.format(share=percent(risk))}.{more}"
-        )
-    return (
-        f"NOT certified: {found['pictures']} pictures are too few for {level} confidence that "
-        f"{wish.kind.sentence.format(share=percent(risk))}"
-        + ("." if many is None else f"; about {many} to certify on would do.")
-    )
-
-
-def percent(share: float) -> str:
-    """A share as text."""
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...eval import equal_work as equal
 from ...methods import parse
 from ...methods.spec import MARK
+from .halving import Candidate
 
+LEVELS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)  # costs, over the unpruned model's
 SPEAKING = "weigh=nearest,merge=mean"
 
 _LINES = (
@@ -51,3 +54,38 @@ def lines(depth: int, more: Sequence[str] = ()) -> list[str]:
             raise ValueError(f"{spec!r} is several methods; expected one")
         found.append(spec)
     return list(dict.fromkeys(found))
+
+
+def candidates_of(
+    depth: int, more: Sequence[str], target: str, work: equal.Work
+) -> list[Candidate]:
+    """Every entry, tuned to every cost that it can have.
+
+    Args:
+        depth: layers of the decoder.
+        more: as of `lines`.
+        target: what costs are in: one of `equal_work.WORKS`.
+        work: of methods, over the unpruned model's.
+
+    Raises:
+        ValueError: as `lines`.
+    """
+    found: dict[str, Candidate] = {}
+    for line in lines(depth, more):
+        if MARK not in line:
+            cost = work(parse(line))
+            found[line] = Candidate(line, nearest(cost), cost)
+            continue
+        for level, ratio in enumerate(LEVELS):
+            try:
+                spec, cost = equal.tune(line, equal.Target(target, ratio), work, depth)
+            except ValueError:  # it cannot cost so little
+                continue
+            if cost > 0.9 * ratio:  # else a coarse knob, of another level
+                found.setdefault(spec, Candidate(spec, level, cost))
+    return list(found.values())
+
+
+def nearest(cost: float) -> int:
+    """The level of a cost."""
+    return min(range(len(LEVELS)), key=lambda level: abs(cost - LEVELS[level]))

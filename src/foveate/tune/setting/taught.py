@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...core.contract import Needs
-from ...core.method import SOON, Method
+from ...core.method import Method
 from ...engine.replay.replay import Replay, Standing
 from ...eval.divergence import Divergence, divergence, reference
 from ...eval.tasks import Sample
@@ -82,7 +82,9 @@ class Teacher:
             try:
                 found = (
                     self._stepwise(samples, method)
-                    if self._decodes(method)
+                    if method.drops_later(
+                        self.loaded.anatomy.depth
+                    )  # which no pass of prompt and answer does
                     else self._compared(plain, self._log_probabilities(at, batch, (method,)), batch)
                 )
             except ValueError as refusal:
@@ -146,11 +148,6 @@ class Teacher:
             Divergence(one.mean().item(), alike.mean().item(), one.max().item())
             for one, alike in rows
         ]
-
-    def _decodes(self, method: Method) -> bool:
-        """Whether it drops tokens while decoding, which a pass of prompt and answer does not."""
-        depth = self.loaded.anatomy.depth
-        return any(method.drops(layer, step) for layer in range(depth) for step in range(1, SOON))
 
     def _stepwise(self, samples: Sequence[Sample], method: Method) -> list[Divergence]:
         """Word by word, as `generate` runs."""
